@@ -1,0 +1,215 @@
+"""Every limit and address of the program in one table, read once into a frozen object.
+
+A setting has a name (units last), a default, a unit, an environment variable and a line of help.
+``docs/settings.md`` is generated from the table and checked by a test.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from .errors import InvalidSetting
+
+__all__ = ["SETTINGS", "Setting", "Settings", "load_settings"]
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of the table. ``minimum`` bounds numbers from below."""
+
+    name: str
+    default: Any
+    unit: str
+    env: str
+    help: str
+    minimum: float = 0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The values in force. Field names are those of the table; sizes are bytes, times are seconds."""
+
+    storage_dir: Path
+    node_host: str
+    node_port: int
+    channel: str
+    hub_dir: Path
+    hub_host: str
+    hub_port: int
+    hub_token: str
+    sha1_kernel: str
+    chunk_size_bytes: int
+    upload_concurrency: int
+    download_concurrency: int
+    small_read_size_bytes: int
+    fingerprint_size_bytes: int
+    partial_keep_days: float
+    client_auth_seconds: float
+    connect_timeout_seconds: float
+    stall_seconds: float
+    retry_attempts_max: int
+    retry_base_seconds: float
+    retry_cap_seconds: float
+    url_life_seconds: float
+    sign_batch_max: int
+    sign_rate_per_node_max: float
+    token_life_seconds: float
+    message_size_bytes_max: int
+    message_age_seconds_max: float
+    offer_wait_seconds: float
+    offer_gather_seconds: float
+    want_rounds_max: int
+    patience_seconds: float
+    provider_silence_seconds: float
+    progress_interval_seconds: float
+    ready_batch_seconds: float
+    assign_chunks_max: int
+    provide_requests_max: int
+    load_requests_max: int
+    corrupt_retries_max: int
+    absent_probes_max: int
+    channel_refresh_seconds: float
+    api_body_size_bytes_max: int
+    bucket_connections_max: int
+
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting("storage_dir", "~/kachery-storage", "path", "KACHERY_STORAGE_DIR",
+            "The local store: files, keys and the node's configuration."),
+    Setting("node_host", "127.0.0.1", "host", "KACHERY_DAEMON_HOST",
+            "Where the node's local API listens, and where clients look for it."),
+    Setting("node_port", 20431, "port", "KACHERY_DAEMON_PORT",
+            "The port of the node's local API."),
+    Setting("channel", "", "name", "KACHERY_CHANNEL",
+            "The channel to ask on when none is named."),
+    Setting("hub_dir", "~/kachery-hub", "path", "KACHERY_HUB_DIR",
+            "Everything a hub keeps: its registry, its keys, the embedded bucket."),
+    Setting("hub_host", "127.0.0.1", "host", "KACHERY_HUB_HOST",
+            "The address a hub listens on; 0.0.0.0 for other machines."),
+    Setting("hub_port", 20440, "port", "KACHERY_HUB_PORT",
+            "The port of the hub."),
+    Setting("hub_token", "", "secret", "KACHERY_HUB_TOKEN",
+            "The owner's token for channel commands; found in the hub's directory when on its machine."),
+    Setting("sha1_kernel", "", "name", "KACHERY_SHA1_KERNEL",
+            "Demand one SHA-1 kernel: sha-ni, armv8 or portable. Empty: the best that this CPU has."),
+    Setting("chunk_size_bytes", 20 * MIB, "bytes", "KACHERY_CHUNK_SIZE_BYTES",
+            "The length of a chunk in new manifests; a multiple of 64.", minimum=64),
+    Setting("upload_concurrency", 4, "count", "KACHERY_UPLOAD_CONCURRENCY",
+            "Objects a node uploads at once.", minimum=1),
+    Setting("download_concurrency", 4, "count", "KACHERY_DOWNLOAD_CONCURRENCY",
+            "Chunks a node downloads at once, over all its transfers.", minimum=1),
+    Setting("small_read_size_bytes", MIB, "bytes", "KACHERY_SMALL_READ_SIZE_BYTES",
+            "The span of one read or write on a socket or a file.", minimum=4096),
+    Setting("fingerprint_size_bytes", 65536, "bytes", "KACHERY_FINGERPRINT_SIZE_BYTES",
+            "How much of a linked file's head and of its tail is fingerprinted.", minimum=1),
+    Setting("partial_keep_days", 7.0, "days", "KACHERY_PARTIAL_KEEP_DAYS",
+            "How long an unfinished download is kept for a later resume."),
+    Setting("client_auth_seconds", 180.0, "seconds", "KACHERY_CLIENT_AUTH_SECONDS",
+            "How often the code in the file client-auth changes; the one before stays valid.", minimum=1),
+    Setting("connect_timeout_seconds", 10.0, "seconds", "KACHERY_CONNECT_TIMEOUT_SECONDS",
+            "How long a connection may take to open.", minimum=0.01),
+    Setting("stall_seconds", 30.0, "seconds", "KACHERY_STALL_SECONDS",
+            "A transfer without a byte for this long is broken off and tried again.", minimum=0.01),
+    Setting("retry_attempts_max", 5, "count", "KACHERY_RETRY_ATTEMPTS_MAX",
+            "How often one HTTP exchange with hub or bucket is tried.", minimum=1),
+    Setting("retry_base_seconds", 0.25, "seconds", "KACHERY_RETRY_BASE_SECONDS",
+            "The first pause between tries; it doubles, with full jitter."),
+    Setting("retry_cap_seconds", 15.0, "seconds", "KACHERY_RETRY_CAP_SECONDS",
+            "The longest pause between tries."),
+    Setting("url_life_seconds", 300.0, "seconds", "KACHERY_URL_LIFE_SECONDS",
+            "How long a signed upload URL is valid.", minimum=1),
+    Setting("sign_batch_max", 64, "count", "KACHERY_SIGN_BATCH_MAX",
+            "Upload URLs asked for, and given, in one request to the hub.", minimum=1),
+    Setting("sign_rate_per_node_max", 200.0, "URLs per second", "KACHERY_SIGN_RATE_PER_NODE_MAX",
+            "Upload URLs a hub gives one node, averaged over ten seconds.", minimum=1),
+    Setting("token_life_seconds", 900.0, "seconds", "KACHERY_TOKEN_LIFE_SECONDS",
+            "How long a pub/sub token is valid; it is renewed before it ends.", minimum=1),
+    Setting("message_size_bytes_max", 60000, "bytes", "KACHERY_MESSAGE_SIZE_BYTES_MAX",
+            "The longest message on a band, signature included.", minimum=1024),
+    Setting("message_age_seconds_max", 120.0, "seconds", "KACHERY_MESSAGE_AGE_SECONDS_MAX",
+            "Older signed messages, and ones from the future, are refused.", minimum=1),
+    Setting("offer_wait_seconds", 3.0, "seconds", "KACHERY_OFFER_WAIT_SECONDS",
+            "How long to wait for a first offer before asking again.", minimum=0.01),
+    Setting("offer_gather_seconds", 0.1, "seconds", "KACHERY_OFFER_GATHER_SECONDS",
+            "How long to wait for further offers after the first."),
+    Setting("want_rounds_max", 2, "count", "KACHERY_WANT_ROUNDS_MAX",
+            "How often a channel is asked when nobody has answered at all.", minimum=1),
+    Setting("patience_seconds", 45.0, "seconds", "KACHERY_PATIENCE_SECONDS",
+            "How long to go on asking after every provider of a begun transfer was lost.", minimum=0.01),
+    Setting("provider_silence_seconds", 8.0, "seconds", "KACHERY_PROVIDER_SILENCE_SECONDS",
+            "A provider not heard of for this long is given up, and its chunks asked for elsewhere.",
+            minimum=0.01),
+    Setting("progress_interval_seconds", 1.0, "seconds", "KACHERY_PROGRESS_INTERVAL_SECONDS",
+            "How often a provider says how far it is.", minimum=0.01),
+    Setting("ready_batch_seconds", 0.25, "seconds", "KACHERY_READY_BATCH_SECONDS",
+            "A provider announces uploaded chunks at most this often for each request."),
+    Setting("assign_chunks_max", 64, "count", "KACHERY_ASSIGN_CHUNKS_MAX",
+            "Chunks assigned to one provider at a time.", minimum=1),
+    Setting("provide_requests_max", 64, "count", "KACHERY_PROVIDE_REQUESTS_MAX",
+            "Requests a provider serves at once; further ones are told that it is busy.", minimum=1),
+    Setting("load_requests_max", 256, "count", "KACHERY_LOAD_REQUESTS_MAX",
+            "Files a node loads at once; further ones wait.", minimum=1),
+    Setting("corrupt_retries_max", 3, "count", "KACHERY_CORRUPT_RETRIES_MAX",
+            "How often one chunk may arrive damaged before the load fails.", minimum=1),
+    Setting("absent_probes_max", 4, "count", "KACHERY_ABSENT_PROBES_MAX",
+            "Chunks in a row that the bucket lacks before the others are taken to be absent too.", minimum=1),
+    Setting("channel_refresh_seconds", 30.0, "seconds", "KACHERY_CHANNEL_REFRESH_SECONDS",
+            "How often a node asks its hubs for its channels and their members.", minimum=0.1),
+    Setting("api_body_size_bytes_max", 4 * MIB, "bytes", "KACHERY_API_BODY_SIZE_BYTES_MAX",
+            "The longest JSON body that a node or a hub reads.", minimum=1024),
+    Setting("bucket_connections_max", 128, "count", "KACHERY_BUCKET_CONNECTIONS_MAX",
+            "Connections the embedded bucket serves at once.", minimum=1),
+)
+
+
+def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
+    """Read the settings: defaults, then the environment, then ``overrides`` by name (``None`` is no override).
+
+    :param environ: the environment to read, ``os.environ`` when None.
+    :raises InvalidSetting: a value is not of the setting's type, below its minimum, or of an unknown name.
+    """
+    environ = os.environ if environ is None else environ
+    known = {setting.name for setting in SETTINGS}
+    for name in overrides:
+        if name not in known:
+            raise InvalidSetting(name=name, value=overrides[name], source="a call", why="there is no such setting")
+    values: dict[str, Any] = {}
+    for setting in SETTINGS:
+        value, source = setting.default, "the defaults"
+        text = environ.get(setting.env, "")
+        if text != "":
+            value, source = text, f"the environment variable {setting.env}"
+        if overrides.get(setting.name) is not None:
+            value, source = overrides[setting.name], "a call"
+        values[setting.name] = _convert(setting, value, source)
+    settings = Settings(**values)
+    if settings.chunk_size_bytes % 64:
+        raise InvalidSetting(name="chunk_size_bytes", value=settings.chunk_size_bytes, source="the settings",
+                             why="it must be a multiple of 64")
+    return settings
+
+
+def _convert(setting: Setting, value: Any, source: str) -> Any:
+    try:
+        if setting.unit == "path":
+            return Path(os.path.expanduser(str(value))).absolute()
+        if isinstance(setting.default, str):
+            return str(value)
+        number = type(setting.default)(value)
+    except (TypeError, ValueError):
+        raise InvalidSetting(name=setting.name, value=value, source=source,
+                             why=f"it must be a number of {setting.unit}") from None
+    if number < setting.minimum or number != number:
+        raise InvalidSetting(name=setting.name, value=value, source=source,
+                             why=f"it must be at least {setting.minimum:g} {setting.unit}")
+    return number
+
+
+if {setting.name for setting in SETTINGS} != {field.name for field in fields(Settings)}:  # pragma: no cover
+    raise AssertionError("the settings table and the Settings object differ")

@@ -1,0 +1,384 @@
+"""One tree of errors.
+
+Every class carries an ``exit_code`` (of the command line) and an ``http_status`` (of the node's and the hub's
+API). Its docstring is the message: a sentence on what happened, to what, and what to do next, with the names of
+the details in braces. ``to_dict`` and ``from_dict`` carry an error over HTTP without losing its type or details.
+
+Exit codes: 1 internal, 2 usage, 3 not found, 4 not permitted, 5 unreachable, 6 damaged or changed data,
+7 disk, 8 timed out, 9 conflict, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, ClassVar
+
+__all__ = [
+    "AlreadyExists",
+    "BadMessage",
+    "BandUnreachable",
+    "BucketUnreachable",
+    "Cancelled",
+    "ChannelUnknown",
+    "ClientAuthRefused",
+    "CorruptFile",
+    "CorruptObject",
+    "DiskError",
+    "DiskFull",
+    "FileChanged",
+    "HubError",
+    "HubUnreachable",
+    "InvalidArgument",
+    "InvalidName",
+    "InvalidSetting",
+    "InvalidUri",
+    "KacheryError",
+    "LinkInvalid",
+    "LocalFileMissing",
+    "LocalFileUnreadable",
+    "ManifestInvalid",
+    "NoChannel",
+    "NodeError",
+    "NodeNotRunning",
+    "NotADataFile",
+    "NotAvailable",
+    "NotInStore",
+    "NotPermitted",
+    "ObjectExists",
+    "ObjectMissing",
+    "PartialTransfer",
+    "SignatureInvalid",
+    "StaleMessage",
+    "Stalled",
+    "TooLarge",
+    "UploadRefused",
+]
+
+
+class KacheryError(Exception):
+    """{what}"""
+
+    exit_code: ClassVar[int] = 1
+    http_status: ClassVar[int] = 500
+
+    def __init__(self, **details: Any) -> None:
+        self.details = details
+        super().__init__(self.message)
+
+    @property
+    def message(self) -> str:
+        """The docstring of the class with the details filled in; a missing detail shows as ``?``."""
+        text = " ".join((inspect.getdoc(type(self)) or type(self).__name__).split())
+        return text.format_map(_Details(self.details)).strip()
+
+    def __str__(self) -> str:
+        return self.message
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return ``{"error": class name, "message": text, "details": {...}}``, plain JSON."""
+        return {"error": type(self).__name__, "message": self.message, "details": _plain(self.details)}
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> KacheryError:
+        """Rebuild an error from ``to_dict``; an unknown class becomes a ``NodeError`` with the same text."""
+        kind = _classes().get(str(data.get("error", "")))
+        details = data.get("details")
+        if kind is None:
+            return NodeError(what=str(data.get("message", data)))
+        return kind(**(details if isinstance(details, dict) else {}))
+
+
+class _Details(dict[str, Any]):
+    def __missing__(self, key: str) -> str:
+        return "?"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return str(value)
+
+
+def _classes() -> dict[str, type[KacheryError]]:
+    found: dict[str, type[KacheryError]] = {}
+    pending: list[type[KacheryError]] = [KacheryError]
+    while pending:
+        kind = pending.pop()
+        found[kind.__name__] = kind
+        pending.extend(kind.__subclasses__())
+    return found
+
+
+# --- 2: the call itself is wrong
+
+
+class InvalidArgument(KacheryError):
+    """{what}"""
+
+    exit_code = 2
+    http_status = 400
+
+
+class InvalidUri(InvalidArgument):
+    """{uri!r} is not a content URI: {why}. A content URI looks like
+    sha1://<40 hex digits>/<label>?manifest=<40 hex digits>."""
+
+
+class InvalidName(InvalidArgument):
+    """{name!r} cannot be the name of a {kind}: {why}."""
+
+
+class InvalidSetting(InvalidArgument):
+    """The setting {name} = {value!r} (from {source}) is not usable: {why}."""
+
+
+class NotADataFile(InvalidArgument):
+    """{path} is {kind}, not a regular file. Name one file, or several."""
+
+
+class NoChannel(InvalidArgument):
+    """{uri} is not in the local store, and no channel was named to ask on. Pass channel=, use --channel, or set
+    KACHERY_CHANNEL."""
+
+    exit_code = 3
+    http_status = 404
+
+
+class TooLarge(InvalidArgument):
+    """{what} is {size} bytes; the limit is {limit} bytes ({setting})."""
+
+    http_status = 413
+
+
+class BadMessage(InvalidArgument):
+    """A message could not be read: {why}."""
+
+
+# --- 3: not found
+
+
+class LocalFileMissing(KacheryError):
+    """There is no file {path}. Check the path."""
+
+    exit_code = 3
+    http_status = 404
+
+
+class NotInStore(KacheryError):
+    """sha1://{sha1} is not in the local store {store}. Load it from a channel (channel=, --channel), or store it
+    first."""
+
+    exit_code = 3
+    http_status = 404
+
+
+class ChannelUnknown(KacheryError):
+    """This node is not on the channel {channel!r} (it is on: {known}). Join it with: kachery-fast node join
+    LINK, where LINK comes from the channel's owner."""
+
+    exit_code = 3
+    http_status = 404
+
+
+class NotAvailable(KacheryError):
+    """{uri} could not be loaded from the channel {channel!r}: {why}. Tried: {tried}."""
+
+    exit_code = 3
+    http_status = 404
+
+
+class ObjectMissing(KacheryError):
+    """The bucket has no object {object}."""
+
+    exit_code = 3
+    http_status = 404
+
+
+# --- 4: not permitted
+
+
+class NotPermitted(KacheryError):
+    """{who} may not {action} on the channel {channel!r}: {why}."""
+
+    exit_code = 4
+    http_status = 403
+
+
+class ClientAuthRefused(KacheryError):
+    """The node refused this client: {why}. A client must be able to read {path}."""
+
+    exit_code = 4
+    http_status = 403
+
+
+class SignatureInvalid(KacheryError):
+    """A message that claims to come from {who} is not signed by it. It was refused."""
+
+    exit_code = 4
+    http_status = 403
+
+
+class StaleMessage(KacheryError):
+    """A request signed at {time} arrived at {now} ({why}); {limit} s are allowed. Check the clock of this
+    machine."""
+
+    exit_code = 4
+    http_status = 403
+
+
+class UploadRefused(KacheryError):
+    """The bucket refused {action} of {object}: {why} (HTTP {status})."""
+
+    exit_code = 4
+    http_status = 403
+
+
+# --- 5: unreachable
+
+
+class NodeNotRunning(KacheryError):
+    """No node answers at {url} ({why}). Start one with: kachery-fast node start"""
+
+    exit_code = 5
+    http_status = 503
+
+
+class HubUnreachable(KacheryError):
+    """The hub {url} cannot be reached ({why}). Is it running, and the address right?"""
+
+    exit_code = 5
+    http_status = 503
+
+
+class BandUnreachable(KacheryError):
+    """The messages of the channel {channel!r} cannot be reached ({why}). The node keeps trying; try again when
+    the hub is back."""
+
+    exit_code = 5
+    http_status = 503
+
+
+class BucketUnreachable(KacheryError):
+    """The bucket did not answer for {object} ({why}, {attempts} attempts)."""
+
+    exit_code = 5
+    http_status = 503
+
+
+class HubError(KacheryError):
+    """The hub {url} failed: {why}."""
+
+    exit_code = 5
+    http_status = 502
+
+
+class NodeError(KacheryError):
+    """The node failed: {what}"""
+
+    exit_code = 1
+    http_status = 500
+
+
+# --- 6: damaged or changed data
+
+
+class CorruptFile(KacheryError):
+    """{path} is damaged: its bytes have the SHA-1 {found}, its name says {sha1}. {advice}"""
+
+    exit_code = 6
+    http_status = 502
+
+
+class CorruptObject(KacheryError):
+    """The object {object} in the bucket is damaged: its bytes have the SHA-1 {found}, expected {sha1}."""
+
+    exit_code = 6
+    http_status = 502
+
+
+class ManifestInvalid(KacheryError):
+    """The manifest {manifest} is not usable: {why}."""
+
+    exit_code = 6
+    http_status = 502
+
+
+class LinkInvalid(KacheryError):
+    """sha1://{sha1} was linked to {path}, which is no longer what it was ({why}). Restore that file, or store it
+    anew: it has another name now."""
+
+    exit_code = 6
+    http_status = 410
+
+
+class FileChanged(KacheryError):
+    """{path} changed while it was read ({why}). Nothing was stored; try again when nobody writes to it."""
+
+    exit_code = 6
+    http_status = 409
+
+
+# --- 7: the disk
+
+
+class DiskFull(KacheryError):
+    """No room for {what}: {path} has {free} bytes free, {needed} are needed. Free some space and try again; what
+    was already transferred is kept."""
+
+    exit_code = 7
+    http_status = 507
+
+
+class DiskError(KacheryError):
+    """The disk refused {action} of {path}: {why}."""
+
+    exit_code = 7
+    http_status = 500
+
+
+class LocalFileUnreadable(DiskError):
+    """{path} cannot be read: {why}. Check its permissions."""
+
+    http_status = 403
+
+
+# --- 8, 9, 130: timing and order
+
+
+class Stalled(KacheryError):
+    """{what} stalled: not a byte for {seconds} s."""
+
+    exit_code = 8
+    http_status = 504
+
+
+class PartialTransfer(KacheryError):
+    """{object} broke off after {received} of {expected} bytes."""
+
+    exit_code = 8
+    http_status = 502
+
+
+class AlreadyExists(KacheryError):
+    """{what} exists already. {advice}"""
+
+    exit_code = 9
+    http_status = 409
+
+
+class ObjectExists(KacheryError):
+    """The bucket has the object {object} already."""
+
+    exit_code = 9
+    http_status = 412
+
+
+class Cancelled(KacheryError):
+    """{what} was cancelled."""
+
+    exit_code = 130
+    http_status = 499

@@ -10,7 +10,7 @@ Chunk ranges are lists of ``[first, end)`` pairs of chunk indices.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, TypeVar, Union
+from typing import Any, ClassVar, TypeVar
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -20,7 +20,7 @@ from .names import is_sha1
 from .signing import public_id, sign, sign_2022, verify, verify_2022
 
 __all__ = [
-    "Assign", "BandBody", "Cancel", "ChannelInfo", "Failed", "FileKey", "GetNodeConfig", "HubBody", "JoinChannel",
+    "Assign", "BandBody", "Cancel", "ChannelInfo", "Failed", "FileKey", "GetNodeConfig", "GetPubsubToken", "HubBody", "JoinChannel",
     "LeaveChannel", "Member", "NodeConfig", "ObjectSpec", "Offer", "Progress", "PubsubInfo", "PubsubToken", "Ready",
     "ReportCorrupt", "RequestFile2022", "SignUploads", "SignedObject", "SignedUploads", "UploadFileStatus2022", "Want",
     "compress", "decode_band", "decode_hub_request", "encode_band", "encode_hub_request", "expand",
@@ -127,7 +127,7 @@ class UploadFileStatus2022(msgspec.Struct, tag="uploadFileStatus", rename="camel
     status: str
 
 
-BandBody = Union[Want, Assign, Cancel, Offer, Ready, Progress, Failed, RequestFile2022, UploadFileStatus2022]
+BandBody = Want | Assign | Cancel | Offer | Ready | Progress | Failed | RequestFile2022 | UploadFileStatus2022
 _TYPES_2022 = (RequestFile2022, UploadFileStatus2022)
 
 
@@ -177,7 +177,7 @@ class ReportCorrupt(_Body, tag="reportCorrupt"):
     found: str
 
 
-HubBody = Union[JoinChannel, LeaveChannel, GetNodeConfig, GetPubsubToken, SignUploads, ReportCorrupt]
+HubBody = JoinChannel | LeaveChannel | GetNodeConfig | GetPubsubToken | SignUploads | ReportCorrupt
 
 
 # --- the hub's answers
@@ -249,8 +249,8 @@ class SignedUploads(msgspec.Struct, rename="camel"):
 
 Envelope = dict[str, Any]
 _Decoded = TypeVar("_Decoded")
-_band_bodies = {kind.__struct_config__.tag: kind for kind in BandBody.__args__}  # type: ignore[attr-defined]
-_hub_bodies = {kind.__struct_config__.tag: kind for kind in HubBody.__args__}  # type: ignore[attr-defined]
+_band_bodies = {kind.__struct_config__.tag: kind for kind in BandBody.__args__}
+_hub_bodies = {kind.__struct_config__.tag: kind for kind in HubBody.__args__}
 _FRESH_2022_TAGS = frozenset(kind.__struct_config__.tag for kind in _TYPES_2022)
 
 
@@ -356,5 +356,10 @@ def compress(indices: list[int]) -> Ranges:
 
 
 def expand(ranges: Ranges, count: int) -> list[int]:
-    """Turn ranges into indices below ``count``; what lies beyond is dropped, so a hostile range costs nothing."""
-    return [index for first, end in ranges for index in range(first, min(end, count))]
+    """Turn ranges into sorted indices below ``count``, each once; overlaps and what lies beyond cost nothing."""
+    indices: list[int] = []
+    position = 0
+    for first, end in sorted(ranges):
+        indices.extend(range(max(first, position), min(end, count)))
+        position = max(position, end)
+    return indices

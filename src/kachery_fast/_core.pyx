@@ -1,0 +1,597 @@
+"""SHA-1 at the speed of the machine: streams, the fused two-digest pass, hashing a file, copying while hashing.
+
+A chunk manifest needs the SHA-1 of the file and that of each chunk. The kernels (``_sha1.h``) work both out in one
+pass. Nothing here holds the interpreter lock for longer than ``LOCKED_SIZE_BYTES`` of data, nor keeps it from looking
+for signals for longer than ``SPAN_SIZE_BYTES``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import namedtuple
+
+from kachery_fast.errors import InvalidSetting
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.exc cimport PyErr_CheckSignals
+from libc.errno cimport EINTR, EIO, errno
+from libc.stdint cimport uint8_t, uint64_t
+from libc.stdlib cimport free, malloc
+
+from kachery_fast._core cimport (
+    KF_SHA1_DIGEST_SIZE,
+    kf_fused,
+    kf_fused_finish,
+    kf_fused_free,
+    kf_fused_start,
+    kf_fused_update,
+    kf_sha1,
+    kf_sha1_digest,
+    kf_sha1_kernel,
+    kf_sha1_kernels,
+    kf_sha1_start,
+    kf_sha1_update,
+)
+
+__all__ = ["KERNELS", "Digests", "FusedSha1", "Sha1", "copy_file", "digest_buffer", "digest_file", "kernel"]
+
+ENVIRONMENT_VARIABLE = "KACHERY_SHA1_KERNEL"
+
+cdef enum:
+    # Taking the interpreter lock again can cost 5 ms (sys.getswitchinterval) where other threads compute; 8 MiB
+    # take 5 ms with the fastest kernel and some 15 ms with the portable one, far below the 0.2 s of a Ctrl-C.
+    SPAN_SIZE_BYTES = 8 << 20
+    # Below this, giving the lock away costs more than the hashing.
+    LOCKED_SIZE_BYTES = 4096
+    # What the reading thread is ahead by: SLOT_COUNT slots, small enough to stay in the cache that the cores share.
+    SLOT_SIZE_BYTES = 256 << 10
+    SLOT_COUNT = 8
+    # A file up to this length is read and hashed on one core: starting a thread would take longer.
+    SMALL_FILE_SIZE_BYTES = 1 << 20
+    # How long the hashing thread waits for the reading one before it looks for signals.
+    WAIT_NANOSECONDS = 50000000
+
+
+cdef extern from *:
+    """
+    #include <errno.h>
+    #include <fcntl.h>
+    #include <pthread.h>
+    #include <signal.h>
+    #include <sys/ioctl.h>
+    #include <sys/stat.h>
+    #include <time.h>
+    #include <unistd.h>
+    #if defined(__linux__)
+    #include <linux/fs.h>
+    #endif
+
+    /* A copy that shares the blocks of the source, where the file system can. The target must be readable too,
+     * because the clone, which nobody else writes to, is what gets hashed. */
+    static int kf_clone(int source, int target)
+    {
+    #if defined(FICLONE)
+        if ((fcntl(target, F_GETFL) & O_ACCMODE) == O_RDWR)
+            return ioctl(target, FICLONE, source);
+    #endif
+        (void)source;
+        (void)target;
+        return -1;
+    }
+
+    static void kf_expect_sequential(int fd)
+    {
+    #if defined(POSIX_FADV_SEQUENTIAL)
+        (void)posix_fadvise(fd, 0, 0, POSIX_FADV_SEQUENTIAL);
+    #else
+        (void)fd;
+    #endif
+    }
+
+    /* The length that a file claims to have; 0 where it claims none. */
+    static long long kf_claimed_size(int fd)
+    {
+        struct stat status;
+        return fstat(fd, &status) == 0 ? (long long)status.st_size : 0;
+    }
+
+    /* A thread that no signal is delivered to: they belong to the threads that know Python. */
+    static int kf_start_thread(pthread_t *thread, void *(*run)(void *), void *argument)
+    {
+        sigset_t all, before;
+        int failed;
+        sigfillset(&all);
+        pthread_sigmask(SIG_SETMASK, &all, &before);
+        failed = pthread_create(thread, NULL, run, argument);
+        pthread_sigmask(SIG_SETMASK, &before, NULL);
+        return failed;
+    }
+
+    static int kf_wait(pthread_cond_t *condition, pthread_mutex_t *mutex, long nanoseconds)
+    {
+        struct timespec until;
+        clock_gettime(CLOCK_REALTIME, &until);
+        until.tv_nsec += nanoseconds;
+        if (until.tv_nsec >= 1000000000L) {
+            until.tv_nsec -= 1000000000L;
+            until.tv_sec++;
+        }
+        return pthread_cond_timedwait(condition, mutex, &until);
+    }
+    """
+    ctypedef struct pthread_t:
+        pass
+    ctypedef struct pthread_mutex_t:
+        pass
+    ctypedef struct pthread_cond_t:
+        pass
+    int pthread_mutex_init(pthread_mutex_t *, void *) noexcept nogil
+    int pthread_mutex_destroy(pthread_mutex_t *) noexcept nogil
+    int pthread_mutex_lock(pthread_mutex_t *) noexcept nogil
+    int pthread_mutex_unlock(pthread_mutex_t *) noexcept nogil
+    int pthread_cond_init(pthread_cond_t *, void *) noexcept nogil
+    int pthread_cond_destroy(pthread_cond_t *) noexcept nogil
+    int pthread_cond_signal(pthread_cond_t *) noexcept nogil
+    int pthread_cond_wait(pthread_cond_t *, pthread_mutex_t *) noexcept nogil
+    int pthread_join(pthread_t, void **) noexcept nogil
+    Py_ssize_t pread(int, void *, size_t, long long) noexcept nogil
+    Py_ssize_t pwrite(int, const void *, size_t, long long) noexcept nogil
+    int kf_clone(int, int) noexcept nogil
+    void kf_expect_sequential(int) noexcept nogil
+    long long kf_claimed_size(int) noexcept nogil
+    int kf_start_thread(pthread_t *, void *(*)(void *) noexcept nogil, void *) noexcept nogil
+    int kf_wait(pthread_cond_t *, pthread_mutex_t *, long) noexcept nogil
+
+
+# --- kernels
+
+cdef const kf_sha1_kernel *_in_use = NULL
+
+
+def _available_kernels():
+    cdef const kf_sha1_kernel *candidate = kf_sha1_kernels
+    names = []
+    while candidate.name != NULL:
+        if candidate.available():
+            names.append(candidate.name.decode("ascii"))
+        candidate += 1
+    return tuple(names)
+
+
+KERNELS = _available_kernels()
+
+
+cdef const kf_sha1_kernel *find_kernel(object name) except NULL:
+    """The kernel called ``name``; None means the one in use. InvalidSetting where this CPU lacks it."""
+    global _in_use
+    cdef const kf_sha1_kernel *candidate = kf_sha1_kernels
+    cdef bint from_environment = False
+    if name is None:
+        if _in_use != NULL:
+            return _in_use
+        name = os.environ.get(ENVIRONMENT_VARIABLE) or KERNELS[0]
+        from_environment = True
+    while candidate.name != NULL:
+        if candidate.name.decode("ascii") == name and candidate.available():
+            if from_environment:
+                _in_use = candidate
+            return candidate
+        candidate += 1
+    raise InvalidSetting(
+        name="sha1_kernel",
+        value=name,
+        source=f"the environment variable {ENVIRONMENT_VARIABLE}" if from_environment else "a call",
+        why=f"this CPU has {', '.join(KERNELS)}",
+    )
+
+
+def kernel() -> str:
+    """Return the name of the kernel in use: ``KACHERY_SHA1_KERNEL``, read once, else the best this CPU has.
+
+    :raises InvalidSetting: the environment demands a kernel that this CPU lacks.
+    """
+    return find_kernel(None).name.decode("ascii")
+
+
+# --- streams
+
+Digests = namedtuple("Digests", ("size", "sha1", "chunk_sha1s"))
+Digests.__module__ = "kachery_fast._core"
+Digests.__doc__ = """The digests of some bytes: ``size`` in bytes, ``sha1`` of all, ``chunk_sha1s`` of every chunk.
+
+The last chunk may be short; no bytes have no chunks. Digests are 40 lower-case hexadecimal digits.
+"""
+
+
+cdef str hexadecimal(const uint8_t *digest):
+    return PyBytes_FromStringAndSize(<const char *>digest, KF_SHA1_DIGEST_SIZE).hex()
+
+
+
+cdef object digests_of(const kf_fused *fused):
+    cdef uint8_t digest[KF_SHA1_DIGEST_SIZE]
+    cdef size_t index
+    kf_sha1_digest(fused.kernel, &fused.whole, digest)
+    chunks = [hexadecimal(fused.chunk_digests + index * KF_SHA1_DIGEST_SIZE) for index in range(fused.chunk_count)]
+    return Digests(fused.whole.size_bytes, hexadecimal(digest), tuple(chunks))
+
+
+cdef class Sha1:
+    """A SHA-1 in the making, as ``hashlib.sha1``, by a kernel of choice.
+
+    :param data: first bytes to feed; any C-contiguous buffer.
+    :param kernel: one of ``KERNELS``; None for the one in use.
+    :raises InvalidSetting: this CPU lacks the kernel.
+    """
+
+    cdef kf_sha1 state
+    cdef const kf_sha1_kernel *kernel
+    cdef bint busy
+
+    def __init__(self, data=b"", *, kernel=None):
+        self.check_idle()
+        self.kernel = find_kernel(kernel)
+        kf_sha1_start(&self.state)
+        self.update(data)
+
+    cdef int check_idle(self) except -1:
+        if self.busy:
+            raise RuntimeError("this digest is being fed by another thread")
+        return 0
+
+    def update(self, buffer) -> None:
+        """Feed the bytes of ``buffer``, any C-contiguous buffer. A KeyboardInterrupt leaves it partly fed."""
+        cdef Py_buffer view
+        cdef const uint8_t *data
+        cdef Py_ssize_t left
+        cdef Py_ssize_t span
+        self.check_idle()
+        if self.kernel == NULL:
+            raise RuntimeError("Sha1.__init__ was not called")
+        PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)
+        data = <const uint8_t *>view.buf
+        left = view.len
+        self.busy = True
+        try:
+            if left <= LOCKED_SIZE_BYTES:
+                kf_sha1_update(self.kernel, &self.state, data, left)
+                return
+            while left:
+                span = min(left, <Py_ssize_t>SPAN_SIZE_BYTES)
+                with nogil:
+                    kf_sha1_update(self.kernel, &self.state, data, span)
+                data += span
+                left -= span
+                PyErr_CheckSignals()
+        finally:
+            self.busy = False
+            PyBuffer_Release(&view)
+
+    def digest(self) -> bytes:
+        """Return the 20 bytes of the digest of what was fed so far."""
+        cdef uint8_t digest[KF_SHA1_DIGEST_SIZE]
+        self.check_idle()
+        if self.kernel == NULL:
+            raise RuntimeError("Sha1.__init__ was not called")
+        kf_sha1_digest(self.kernel, &self.state, digest)
+        return PyBytes_FromStringAndSize(<char *>digest, KF_SHA1_DIGEST_SIZE)
+
+    def hexdigest(self) -> str:
+        """Return the digest of what was fed so far as 40 hexadecimal digits."""
+        return self.digest().hex()
+
+    def copy(self) -> Sha1:
+        """Return a digest that was fed the same and goes its own way from here."""
+        self.check_idle()
+        cdef Sha1 twin = Sha1.__new__(Sha1)
+        twin.kernel = self.kernel
+        twin.state = self.state
+        return twin
+
+
+cdef class FusedSha1:
+    """The SHA-1 of a stream and that of each of its chunks, in one pass.
+
+    :param chunk_size_bytes: the length of a chunk, a positive multiple of 64.
+    :param kernel: one of ``KERNELS``; None for the one in use.
+    :raises ValueError: the chunk size is not a positive multiple of 64.
+    :raises InvalidSetting: this CPU lacks the kernel.
+    """
+
+    cdef kf_fused fused
+    cdef bint usable
+
+    def __cinit__(self, chunk_size_bytes, *, kernel=None):
+        kf_fused_start(&self.fused, find_kernel(kernel), checked_chunk_size(chunk_size_bytes))
+        self.usable = True
+
+    def __dealloc__(self):
+        kf_fused_free(&self.fused)
+
+    def update(self, buffer) -> None:
+        """Feed the bytes of ``buffer``, any C-contiguous buffer.
+
+        :raises RuntimeError: the stream is finished, was interrupted, or is being fed by another thread.
+        """
+        cdef Py_buffer view
+        self.check_usable()
+        PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)
+        self.usable = False
+        try:
+            feed_buffer(&self.fused, &view)
+            self.usable = True
+        finally:
+            PyBuffer_Release(&view)
+
+    def finish(self) -> Digests:
+        """Return the digests of what was fed; nothing can be fed after it."""
+        self.check_usable()
+        self.usable = False
+        if kf_fused_finish(&self.fused) != 0:
+            raise MemoryError
+        return digests_of(&self.fused)
+
+    cdef int check_usable(self) except -1:
+        if not self.usable:
+            raise RuntimeError("this stream is finished, was interrupted, or is being fed by another thread")
+        return 0
+
+
+cdef uint64_t checked_chunk_size(object chunk_size_bytes) except 0:
+    if chunk_size_bytes <= 0 or chunk_size_bytes % 64:
+        raise ValueError(f"a chunk size must be a positive multiple of 64 bytes, not {chunk_size_bytes!r}")
+    return chunk_size_bytes
+
+
+cdef int feed_buffer(kf_fused *fused, const Py_buffer *view) except -1:
+    """Feed a buffer span by span, without the interpreter lock, looking for signals in between."""
+    cdef const uint8_t *data = <const uint8_t *>view.buf
+    cdef Py_ssize_t left = view.len
+    cdef Py_ssize_t span
+    cdef int failed
+    if left <= LOCKED_SIZE_BYTES:
+        if kf_fused_update(fused, data, left) != 0:
+            raise MemoryError
+        return 0
+    while left:
+        span = min(left, <Py_ssize_t>SPAN_SIZE_BYTES)
+        with nogil:
+            failed = kf_fused_update(fused, data, span)
+        if failed:
+            raise MemoryError
+        data += span
+        left -= span
+        PyErr_CheckSignals()
+    return 0
+
+
+def digest_buffer(buffer, chunk_size_bytes, *, kernel=None) -> Digests:
+    """Return the digests of the bytes of ``buffer``, any C-contiguous buffer.
+
+    :param chunk_size_bytes: the length of a chunk, a positive multiple of 64.
+    :param kernel: one of ``KERNELS``; None for the one in use.
+    :raises ValueError: the chunk size is not a positive multiple of 64.
+    :raises InvalidSetting: this CPU lacks the kernel.
+    """
+    stream = FusedSha1(chunk_size_bytes, kernel=kernel)
+    stream.update(buffer)
+    return stream.finish()
+
+
+# --- files: one thread reads (and writes the copy), the calling one hashes the same memory
+
+ctypedef struct Relay:
+    int source
+    int target  # -1: no copy
+    uint8_t *memory
+    Py_ssize_t filled[SLOT_COUNT]
+    uint64_t produced  # slots, ever
+    uint64_t consumed
+    bint ended  # the source is at its end, or failed
+    bint stopped  # the hashing thread wants no more
+    int error
+    pthread_mutex_t lock
+    pthread_cond_t moved
+
+
+cdef Py_ssize_t transfer(int source, int target, uint8_t *memory, Py_ssize_t size, long long offset) noexcept nogil:
+    """Read up to ``size`` bytes at ``offset`` and write them to the target, if any. 0 at the end, -errno on failure.
+
+    What is hashed is what was written, byte for byte, even when the source changes meanwhile.
+    """
+    cdef Py_ssize_t got = 0
+    cdef Py_ssize_t written = 0
+    cdef Py_ssize_t result
+    while got < size:
+        result = pread(source, memory + got, size - got, offset + got)
+        if result == 0:
+            break
+        if result > 0:
+            got += result
+        elif errno != EINTR:
+            return -errno
+    while target >= 0 and written < got:
+        result = pwrite(target, memory + written, got - written, offset + written)
+        if result > 0:
+            written += result
+        elif result == 0:
+            return -EIO
+        elif errno != EINTR:
+            return -errno
+    return got
+
+
+cdef void *run_relay(void *argument) noexcept nogil:
+    """The reading thread: fill the slots in turn until the end, a failure, or the word to stop."""
+    cdef Relay *relay = <Relay *>argument
+    cdef long long offset = 0
+    cdef Py_ssize_t got
+    cdef uint64_t slot
+    while True:
+        pthread_mutex_lock(&relay.lock)
+        while relay.produced - relay.consumed == SLOT_COUNT and not relay.stopped:
+            pthread_cond_wait(&relay.moved, &relay.lock)
+        slot = relay.produced % SLOT_COUNT
+        if relay.stopped:
+            pthread_mutex_unlock(&relay.lock)
+            return NULL
+        pthread_mutex_unlock(&relay.lock)
+        got = transfer(relay.source, relay.target, relay.memory + slot * SLOT_SIZE_BYTES, SLOT_SIZE_BYTES, offset)
+        pthread_mutex_lock(&relay.lock)
+        if got > 0:
+            relay.filled[slot] = got
+            relay.produced += 1
+            offset += got
+        else:
+            relay.ended = True
+            relay.error = <int>(-got)
+        pthread_cond_signal(&relay.moved)
+        pthread_mutex_unlock(&relay.lock)
+        if got <= 0:
+            return NULL
+
+
+cdef int eat_span(Relay *relay, kf_fused *fused) noexcept nogil:
+    """Hash what the relay brings, up to a span. 1: more may come; 0: all is hashed; -1: out of memory."""
+    cdef Py_ssize_t eaten = 0
+    cdef uint64_t slot
+    cdef bint ended
+    cdef bint waiting
+    while eaten < SPAN_SIZE_BYTES:
+        pthread_mutex_lock(&relay.lock)
+        if relay.produced == relay.consumed and not relay.ended:
+            kf_wait(&relay.moved, &relay.lock, WAIT_NANOSECONDS)
+        waiting = relay.produced == relay.consumed
+        ended = relay.ended
+        slot = relay.consumed % SLOT_COUNT
+        pthread_mutex_unlock(&relay.lock)
+        if waiting:
+            return 0 if ended else 1
+        if kf_fused_update(fused, relay.memory + slot * SLOT_SIZE_BYTES, relay.filled[slot]) != 0:
+            return -1
+        eaten += relay.filled[slot]
+        pthread_mutex_lock(&relay.lock)
+        relay.consumed += 1
+        pthread_cond_signal(&relay.moved)
+        pthread_mutex_unlock(&relay.lock)
+    return 1
+
+
+cdef int digest_by_relay(int source, int target, kf_fused *fused, object progress) except -1:
+    cdef Relay relay
+    cdef pthread_t thread
+    cdef int state = 1
+    cdef int failed
+    relay.source = source
+    relay.target = target
+    relay.produced = 0
+    relay.consumed = 0
+    relay.ended = False
+    relay.stopped = False
+    relay.error = 0
+    relay.memory = <uint8_t *>malloc(SLOT_COUNT * SLOT_SIZE_BYTES)
+    if relay.memory == NULL:
+        raise MemoryError
+    pthread_mutex_init(&relay.lock, NULL)
+    pthread_cond_init(&relay.moved, NULL)
+    failed = kf_start_thread(&thread, run_relay, &relay)
+    try:
+        if failed:
+            raise OSError(failed, os.strerror(failed))
+        while state == 1:
+            with nogil:
+                state = eat_span(&relay, fused)
+            if state < 0:
+                raise MemoryError
+            PyErr_CheckSignals()
+            if progress is not None and state == 1:
+                progress(fused.whole.size_bytes)
+    finally:
+        if not failed:
+            with nogil:
+                pthread_mutex_lock(&relay.lock)
+                relay.stopped = True
+                pthread_cond_signal(&relay.moved)
+                pthread_mutex_unlock(&relay.lock)
+                pthread_join(thread, NULL)
+        pthread_cond_destroy(&relay.moved)
+        pthread_mutex_destroy(&relay.lock)
+        free(relay.memory)
+    if relay.error:
+        raise OSError(relay.error, os.strerror(relay.error))
+    return 0
+
+
+cdef bint digest_small(int source, int target, kf_fused *fused, Py_ssize_t claimed) except -1:
+    """Read and hash on this thread alone. False when the file is longer than it claimed (nothing is lost then)."""
+    cdef Py_ssize_t size = claimed + 1  # one more, to see the end
+    cdef uint8_t *memory = <uint8_t *>malloc(size)
+    cdef Py_ssize_t got
+    cdef int failed = 0
+    if memory == NULL:
+        raise MemoryError
+    try:
+        with nogil:
+            got = transfer(source, target, memory, size, 0)
+            if 0 < got < size:
+                failed = kf_fused_update(fused, memory, got)
+    finally:
+        free(memory)
+    if failed:
+        raise MemoryError
+    if got < 0:
+        raise OSError(<int>(-got), os.strerror(<int>(-got)))
+    return got < size
+
+
+cdef object digest_descriptor(int source, int target, object chunk_size_bytes, object progress):
+    cdef FusedSha1 stream = FusedSha1(chunk_size_bytes)
+    cdef long long claimed
+    cdef bint done = False
+    with nogil:
+        claimed = kf_claimed_size(source)
+    if 0 <= claimed <= SMALL_FILE_SIZE_BYTES:
+        done = digest_small(source, target, &stream.fused, claimed)
+    if not done:
+        with nogil:
+            if target >= 0 and kf_clone(source, target) == 0:
+                source = target
+                target = -1
+            kf_expect_sequential(source)
+        digest_by_relay(source, target, &stream.fused, progress)
+    digests = stream.finish()
+    if progress is not None:
+        progress(digests.size)
+    return digests
+
+
+def digest_file(int fd, chunk_size_bytes, *, progress=None) -> Digests:
+    """Return the digests of a file, from its first byte to its end; the descriptor's position does not matter.
+
+    A second thread reads ahead, within 2 MiB of memory.
+
+    :param fd: a descriptor open for reading, of something that ``pread`` works on.
+    :param chunk_size_bytes: the length of a chunk, a positive multiple of 64.
+    :param progress: called in the calling thread with the bytes done so far, every 8 MiB or more, and at the end;
+        what it raises ends the call.
+    :raises ValueError: the chunk size is not a positive multiple of 64.
+    :raises OSError: reading failed.
+    """
+    return digest_descriptor(fd, -1, chunk_size_bytes, progress)
+
+
+def copy_file(int source_fd, int target_fd, chunk_size_bytes, *, progress=None) -> Digests:
+    """Copy a file to an empty one and return the digests of what was written.
+
+    Shares the blocks where the file system can (a large file, the target open for reading too) and hashes the
+    clone; else a second thread reads and writes while this one hashes the same memory.
+
+    :param source_fd: a descriptor open for reading.
+    :param target_fd: a descriptor open for writing, of an empty file; open it O_RDWR to allow a clone.
+    :param chunk_size_bytes: the length of a chunk, a positive multiple of 64.
+    :param progress: as for :func:`digest_file`.
+    :raises ValueError: the chunk size is not a positive multiple of 64.
+    :raises OSError: reading or writing failed; ``errno`` says how (ENOSPC, EIO, ...).
+    """
+    return digest_descriptor(source_fd, target_fd, chunk_size_bytes, progress)

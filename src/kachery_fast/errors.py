@@ -43,15 +43,20 @@ __all__ = [
     "NotADataFile",
     "NotAvailable",
     "NotInStore",
+    "NotOnHub",
     "NotPermitted",
     "ObjectExists",
     "ObjectMissing",
+    "OwnerTokenRefused",
     "PartialTransfer",
+    "RateLimited",
     "SignatureInvalid",
     "StaleMessage",
     "Stalled",
     "TooLarge",
     "UploadRefused",
+    "UrlExpired",
+    "WrongSize",
 ]
 
 
@@ -191,6 +196,13 @@ class NotAvailable(KacheryError):
     http_status = 404
 
 
+class NotOnHub(KacheryError):
+    """The hub has no {kind} {name!r}. {advice}"""
+
+    exit_code = 3
+    http_status = 404
+
+
 class ObjectMissing(KacheryError):
     """The bucket has no object {object}."""
 
@@ -199,6 +211,14 @@ class ObjectMissing(KacheryError):
 
 
 # --- 4: not permitted
+
+
+class OwnerTokenRefused(KacheryError):
+    """The hub refused the owner's token: {why}. Pass the right one with --token or KACHERY_HUB_TOKEN; a hub's own
+    machine keeps it in the file owner-token of the hub's directory."""
+
+    exit_code = 4
+    http_status = 401
 
 
 class NotPermitted(KacheryError):
@@ -237,6 +257,14 @@ class UploadRefused(KacheryError):
     http_status = 403
 
 
+class UrlExpired(KacheryError):
+    """The signed URL for {object} is no longer valid ({why}). A new one is needed; if new ones expire too, check
+    the clocks of this machine and of the hub."""
+
+    exit_code = 4
+    http_status = 403
+
+
 # --- 5: unreachable
 
 
@@ -269,6 +297,13 @@ class BucketUnreachable(KacheryError):
     http_status = 503
 
 
+class RateLimited(KacheryError):
+    """{who} asked too often: {limit}. Try again in {retry_seconds} s."""
+
+    exit_code = 5
+    http_status = 429
+
+
 class HubError(KacheryError):
     """The hub {url} failed: {why}."""
 
@@ -298,6 +333,10 @@ class CorruptObject(KacheryError):
 
     exit_code = 6
     http_status = 502
+
+
+class WrongSize(CorruptObject):
+    """The object {object} in the bucket is damaged: it has {found} bytes, expected {expected}."""
 
 
 class ManifestInvalid(KacheryError):

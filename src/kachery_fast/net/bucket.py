@@ -1,0 +1,218 @@
+"""Objects of a bucket by URL: put, get, head; what each status means; retries.
+
+A bucket is anything with Google Cloud Storage's manners (ARCHITECTURE §2): range GET, create-only PUT to a signed
+URL, 404 missing, 403 refused, 412 exists.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, Mapping
+from email.utils import parsedate_to_datetime
+from typing import NamedTuple, Protocol, TypeVar
+from urllib.parse import quote
+
+from ..config import Settings
+from ..errors import (
+    BucketUnreachable,
+    KacheryError,
+    ObjectMissing,
+    PartialTransfer,
+    Stalled,
+    UploadRefused,
+    UrlExpired,
+    WrongSize,
+)
+from .ranges import Meter, Progress, RangeClient, Response
+
+__all__ = ["Bucket", "HttpBucket", "SignedUpload"]
+
+T = TypeVar("T")
+
+_log = logging.getLogger("kachery_fast.net")
+_PASSING = frozenset({408, 409, 421, 425, 429})
+
+
+class SignedUpload(NamedTuple):
+    """Leave to PUT one object: its name, the signed URL, and the headers that the signature covers."""
+
+    object_name: str
+    url: str
+    headers: dict[str, str]
+
+
+class Bucket(Protocol):
+    """What a node needs of a bucket; ``HttpBucket`` and ``memory.MemoryBucket`` have it."""
+
+    async def get_into(self, object_name: str, memory: memoryview, *, progress: Progress | None = None) -> None:
+        """Receive a whole object into ``memory``, which has exactly its size in bytes.
+
+        A broken transfer goes on from the byte it reached. ``progress`` may be called from another thread, with the
+        bytes received since its last call, or with a negative number when bytes are received again.
+
+        :raises ObjectMissing, UploadRefused: 404; 401 or 403. :raises WrongSize: the object is of another size.
+        :raises PartialTransfer, Stalled, BucketUnreachable: still so after ``retry_attempts_max`` tries in a row.
+        """
+
+    async def get_small(self, object_name: str, limit_bytes: int) -> bytes:
+        """Return a small object. :raises TooLarge: it is longer than ``limit_bytes``; else as ``get_into``."""
+
+    async def size(self, object_name: str) -> int:
+        """Return an object's size in bytes. :raises ObjectMissing: else as ``get_into``."""
+
+    async def put_from(self, upload: SignedUpload, fd: int, offset: int, length: int, *,
+                       progress: Progress | None = None) -> bool:
+        """Upload ``length`` bytes of the open file ``fd`` from byte ``offset`` on; False when it was there already.
+
+        :raises UrlExpired: the URL must be signed anew. :raises UploadRefused: the bucket does not want it.
+        :raises FileChanged: the file ends too early. :raises Stalled, BucketUnreachable: after all tries.
+        """
+
+
+class HttpBucket:
+    """A bucket at a base URL (``{base_url}/{object name}``).
+
+    :param sleep: waits for a number of seconds; :param uniform: draws the jitter, ``random.uniform``-like.
+    """
+
+    def __init__(self, base_url: str, client: RangeClient, settings: Settings, *,
+                 sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+                 uniform: Callable[[float, float], float] = random.uniform) -> None:
+        self._base_url = base_url.rstrip("/")
+        self._client = client
+        self._settings = settings
+        self._sleep = sleep
+        self._uniform = uniform
+
+    async def get_into(self, object_name: str, memory: memoryview, *, progress: Progress | None = None) -> None:
+        url, size, at = self._url(object_name), len(memory), 0
+        tries = _Tries(self, object_name)
+        while True:
+            try:
+                received = await self._client.receive(url, memory[at:], start=at or None, total=size,
+                                                      progress=progress)
+            except (PartialTransfer, Stalled, BucketUnreachable) as error:
+                got = int(error.details.get("received", 0))
+                at += got
+                if got >= self._settings.small_read_size_bytes:
+                    tries.count = 0  # it moves: only tries in a row that bring nothing are counted
+                if at == size:
+                    return
+                await tries.failed(error, received=at, expected=size)
+                continue
+            answer = received.response
+            if answer.status == (206 if at else 200):
+                return
+            if answer.status == 416:
+                raise WrongSize(object=object_name, found=answer.headers.get("content-range", "fewer"), expected=size)
+            if at and answer.status == 200:  # a server without ranges: from the start
+                if progress is not None:
+                    progress(-at)
+                at = 0
+            await tries.answered(answer, "the download")
+
+    async def get_small(self, object_name: str, limit_bytes: int) -> bytes:
+        url = self._url(object_name)
+        return (await self._small(object_name, lambda: self._client.get_small(url, limit_bytes))).body
+
+    async def size(self, object_name: str) -> int:
+        url = self._url(object_name)
+        length = (await self._small(object_name, lambda: self._client.head(url))).headers.get("content-length")
+        if length is None:
+            raise BucketUnreachable(object=object_name, why="it does not tell the object's size", attempts=1)
+        return int(length)
+
+    async def put_from(self, upload: SignedUpload, fd: int, offset: int, length: int, *,
+                       progress: Progress | None = None) -> bool:
+        tries = _Tries(self, upload.object_name)
+        while True:
+            meter = Meter(progress)
+            answer: Response | None = None
+            try:
+                answer = await self._client.send(upload.url, fd, offset, length, headers=upload.headers,
+                                                 progress=meter.told)
+            except (Stalled, BucketUnreachable) as error:
+                await tries.failed(error)
+            if answer is not None:
+                if answer.status in (200, 201, 204):
+                    return True
+                if answer.status == 412:
+                    return False
+                await tries.answered(answer, "the upload")
+            meter.undo()
+
+    async def _small(self, object_name: str, ask: Callable[[], Awaitable[Response]]) -> Response:
+        tries = _Tries(self, object_name)
+        while True:
+            try:
+                answer = await ask()
+            except (PartialTransfer, Stalled, BucketUnreachable) as error:
+                await tries.failed(error)
+                continue
+            if answer.status == 200:
+                return answer
+            await tries.answered(answer, "the download")
+
+    def _url(self, object_name: str) -> str:
+        return f"{self._base_url}/{quote(object_name)}"
+
+
+class _Tries:
+    """The tries of one operation: decides whether to wait and go on, or to raise."""
+
+    def __init__(self, bucket: HttpBucket, object_name: str) -> None:
+        self._bucket = bucket
+        self._object_name = object_name
+        self.count = 0
+
+    async def failed(self, error: KacheryError, **details: object) -> None:
+        """No answer: wait, or raise ``error`` under the object's name when it was the last try."""
+        self.count += 1
+        if self.count >= self._bucket._settings.retry_attempts_max:
+            raise type(error)(**{**error.details, **details, "object": self._object_name, "attempts": self.count,
+                                 "what": f"The transfer of {self._object_name}"}) from error
+        await self._pause(0.0, error.message)
+
+    async def answered(self, answer: Response, action: str) -> None:
+        """An answer that is no success: raise what it means, or wait when it may pass.
+
+        :raises ObjectMissing, UrlExpired, UploadRefused: 404; an expired signature; any other refusal.
+        :raises BucketUnreachable: a passing trouble (5xx, 429 and the like) on the last try.
+        """
+        text = answer.body.decode("utf-8", "replace")
+        why = " ".join(text.split())[:200] or "no reason given"
+        name = self._object_name
+        if answer.status == 404 and action == "the download":
+            raise ObjectMissing(object=name)
+        if answer.status in (400, 401, 403) and action == "the upload" and (not text or "expired" in text.lower()):
+            raise UrlExpired(object=name, why=why)
+        if answer.status < 500 and answer.status not in _PASSING and answer.status not in (200, 206):
+            if 300 <= answer.status < 400:
+                why = "it points elsewhere, and redirects are not followed"
+            raise UploadRefused(action=action, object=name, why=why, status=answer.status)
+        self.count += 1
+        if self.count >= self._bucket._settings.retry_attempts_max:
+            raise BucketUnreachable(object=name, why=f"HTTP {answer.status}: {why}", attempts=self.count)
+        await self._pause(_retry_after_seconds(answer.headers), f"HTTP {answer.status}")
+
+    async def _pause(self, floor_seconds: float, why: str) -> None:
+        """Exponential back-off with full jitter, and no shorter than the bucket asked for (up to twice the cap)."""
+        settings = self._bucket._settings
+        ceiling = min(settings.retry_cap_seconds, settings.retry_base_seconds * 2 ** (self.count - 1))
+        floor_seconds = min(floor_seconds, 2 * settings.retry_cap_seconds)
+        seconds = max(floor_seconds, self._bucket._uniform(0.0, ceiling))
+        _log.info("%s: %s; trying again in %.1f s", self._object_name, why, seconds)
+        await self._bucket._sleep(seconds)
+
+
+def _retry_after_seconds(headers: Mapping[str, str]) -> float:
+    """RFC 9110 §10.2.3: seconds, or a date, which is read against the answer's own Date; 0.0 when absent."""
+    text = headers.get("retry-after", "")
+    if text.isdecimal():
+        return float(text[:9])
+    try:
+        return max(0.0, (parsedate_to_datetime(text) - parsedate_to_datetime(headers["date"])).total_seconds())
+    except (KeyError, TypeError, ValueError, IndexError):
+        return 0.0

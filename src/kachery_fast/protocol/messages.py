@@ -20,10 +20,11 @@ from .names import is_sha1
 from .signing import public_id, sign, sign_2022, verify, verify_2022
 
 __all__ = [
-    "Assign", "BandBody", "Cancel", "ChannelInfo", "Failed", "FileKey", "GetNodeConfig", "GetPubsubToken", "HubBody", "JoinChannel",
-    "LeaveChannel", "Member", "NodeConfig", "ObjectSpec", "Offer", "Progress", "PubsubInfo", "PubsubToken", "Ready",
-    "ReportCorrupt", "RequestFile2022", "SignUploads", "SignedObject", "SignedUploads", "UploadFileStatus2022", "Want",
-    "compress", "decode_band", "decode_hub_request", "encode_band", "encode_hub_request", "expand",
+    "Assign", "BandBody", "Cancel", "ChannelInfo", "Failed", "GetNodeConfig", "GetPubsubToken", "HubBody",
+    "JoinChannel", "LeaveChannel", "Member", "NodeConfig", "ObjectSpec", "Offer", "Progress", "PubsubInfo",
+    "PubsubToken", "Ready", "ReportCorrupt", "RequestFile2022", "SignUploads", "SignedObject", "SignedUploads",
+    "UploadFileStatus2022", "Want", "compress", "decode_band", "decode_hub_request", "encode_band",
+    "encode_hub_request", "expand",
 ]
 
 Ranges = list[tuple[int, int]]
@@ -104,14 +105,6 @@ class Failed(_Body, tag="failed"):
     reason: str
     detail: str = ""
     chunks: Ranges = []
-
-
-class FileKey(msgspec.Struct, rename="camel", omit_defaults=True):
-    """A file of 2022, or with ``chunk_of`` a part of one."""
-
-    sha1: str
-    manifest_sha1: str | None = None
-    chunk_of: dict[str, Any] | None = None
 
 
 class RequestFile2022(msgspec.Struct, tag="requestFile", rename="camel"):

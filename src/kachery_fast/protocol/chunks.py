@@ -1,0 +1,87 @@
+"""Which chunks of a file are where: the book that a requester keeps.
+
+Every operation costs the same for a file of one chunk and of a hundred thousand: states are one byte a chunk, and the
+queues are heaps whose stale entries are dropped when they surface.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import IntEnum
+from heapq import heappop, heappush
+
+__all__ = ["ChunkBook", "State"]
+
+
+class State(IntEnum):
+    """Where one chunk is."""
+
+    UNKNOWN = 0   # nobody has looked
+    ABSENT = 1    # not in the bucket; some node must be asked
+    ASSIGNED = 2  # a provider is to upload it
+    READY = 3     # in the bucket, as far as we were told
+    LOADING = 4   # a download is under way
+    HELD = 5      # on disk, not yet verified
+    CHECKING = 6  # it arrived damaged; the hub looks at the object
+    GOOD = 7      # on disk and verified
+
+
+class ChunkBook:
+    """States of the chunks of one file, and which of them are needed at all."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._states = bytearray(count)
+        self._needed = bytearray(count)
+        self._counts = [0] * len(State)
+        self._queues: dict[State, list[int]] = {State.UNKNOWN: [], State.ABSENT: [], State.READY: []}
+        self.needed_count = 0
+
+    def __getitem__(self, index: int) -> State:
+        return State(self._states[index])
+
+    def need(self, indices: Iterable[int]) -> None:
+        """Add chunks to those that are needed."""
+        for index in indices:
+            if not self._needed[index]:
+                self._needed[index] = 1
+                self.needed_count += 1
+                state = State(self._states[index])
+                self._counts[state] += 1
+                if state in self._queues:
+                    heappush(self._queues[state], index)
+
+    def is_needed(self, index: int) -> bool:
+        """Whether somebody wants this chunk."""
+        return bool(self._needed[index])
+
+    def move(self, index: int, state: State) -> None:
+        """Record that a chunk is now in ``state``."""
+        if self._needed[index]:
+            self._counts[self._states[index]] -= 1
+            self._counts[state] += 1
+            if state in self._queues:
+                heappush(self._queues[state], index)
+        self._states[index] = state
+
+    def count_in(self, *states: State) -> int:
+        """How many needed chunks are in one of ``states``."""
+        return sum(self._counts[state] for state in states)
+
+    def take(self, state: State, into: State) -> int | None:
+        """Move the first needed chunk that is in ``state`` to ``into`` and return its index, or None."""
+        queue = self._queues[state]
+        while queue:
+            index = heappop(queue)
+            if self._states[index] == state:
+                self.move(index, into)
+                return index
+        return None
+
+    def needed_in(self, state: State) -> list[int]:
+        """Return the needed chunks in ``state``; costs a pass over all chunks."""
+        return [index for index in range(self.count) if self._needed[index] and self._states[index] == state]
+
+    def all_good(self, indices: Iterable[int]) -> bool:
+        """Whether all these chunks are verified."""
+        return all(self._states[index] == State.GOOD for index in indices)

@@ -1,0 +1,75 @@
+"""What was tried to get a file, and what each party answered: the account that replaces a bare "not found"."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import NotAvailable
+
+__all__ = ["Inquiry", "node_text"]
+
+
+def node_text(node_id: str, label: str) -> str:
+    """Name a node for people: its label and the beginning of its id."""
+    return f"{label} ({node_id[:8]})" if label else f"node {node_id[:8]}"
+
+
+@dataclass
+class Inquiry:
+    """The account of one request on one channel; facts are noted as they come, in the order they came.
+
+    ``providers`` maps the node ids of everybody else who may provide files there to their labels.
+    """
+
+    uri: str
+    channel: str
+    providers: dict[str, str] = field(default_factory=dict)
+    bucket: str = "not looked at"
+    rounds: int = 0
+    answers: dict[str, str] = field(default_factory=dict)
+
+    def note(self, node_id: str, answer: str) -> None:
+        """Remember the last word of a node, or what became of it."""
+        self.answers[node_id] = answer
+
+    def label(self, node_id: str) -> str:
+        """Name a node for people."""
+        return node_text(node_id, self.providers.get(node_id, ""))
+
+    def tried(self) -> str:
+        """Return the account as one line."""
+        parts = [f"bucket: {self.bucket}"]
+        if self.rounds:
+            times = "once" if self.rounds == 1 else f"{self.rounds} times"
+            parts.append(f"asked {self._crowd()} {times}")
+        else:
+            parts.append("nobody was asked")
+        parts.extend(f"{self.label(node_id)}: {answer}" for node_id, answer in self.answers.items())
+        silent = [node_id for node_id in self.providers if node_id not in self.answers] if self.rounds else []
+        if silent:
+            names = ", ".join(self.label(node_id) for node_id in silent[:5])
+            more = f" and {len(silent) - 5} more" if len(silent) > 5 else ""
+            parts.append(f"no answer from {names}{more} (a node without the file keeps silent)")
+        return "; ".join(parts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the account as plain JSON, as ``kachery-fast why --json`` prints it."""
+        return {
+            "channel": self.channel,
+            "bucket": self.bucket,
+            "rounds": self.rounds,
+            "asked": [{"node": node_id, "label": label} for node_id, label in self.providers.items()],
+            "answers": [
+                {"node": node_id, "label": self.providers.get(node_id, ""), "answer": answer}
+                for node_id, answer in self.answers.items()
+            ],
+        }
+
+    def error(self, why: str) -> NotAvailable:
+        """Return the error that carries the account."""
+        return NotAvailable(uri=self.uri, channel=self.channel, why=why, tried=self.tried(), account=self.to_dict())
+
+    def _crowd(self) -> str:
+        count = len(self.providers)
+        return "1 node" if count == 1 else f"{count} nodes"

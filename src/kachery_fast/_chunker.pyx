@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 
+cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.errno cimport EFAULT, EINTR, EIO, ENXIO, EOPNOTSUPP, errno
 from libc.stdint cimport uint8_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcmp
+from libc.string cimport memcmp, memcpy
 
 from kachery_fast._core cimport (
     KF_SHA1_DIGEST_SIZE,
@@ -197,6 +198,7 @@ def chunk_ranges(size_bytes, chunk_size_bytes) -> list[tuple[int, int]]:
     return [(start, min(start + chunk_size_bytes, size_bytes)) for start in range(0, size_bytes, chunk_size_bytes)]
 
 
+@cython.final
 cdef class ChunkMemory:
     """The place of one chunk in the file, to be filled. ``Reassembly.open_chunk`` makes it.
 
@@ -315,6 +317,7 @@ cdef int read_fully(int fd, uint8_t *data, Py_ssize_t size, long long offset) no
     return 0
 
 
+@cython.final
 cdef class Reassembly:
     """A file that is put together from its chunks, in any order, in place.
 
@@ -395,7 +398,7 @@ cdef class Reassembly:
             digest = bytes.fromhex(chunk_sha1s[index])
             if len(digest) != KF_SHA1_DIGEST_SIZE:
                 raise ValueError(f"the digest of chunk {index} is not 40 hexadecimal digits")
-            (self.digests + index * KF_SHA1_DIGEST_SIZE)[:KF_SHA1_DIGEST_SIZE] = digest
+            memcpy(self.digests + index * KF_SHA1_DIGEST_SIZE, PyBytes_AS_STRING(digest), KF_SHA1_DIGEST_SIZE)
         if self.borders[self.chunk_count] != self.file_size:
             raise ValueError(f"the chunks end at {self.borders[self.chunk_count]}, the file at {self.file_size}")
         return 0

@@ -12,6 +12,7 @@ from collections import namedtuple
 
 from kachery_fast.errors import InvalidSetting
 
+cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
@@ -217,6 +218,7 @@ cdef object digests_of(const kf_fused *fused):
     return Digests(fused.whole.size_bytes, hexadecimal(digest), tuple(chunks))
 
 
+@cython.final
 cdef class Sha1:
     """A SHA-1 in the making, as ``hashlib.sha1``, by a kernel of choice.
 
@@ -290,6 +292,7 @@ cdef class Sha1:
         return twin
 
 
+@cython.final
 cdef class FusedSha1:
     """The SHA-1 of a stream and that of each of its chunks, in one pass.
 

@@ -62,6 +62,7 @@ class Settings:
     token_life_seconds: float
     message_size_bytes_max: int
     message_age_seconds_max: float
+    publish_timeout_seconds: float
     offer_wait_seconds: float
     offer_gather_seconds: float
     want_rounds_max: int
@@ -134,6 +135,8 @@ SETTINGS: tuple[Setting, ...] = (
             "The longest message on a band, signature included.", minimum=1024),
     Setting("message_age_seconds_max", 120.0, "seconds", "KACHERY_MESSAGE_AGE_SECONDS_MAX",
             "Older signed messages, and ones from the future, are refused.", minimum=1),
+    Setting("publish_timeout_seconds", 10.0, "seconds", "KACHERY_PUBLISH_TIMEOUT_SECONDS",
+            "How long a message on a band is tried before the channel is called unreachable.", minimum=0.01),
     Setting("offer_wait_seconds", 3.0, "seconds", "KACHERY_OFFER_WAIT_SECONDS",
             "How long to wait for a first offer before asking again.", minimum=0.01),
     Setting("offer_gather_seconds", 0.1, "seconds", "KACHERY_OFFER_GATHER_SECONDS",

@@ -1,0 +1,384 @@
+"""The embedded pub/sub broker: the Ably realtime protocol over websockets, mounted into the hub's HTTP server.
+
+What it offers: publish, subscribe, capabilities by channel name, tokens renewed in place, resume after a broken
+connection, replay from a bounded ring. What it does not: presence, history, deltas, push. Everything is in memory:
+a broker that starts anew knows nothing of the one before, and a client that attaches with a serial of that one gets
+the whole ring, so that whatever was published between its peers' return and its own still reaches it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from aiohttp import hdrs, web
+
+from .broker_connection import Connection, Session
+from .broker_rings import Ring, RingLimits, Rings
+from .broker_wire import SUBSCRIBE, Action, Fault, frame
+from .tokens import (
+    LIFE_SECONDS_MAX,
+    REQUEST_AGE_SECONDS_MAX,
+    Claims,
+    TokenKey,
+    TokenRequest,
+    check_token,
+    check_token_request,
+    make_token,
+    read_capability,
+)
+
+__all__ = ["Broker", "BrokerLimits", "TokenKey", "is_websocket"]
+
+log = logging.getLogger("kachery_fast.embedded.broker")
+
+REQUEST_SIZE_BYTES_MAX = 65536
+DEFAULT_TTL_SECONDS = 3600.0
+MSGPACK = "application/x-msgpack"
+
+
+@dataclass(frozen=True)
+class BrokerLimits:
+    """Every bound of the broker. The connection's memory is at most ``send_queue_bytes_max`` and one frame."""
+
+    message_size_bytes_max: int = 65536
+    frame_size_bytes_max: int = 524288
+    inbound_rate_max: float = 2000.0
+    """Protocol messages per second from one connection, averaged; faster clients are read more slowly."""
+    inbound_burst_max: float = 4000.0
+    connections_max: int = 4096
+    channels_max: int = 8192
+    attachments_max: int = 256
+    send_queue_bytes_max: int = 8 * 1024 * 1024
+    ring_messages_max: int = 1024
+    ring_size_bytes_max: int = 1024 * 1024
+    ring_total_size_bytes_max: int = 64 * 1024 * 1024
+    connection_state_seconds: float = 120.0
+    """How long a broken connection can be resumed, and how long a message is kept for replay."""
+    idle_seconds: float = 6.0
+    """A client that has heard nothing for this long may take the broker for gone; a heartbeat goes out before."""
+    tick_seconds: float = 0.5
+    close_seconds: float = 2.0
+
+
+def is_websocket(request: web.BaseRequest) -> bool:
+    """Say whether a request asks for a websocket, and so belongs to the broker."""
+    return request.headers.get(hdrs.UPGRADE, "").lower() == "websocket"
+
+
+class Broker:
+    """All connections and channels of one hub process. Use it on one running event loop; ``close`` it at the end."""
+
+    def __init__(self, *, keys: TokenKey, clock: Callable[[], float] = time.time,
+                 limits: BrokerLimits | None = None) -> None:
+        """
+        :param keys: the key whose tokens are accepted, and which ``issue_token`` signs with.
+        :param clock: seconds since the epoch; tokens and the age of messages go by it.
+        """
+        self.key = keys
+        self.clock = clock
+        self.limits = limits or BrokerLimits()
+        self.incarnation = secrets.token_hex(6)
+        self.counters: Counter[str] = Counter()
+        self.rings = Rings(self.incarnation, RingLimits(
+            self.limits.ring_messages_max, self.limits.ring_size_bytes_max, self.limits.ring_total_size_bytes_max,
+            self.limits.connection_state_seconds))
+        self._started = _floor_ms(clock())
+        self._connections: dict[str, Connection] = {}
+        self._sessions: dict[str, Session] = {}
+        self._numbers = 0
+        self._revoked: dict[str, float] = {}
+        self._nonces: dict[str, float] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ticker: asyncio.Task[None] | None = None
+        self._closed = False
+
+    # --- the hub's side
+
+    def routes(self) -> list[web.RouteDef]:
+        """Return ``GET /`` (websocket upgrades; anything else is 426), ``POST /keys/{key_name}/requestToken`` and
+        ``GET /time``. A hub with a page of its own at ``/`` calls ``serve`` from there when ``is_websocket``."""
+        return [
+            web.get("/", self.serve),
+            web.post("/keys/{key_name}/requestToken", self._request_token),
+            web.get("/time", self._time),
+        ]
+
+    def issue_token(self, client_id: str, capability: Mapping[str, Sequence[str]],
+                    life_seconds: float) -> dict[str, Any]:
+        """Return a TokenDetails map for a client: ``token``, ``issued``, ``expires`` (ms), ``clientId``,
+        ``capability`` (JSON text).
+
+        :param capability: channel name -> operations, ``{"lab-requestFiles": ["publish"]}``; names are exact.
+        """
+        issued = _floor_ms(self.clock())
+        if client_id in self._revoked:
+            issued = max(issued, self._revoked[client_id] + 0.001)
+        return make_token(self.key, client_id, capability, issued, life_seconds)
+
+    async def revoke(self, client_id: str) -> int:
+        """Refuse every token of ``client_id`` issued until now and cut its connections; return how many were cut.
+
+        Not kept over a restart; but tokens from before the broker's start are never accepted either.
+        """
+        self._revoked[client_id] = _floor_ms(self.clock())
+        for session in [session for session in self._sessions.values() if session.client_id == client_id]:
+            self.forget(session)
+        mine = [connection for connection in self._connections.values() if connection.session.client_id == client_id]
+        for connection in mine:
+            connection.disconnect(Fault(40141, 401, "The token was revoked."))
+        return len(mine)
+
+    def stats(self) -> dict[str, int]:
+        """Return counters since the start, and how many connections, sessions, channels and ring bytes there are."""
+        return {**self.counters, "connections": len(self._connections), "sessions": len(self._sessions),
+                "channels": len(self.rings.by_name), "ring_bytes": self.rings.size_bytes}
+
+    async def close(self) -> None:
+        """Tell every client to come back later, close all connections, and end the broker's tasks."""
+        self._closed = True
+        if self._ticker is not None:
+            self._ticker.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._ticker
+        for connection in list(self._connections.values()):
+            connection.disconnect(Fault(80003, 400, "The broker is stopping."))
+        while self._tasks:
+            await asyncio.wait(list(self._tasks))
+
+    # --- websockets
+
+    async def serve(self, request: web.Request) -> web.StreamResponse:
+        """Handle ``GET /``: authenticate, connect or resume, and speak the protocol until the client leaves."""
+        if not is_websocket(request):
+            return web.Response(status=426, text="This is a websocket.\n", headers={hdrs.UPGRADE: "websocket"})
+        websocket = web.WebSocketResponse(
+            compress=False, max_msg_size=self.limits.frame_size_bytes_max, timeout=self.limits.close_seconds,
+            heartbeat=30.0)
+        await websocket.prepare(request)
+        transport = request.transport
+        if transport is None or self._closed:
+            await websocket.close()
+            return websocket
+        claims = self._admit(request)
+        if isinstance(claims, Fault):
+            self.counters["connects_refused"] += 1
+            # A fault that may pass is a DISCONNECTED, so that the client comes back; the others are final.
+            action = Action.DISCONNECTED if claims.status == 429 else Action.ERROR
+            transport.write(frame({"action": action, "error": claims.to_map()},
+                                  request.query.get("format") == "msgpack"))
+            await websocket.close()
+            return websocket
+        self._start_ticking()
+        session, error = self._session(claims, request.query)
+        connection = Connection(self, session, claims, request.query, websocket, transport)
+        self._connections[session.id] = connection
+        self.counters["connects"] += 1
+        connection.send_connected(error)
+        try:
+            await connection.run()
+        finally:
+            session.left_seconds = connection.loop.time()
+            if self._connections.get(session.id) is connection:
+                del self._connections[session.id]
+            # The close that was begun elsewhere sends what is left; the handler must not end before it.
+            await connection.closed()
+        return websocket
+
+    def _admit(self, request: web.Request) -> Claims | Fault:
+        query = request.query
+        if len(self._connections) >= self.limits.connections_max:
+            return Fault(42900, 429, "Too many connections.")
+        token = query.get("access_token") or query.get("accessToken") or ""
+        if not token:
+            # A key in a URL ends up in logs, and it grants everything: only tokens are taken.
+            return Fault(40101, 401, "Only tokens are accepted here; basic authentication is not.")
+        claims = self.check(token)
+        if isinstance(claims, Fault):
+            return claims
+        asked = query.get("clientId", "")
+        if asked and claims.client_id == "*":
+            return claims._replace(client_id=asked)
+        if asked and asked != claims.client_id:
+            return Fault(40102, 401, "The clientId asked for is not the token's.")
+        return claims
+
+    def check(self, token: str) -> Claims | Fault:
+        """Verify a token: form, signature, times, and that it was issued after this broker's start and after the
+        last revocation of its client. The latter two have a code that makes a client fetch a new token."""
+        claims = check_token(self.key, token, self.clock())
+        if isinstance(claims, Fault):
+            return claims
+        if claims.issued < self._started:
+            return Fault(40142, 401, "The token is from before the broker's start. Ask the hub for a new one.")
+        if claims.issued <= self._revoked.get(claims.client_id, -1.0):
+            return Fault(40141, 401, "The token was revoked. Ask the hub for a new one.")
+        return claims
+
+    def _session(self, claims: Claims, query: Any) -> tuple[Session, Fault | None]:
+        """Resume the session whose connection key the client shows, else begin one."""
+        key = query.get("resume", "")
+        session = self._sessions.get(key) if key else None
+        if session is not None and session.client_id == claims.client_id:
+            before = self._connections.pop(session.id, None)
+            if before is not None:
+                before.close()
+            self.counters["resumes"] += 1
+            return session, None
+        if len(self._sessions) >= 2 * self.limits.connections_max:
+            self._drop_oldest_session()
+        self._numbers += 1
+        session = Session(self.incarnation, self._numbers, claims.client_id)
+        self._sessions[session.key] = session
+        return session, (Fault(80008, 400, "The connection could not be recovered.") if key else None)
+
+    def _drop_oldest_session(self) -> None:
+        for key, session in self._sessions.items():
+            if session.id not in self._connections:
+                del self._sessions[key]
+                return
+
+    def forget(self, session: Session) -> None:
+        """Make a session impossible to resume."""
+        self._sessions.pop(session.key, None)
+
+    # --- channels
+
+    def ring(self, name: str) -> Ring | None:
+        """Return a channel's ring, or ``None`` when there are too many channels for a new one."""
+        if name not in self.rings.by_name and len(self.rings.by_name) >= self.limits.channels_max:
+            return None
+        return self.rings.get(name)
+
+    def publish(self, sender: Connection, name: str, serial: int, messages: list[dict[str, Any]], size_bytes: int,
+                serials: list[str]) -> Fault | None:
+        """Number the messages, keep them, and send them to every member that may subscribe.
+
+        A message whose own id its client has sent already, as far as the ring remembers, is left out.
+
+        :param serials: receives one serial for each message that was sent.
+        """
+        ring = self.ring(name)
+        if ring is None:
+            return Fault(42900, 429, "Too many channels.")
+        session = sender.session
+        base, fresh, keys = f"{session.id}:{serial}", [], []
+        for index, message in enumerate(messages):
+            if "id" in message:
+                key = (message.get("clientId", session.id), message["id"])
+                if key in ring.keys or key in keys:
+                    self.counters["repeated"] += 1
+                    continue
+                keys.append(key)
+            else:
+                message["id"] = f"{base}:{index}"
+            fresh.append(message)
+        if not fresh:
+            return None
+        now = self.clock()
+        body = {"action": Action.MESSAGE, "id": base, "channel": name, "connectionId": session.id,
+                "timestamp": int(now * 1000), "messages": fresh}
+        entry = self.rings.append(ring, body, now=now, size_bytes=size_bytes + 200, sender=session.id,
+                                  keys=tuple(keys))
+        self.counters["published"] += len(fresh)
+        for member, modes in list(ring.members.items()):
+            if modes & SUBSCRIBE and (member.echo or member is not sender):
+                member.deliver(entry.outbound)
+        serials.extend(f"{body['channelSerial']}:{index}" for index in range(len(fresh)))
+        return None
+
+    # --- time
+
+    def _start_ticking(self) -> None:
+        if self._ticker is None:
+            self._ticker = asyncio.get_running_loop().create_task(self._tick_for_ever())
+
+    async def _tick_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(self.limits.tick_seconds)
+            self.tick()
+
+    def tick(self) -> None:
+        """Do what is due: heartbeats, requests for new tokens, ends of tokens, forgetting."""
+        now, elapsed = self.clock(), asyncio.get_running_loop().time()
+        quiet_seconds = self.limits.idle_seconds / 2
+        for connection in list(self._connections.values()):
+            if connection.closing:
+                continue
+            if now >= connection.claims.expires:
+                self.counters["expired"] += 1
+                connection.disconnect(Fault(40142, 401, "The token has expired."))
+            elif now >= connection.renew_at:
+                connection.renew_at = connection.claims.expires
+                connection.send({"action": Action.AUTH})
+            elif elapsed - connection.sent_seconds >= quiet_seconds:
+                connection.send({"action": Action.HEARTBEAT})
+        self.rings.expire(now)
+        for key, session in list(self._sessions.items()):
+            gone = session.id not in self._connections
+            if gone and elapsed - session.left_seconds > self.limits.connection_state_seconds:
+                del self._sessions[key]
+        for table, age_seconds in ((self._revoked, LIFE_SECONDS_MAX), (self._nonces, 2 * REQUEST_AGE_SECONDS_MAX)):
+            for name in [name for name, at in table.items() if now - at > age_seconds]:
+                del table[name]
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run a coroutine in the background; ``close`` waits for it."""
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    # --- REST
+
+    async def _time(self, request: web.Request) -> web.Response:
+        return _answer(request, [int(self.clock() * 1000)], 200)
+
+    async def _request_token(self, request: web.Request) -> web.Response:
+        raw = await request.content.read(REQUEST_SIZE_BYTES_MAX + 1)
+        fault: Fault | None
+        try:
+            if MSGPACK in request.headers.get(hdrs.CONTENT_TYPE, ""):
+                asked = msgspec.msgpack.decode(raw, type=TokenRequest)
+            else:
+                asked = msgspec.json.decode(raw, type=TokenRequest)
+        except (msgspec.MsgspecError, RecursionError) as error:
+            return _refusal(request, Fault(40000, 400, f"The token request cannot be read: {error}."))
+        if request.match_info["key_name"] != self.key.name:
+            return _refusal(request, Fault(40400, 404, "There is no such key."))
+        now = self.clock()
+        fault = check_token_request(self.key, asked, now)
+        if fault is None and (asked.nonce in self._nonces or not 16 <= len(asked.nonce) <= 128):
+            fault = Fault(40101, 401, "The nonce of the token request is too short, or was used before.")
+        if fault is not None:
+            return _refusal(request, fault)
+        self._nonces[asked.nonce] = now
+        capability = read_capability(asked.capability or '{"*":["*"]}') or {}
+        life_seconds = DEFAULT_TTL_SECONDS if asked.ttl is None else asked.ttl / 1000
+        details = self.issue_token(asked.client_id or "",
+                                   {name: sorted(operations) for name, operations in capability.items()}, life_seconds)
+        return _answer(request, details, 201)
+
+
+def _floor_ms(seconds: float) -> float:
+    return int(seconds * 1000) / 1000
+
+
+def _answer(request: web.Request, body: Any, status: int) -> web.Response:
+    """Return ``body`` in the format the client speaks: msgpack when it accepts or sends that, else JSON."""
+    spoken = request.headers.get(hdrs.ACCEPT, "") + request.headers.get(hdrs.CONTENT_TYPE, "")
+    if MSGPACK in spoken:
+        return web.Response(body=msgspec.msgpack.encode(body), status=status, content_type=MSGPACK)
+    return web.Response(body=msgspec.json.encode(body), status=status, content_type="application/json")
+
+
+def _refusal(request: web.Request, fault: Fault) -> web.Response:
+    return _answer(request, {"error": fault.to_map()}, fault.status)

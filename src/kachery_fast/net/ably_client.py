@@ -1,0 +1,266 @@
+"""One client of the ``ably`` SDK (3.1), with the SDK's rough edges filed off.
+
+The SDK is imported at first use (100 ms). What is changed about it, each reproduced against a broker of ours:
+
+- its websocket is opened here, so that a refused connection is seen at once (the SDK waits for its request timeout),
+  loopback is never routed through a proxy of the environment, and a hung peer's close takes one second, not ten;
+- a disposed transport sets no more idle timers: such a timer, when it fires, would end the connection after it;
+- the CLOSE sent at the end may find no websocket; that is no error;
+- its log lines carry tokens and blame every retry, so they are switched off unless someone sets their level.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple
+
+from kachery_fast.errors import KacheryError
+
+__all__ = ["AblyClient", "SdkError", "State"]
+
+log = logging.getLogger("kachery_fast.net.channel")
+
+REQUEST_TIMEOUT_SECONDS = 5.0
+"""The SDK's limit for opening, attaching and closing; also added to the broker's idle interval."""
+
+TOKEN_TIMEOUT_SECONDS = 4.5
+"""Less than the above: the SDK does not end a token request that outlasts its attempt to connect."""
+
+RECONNECT_SECONDS = 0.8
+RECONNECT_JITTER_SECONDS = 0.8
+CHANNEL_RETRY_SECONDS = 2.0
+FAILURES_MAX = 3
+"""Calls that fail in a row while the SDK believes to be connected before the client is given up."""
+
+FRAME_SIZE_BYTES_MAX = 4 * 1024 * 1024
+NOT_PERMITTED_CODE = 40160
+
+Listener = Callable[[str, Any, str, str], None]
+"""Called with band, data, client id and message id."""
+
+
+class SdkError(KacheryError):
+    """{why}"""
+
+    @property
+    def code(self) -> int:
+        """Ably's error code, 0 when the failure is not Ably's."""
+        return int(self.details.get("code") or 0)
+
+    @property
+    def why(self) -> str:
+        """What went wrong, as the SDK or the broker says it."""
+        return str(self.details.get("why", ""))
+
+
+class State(NamedTuple):
+    """``usable`` is False when this client will not come back by itself."""
+
+    up: bool
+    usable: bool
+
+
+class AblyClient:
+    """A connection of the SDK: started once, followed by ``next_state``, closed once."""
+
+    def __init__(self, endpoint: str, *, tls: bool, token: Callable[[], Awaitable[dict[str, Any]]], client_id: str,
+                 message_size_bytes_max: int) -> None:
+        self.why = ""
+        self._endpoint = endpoint
+        self._tls = tls
+        self._token = token
+        self._client_id = client_id
+        self._message_size_bytes_max = message_size_bytes_max
+        self._states: asyncio.Queue[State] = asyncio.Queue()
+        self._realtime: Any = None
+        self._transports: list[Any] = []
+        self._listening: dict[str, Any] = {}
+        self._up = False
+        self._failures = 0
+        self.token_seconds = float("-inf")
+
+    # --- life
+
+    def start(self) -> None:
+        """Build the SDK's client and begin to connect."""
+        from ably import AblyRealtime
+
+        sdk_log = logging.getLogger("ably")
+        if sdk_log.level == logging.NOTSET:
+            sdk_log.setLevel(logging.CRITICAL)
+        options: dict[str, Any] = {"client_id": self._client_id} if self._client_id else {}
+        pause_seconds = RECONNECT_SECONDS + random.uniform(0, RECONNECT_JITTER_SECONDS)  # noqa: S311
+        realtime = AblyRealtime(
+            auth_callback=self._fetch_token, endpoint=self._endpoint, tls=self._tls, queue_messages=False,
+            realtime_request_timeout=int(REQUEST_TIMEOUT_SECONDS * 1000),
+            disconnected_retry_timeout=int(pause_seconds * 1000), suspended_retry_timeout=5000,
+            channel_retry_timeout=int(CHANNEL_RETRY_SECONDS * 1000), auto_connect=False, **options)
+        realtime.options.max_message_size = 2 * self._message_size_bytes_max + 1024
+        realtime.connection.connection_manager.on("transport.pending", self._adopt)
+        realtime.connection.on(self._on_change)
+        self._realtime = realtime
+        realtime.connect()
+
+    async def next_state(self) -> State:
+        """Wait for the next change of the connection's state."""
+        return await self._states.get()
+
+    async def close(self) -> None:
+        """Close the connection and end what the SDK has running."""
+        realtime, self._realtime = self._realtime, None
+        if realtime is None:
+            return
+        realtime.connection.off(self._on_change)
+        with contextlib.suppress(Exception):
+            await asyncio.wait_for(realtime.close(), REQUEST_TIMEOUT_SECONDS)
+        manager = realtime.connection.connection_manager
+        tasks = [manager.connect_base_task, manager.disconnect_transport_task]
+        for timer in (manager.transition_timer, manager.suspend_timer, manager.retry_timer):
+            if timer is not None:
+                timer.cancel()
+        for transport in self._transports:
+            if transport.idle_timer is not None:
+                transport.idle_timer.cancel()
+            tasks += [transport.read_loop, transport.ws_connect_task]
+        left = [task for task in tasks if task is not None and not task.done()]
+        for task in left:
+            task.cancel()
+        if left:
+            await asyncio.wait(left, timeout=REQUEST_TIMEOUT_SECONDS)
+
+    async def _fetch_token(self, _params: Any) -> dict[str, Any]:
+        try:
+            details = await asyncio.wait_for(self._token(), TOKEN_TIMEOUT_SECONDS)
+        except Exception as error:
+            self.why = f"no token: {error or type(error).__name__}"
+            raise
+        self.token_seconds = asyncio.get_running_loop().time()
+        return details
+
+    def _on_change(self, change: Any) -> None:
+        state, reason = change.current.value, change.reason
+        code = getattr(reason, "code", 0) or 0
+        if reason is not None and code != 80019:
+            self.why = str(getattr(reason, "message", reason))
+        self._up = state == "connected"
+        if self._up:
+            self._failures = 0
+        # The SDK renews a refused token only once in a client's life: it keeps the first refusal as its last error.
+        usable = state in ("connected", "connecting", "disconnected") and not 40140 <= code < 40150
+        self._states.put_nowait(State(self._up, usable))
+
+    def _adopt(self, transport: Any) -> None:
+        """Replace on a transport that is about to connect what the module's docstring names."""
+        from ably.util.exceptions import AblyException
+        from websockets.asyncio.client import connect
+        from websockets.exceptions import WebSocketException
+
+        proxy: Any = None if _is_loopback(self._endpoint) else True
+        on_activity, send_close = transport.on_activity, transport.close
+
+        async def ws_connect(url: str, headers: Any) -> None:
+            try:
+                async with connect(url, additional_headers=headers, proxy=proxy, max_size=FRAME_SIZE_BYTES_MAX,
+                                   open_timeout=REQUEST_TIMEOUT_SECONDS, close_timeout=1.0) as websocket:
+                    await transport._handle_websocket_connection(url, websocket)
+            except (WebSocketException, OSError, asyncio.TimeoutError) as error:
+                failure = AblyException(f"cannot connect to {self._endpoint}: {error}", 400, 40000)
+                transport._emit("failed", failure)
+                raise failure from error
+
+        def on_activity_of_the_living() -> None:
+            if not transport.is_disposed:
+                on_activity()
+
+        async def close() -> None:
+            with contextlib.suppress(Exception):
+                await send_close()
+
+        transport.ws_connect, transport.on_activity, transport.close = ws_connect, on_activity_of_the_living, close
+        self._transports = [known for known in self._transports if not known.is_disposed] + [transport]
+
+    # --- calls
+
+    async def publish(self, band: str, data: bytes, message_id: str, timeout_seconds: float) -> None:
+        """Publish one message under an id of ours; returns at the broker's ACK.
+
+        :raises SdkError: refused, not connected, or no answer in time.
+        """
+        from ably.types.message import Message
+
+        channel = self._channel(band)
+        await self._call(channel.publish(Message(id=message_id, data=data)), timeout_seconds)
+
+    async def attach(self, band: str, listener: Listener, rewind: str | None, timeout_seconds: float) -> None:
+        """Have ``listener`` called with what arrives on a band, from ``rewind`` ("30s") ago when given.
+
+        :raises SdkError: refused (code 40160 also when only publishing is granted), or no answer in time.
+        """
+        from ably.types.channelmode import ChannelMode
+        from ably.types.channeloptions import ChannelOptions
+
+        channel = self._channel(band, ChannelOptions(params={"rewind": rewind}) if rewind else None)
+        if self._listening.get(band) is channel:
+            await self._call(channel.attach(), timeout_seconds)
+        else:
+            self._listening[band] = channel
+
+            def on_message(message: Any) -> None:
+                listener(band, message.data, message.client_id or "", message.id or "")
+
+            await self._call(channel.subscribe(on_message), timeout_seconds)
+        if ChannelMode.SUBSCRIBE not in channel.modes:
+            raise SdkError(code=NOT_PERMITTED_CODE, why="the token does not cover subscribing to it")
+
+    async def renew(self) -> None:
+        """Fetch a new token and take it up without a break.
+
+        :raises SdkError: no token, or refused.
+        """
+        await self._call(self._realtime.auth.authorize(), REQUEST_TIMEOUT_SECONDS)
+
+    def _channel(self, band: str, options: Any = None) -> Any:
+        if self._realtime is None:
+            raise SdkError(code=0, why="closed")
+        channels = self._realtime.channels
+        channel = channels.get(band)
+        if channel.state.value == "failed":
+            # A failed channel refuses even what it may do: only a new object asks the broker again.
+            channels.release(band)
+            self._listening.pop(band, None)
+        return channels.get(band, options) if options is not None else channels.get(band)
+
+    async def _call(self, call: Awaitable[Any], timeout_seconds: float) -> None:
+        from ably.util.exceptions import AblyException
+
+        try:
+            await asyncio.wait_for(call, max(timeout_seconds, 0.001))
+        except AblyException as error:
+            raise SdkError(code=error.code, why=str(error.message)) from error
+        except asyncio.TimeoutError:
+            self._failed()
+            raise SdkError(code=0, why="the broker does not answer") from None
+        except Exception as error:
+            self._failed()
+            raise SdkError(code=0, why=f"{type(error).__name__}: {error}") from error
+        self._failures = 0
+
+    def _failed(self) -> None:
+        if self._up:
+            self._failures += 1
+            if self._failures >= FAILURES_MAX:
+                self.why = "the broker does not answer"
+                self._states.put_nowait(State(False, False))
+
+
+def _is_loopback(endpoint: str) -> bool:
+    host = endpoint.rstrip("/").rsplit(":", 1)[0].strip("[]") if ":" in endpoint else endpoint.rstrip("/")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")

@@ -1,0 +1,170 @@
+"""The embedded bucket: an object server with Google Cloud Storage's semantics over a directory.
+
+Reads are public; an object is created once, by a PUT to a signed URL that binds its name, its exact size, create-only
+and a short life. One thread serves one connection; bytes go by ``sendfile`` and ``recv_into``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import parse_qsl
+
+from ..config import Settings
+from ..errors import InvalidArgument, InvalidName, UploadRefused, UrlExpired
+from .bucket_files import ObjectFiles, is_object_name
+from .bucket_http import ConnectionLimits, RateLimit, RequestHandler
+
+__all__ = ["BucketServer", "SignedPut", "UploadSigner"]
+
+_log = logging.getLogger("kachery_fast.embedded")
+
+_IDLE_SECONDS = 15.0
+_QUERY = ("X-Kachery-Expires", "X-Kachery-Size", "X-Kachery-Signature")
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,15}", re.ASCII)
+_BUSY = (b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+
+
+class SignedPut(NamedTuple):
+    """A signed upload: PUT to ``url`` with all of ``headers``."""
+
+    url: str
+    headers: dict[str, str]
+
+
+class UploadSigner:
+    """Signs and verifies upload URLs by HMAC-SHA256 over method, object name, size, expiry and create-only.
+
+    :param secret: at least 16 bytes, known to the hub alone. :param clock: the time in seconds since 1970.
+    """
+
+    def __init__(self, secret: bytes, *, clock: Callable[[], float] = time.time) -> None:
+        if len(secret) < 16:
+            raise InvalidArgument(what="The bucket's signing secret must have at least 16 bytes.")
+        self._secret = secret
+        self._clock = clock
+
+    def sign(self, object_name: str, size_bytes: int, life_seconds: float, base_url: str) -> SignedPut:
+        """Sign the creation of one object of exactly ``size_bytes``, valid for ``life_seconds``.
+
+        :param base_url: where the bucket's objects are, e.g. ``http://hub:20440/bucket``.
+        :raises InvalidName: not an object's name.
+        """
+        if not is_object_name(object_name):
+            raise InvalidName(name=object_name, kind="object", why="it is not <channel>/(sha1|feeds|task_results)/...")
+        expires = str(int(self._clock() + life_seconds))
+        size = str(size_bytes)
+        values = (expires, size, self._signature(object_name, size, expires))
+        query = "&".join(f"{name}={value}" for name, value in zip(_QUERY, values, strict=True))
+        return SignedPut(f"{base_url.rstrip('/')}/{object_name}?{query}",
+                         {"x-goog-if-generation-match": "0", "x-goog-content-length-range": f"{size},{size}"})
+
+    def verify(self, object_name: str, query: str) -> int:
+        """Check the query of a PUT; returns the size in bytes that was signed.
+
+        :raises UploadRefused: not signed here for this object. :raises UrlExpired: it was, but its life is over.
+        """
+        values = dict(parse_qsl(query, keep_blank_values=True))
+        expires, size, signature = (values.get(name, "") for name in _QUERY)
+        well_formed = (query.count("=") == len(_QUERY) == len(values) and _NUMBER.fullmatch(expires)
+                       and _NUMBER.fullmatch(size) and signature.isascii())
+        if not well_formed or not hmac.compare_digest(signature, self._signature(object_name, size, expires)):
+            raise UploadRefused(action="the upload", object=object_name, status=403,
+                                why="the URL is not signed for this object, size and time")
+        if self._clock() >= int(expires):
+            raise UrlExpired(object=object_name, why=f"it expired at {expires}")
+        return int(size)
+
+    def _signature(self, object_name: str, size: str, expires: str) -> str:
+        text = "\n".join(("PUT", object_name, size, expires, "create-only"))
+        return hmac.new(self._secret, text.encode(), hashlib.sha256).hexdigest()
+
+
+class BucketServer:
+    """Serves the objects below ``root`` on sockets that somebody else accepts (``port.serve_port``).
+
+    :param prefix: where objects begin in a URL's path.
+    :param rate_limit_bytes_per_second: holds all uploads together, and all downloads together, to this rate.
+    :param fsync: see ``ObjectFiles``.
+    :raises DiskError: ``root`` is not usable.
+    """
+
+    def __init__(self, root: Path, signer: UploadSigner, settings: Settings, *, prefix: str = "/bucket/",
+                 rate_limit_bytes_per_second: int | None = None, fsync: bool = False) -> None:
+        self.prefix = prefix
+        self._files = ObjectFiles(root, fsync=fsync)
+        self._signer = signer
+        self._limits = ConnectionLimits(_IDLE_SECONDS, settings.stall_seconds)
+        rate = rate_limit_bytes_per_second
+        self._upload_rate, self._download_rate = (RateLimit(rate) if rate else None for _ in range(2))
+        self._connections_max = settings.bucket_connections_max
+        self._threads = ThreadPoolExecutor(self._connections_max, thread_name_prefix="kachery-bucket")
+        self._lock = threading.Lock()
+        self._open: set[socket.socket] = set()
+        self._closed = False
+
+    def serve(self, sock: socket.socket) -> None:
+        """Take over an accepted socket of which nothing was read yet; returns at once, a thread does the rest.
+
+        Beyond ``bucket_connections_max`` connections the answer is 503 with Retry-After.
+        """
+        with self._lock:
+            busy = self._closed or len(self._open) >= self._connections_max
+            if not busy:
+                self._open.add(sock)
+                self._threads.submit(self._run, sock)
+        if busy:
+            with suppress(OSError), sock:
+                sock.setblocking(False)
+                with suppress(BlockingIOError):
+                    sock.recv(65536)  # closing on unread bytes would take the answer back
+                sock.send(_BUSY)
+                sock.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        """Break off every connection and wait for the threads."""
+        with self._lock:
+            self._closed = True
+            for sock in self._open:
+                with suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
+        self._threads.shutdown()
+
+    def size(self, name: str) -> int:
+        """Return an object's size in bytes. :raises ObjectMissing: :raises InvalidName: :raises DiskError:"""
+        return self._files.size(name)
+
+    def sha1(self, name: str) -> str:
+        """Return the SHA-1 of an object's bytes in hex; reads it all. Raises as ``size`` does."""
+        return self._files.sha1(name)
+
+    def remove(self, name: str) -> None:
+        """Remove an object. Raises as ``size`` does."""
+        self._files.remove(name)
+
+    def names(self, prefix: str = "") -> Iterator[str]:
+        """Yield the names of all objects that begin with ``prefix``, in no order."""
+        return self._files.names(prefix)
+
+    def _run(self, sock: socket.socket) -> None:
+        try:
+            RequestHandler(sock, self._files, self._signer.verify, prefix=self.prefix, limits=self._limits,
+                           upload_rate=self._upload_rate, download_rate=self._download_rate).run()
+        except OSError as error:
+            _log.info("a bucket connection broke off: %s", error)
+        except Exception:
+            _log.exception("a bucket connection failed")
+        finally:
+            with self._lock:
+                self._open.discard(sock)
+                sock.close()

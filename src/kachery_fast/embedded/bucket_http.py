@@ -1,0 +1,313 @@
+"""HTTP/1.1 of the embedded bucket: one connection, its requests served one after another in one thread.
+
+What Google Cloud Storage's XML API answers, this answers (https://cloud.google.com/storage/docs/xml-api): its
+statuses, its error bodies, its create-only precondition. h11 reads the heads; bodies go by ``sendfile`` to the
+socket and by ``recv_into`` from it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import NamedTuple
+
+import h11
+
+from ..errors import (
+    DiskError,
+    DiskFull,
+    InvalidName,
+    KacheryError,
+    ObjectExists,
+    ObjectMissing,
+    UploadRefused,
+    UrlExpired,
+)
+from .bucket_files import ObjectFiles
+
+__all__ = ["ConnectionLimits", "RateLimit", "RequestHandler"]
+
+HEAD_SIZE_BYTES_MAX = 16384
+_HEAD_READ_BYTES = 16384
+_SPAN_BYTES = 256 * 1024
+_DRAIN_BYTES_MAX = 65536
+_LINGER_SECONDS = 2.0
+_RANGE = re.compile(r"bytes=(\d{0,15})-(\d{0,15})")
+
+
+class ConnectionLimits(NamedTuple):
+    """How long a connection may be idle between requests, and without a byte within one, in seconds."""
+
+    idle_seconds: float
+    stall_seconds: float
+
+
+class RateLimit:
+    """Holds all users together to a rate in bytes per second; ``take`` waits for its turn. Thread-safe."""
+
+    def __init__(self, bytes_per_second: float, *, clock: Callable[[], float] = time.monotonic,
+                 sleep: Callable[[float], None] = time.sleep) -> None:
+
+
+        self._lock = threading.Lock()
+        self._rate = bytes_per_second
+        self._clock = clock
+        self._sleep = sleep
+        self._free_at = clock()
+
+    def take(self, count_bytes: int) -> None:
+        with self._lock:
+            now = self._clock()
+            self._free_at = max(self._free_at, now) + count_bytes / self._rate
+            wait = self._free_at - now
+        self._sleep(wait)
+
+
+class _Refusal(Exception):
+    """An answer that is not success, as an exception; ``code`` is that of the XML body."""
+
+    def __init__(self, status: int, code: str, message: str, **headers: str) -> None:
+        super().__init__(message)
+        self.status, self.code, self.message, self.headers = status, code, message, headers
+
+
+#: What an error of ours means on the wire.
+_STATUS: Mapping[type[KacheryError], tuple[int, str]] = {
+    InvalidName: (400, "InvalidObjectName"),
+    ObjectMissing: (404, "NoSuchKey"),
+    ObjectExists: (412, "PreconditionFailed"),
+    UrlExpired: (403, "ExpiredToken"),
+    UploadRefused: (403, "SignatureDoesNotMatch"),
+    DiskFull: (507, "InsufficientStorage"),
+    DiskError: (500, "InternalError"),
+}
+
+
+class RequestHandler:
+    """Serves one accepted socket until it closes.
+
+    :param verify: ``(object name, query) -> signed size``; raises UrlExpired or UploadRefused.
+    """
+
+    def __init__(self, sock: socket.socket, files: ObjectFiles, verify: Callable[[str, str], int], *, prefix: str,
+                 limits: ConnectionLimits, upload_rate: RateLimit | None, download_rate: RateLimit | None) -> None:
+        self._sock = sock
+        self._files = files
+        self._verify = verify
+        self._prefix = prefix
+        self._limits = limits
+        self._upload_rate = upload_rate
+        self._download_rate = download_rate
+        self._ahead = b""  # received, and not yet used
+        self._buffer: memoryview | None = None
+        self._body_bytes = 0  # of the request's body, not yet read
+        self._expecting = False  # the client waits for 100 Continue before it sends the body
+        self._keep = True
+
+    def run(self) -> None:
+        """Serve requests until the client closes, is idle or silent too long, or must be dropped."""
+        with suppress(ConnectionError, TimeoutError), self._sock:
+            self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            while self._keep:
+                try:
+                    request = self._read_head()
+                    if request is None:
+                        return
+                    self._serve(request)
+                except _Refusal as refusal:
+                    self._refuse(refusal, head_only=False)
+            self._linger()
+
+    # --- requests
+
+    def _read_head(self) -> h11.Request | None:
+        """The next request; None when the client is gone."""
+        parser = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_SIZE_BYTES_MAX)
+        deadline = 0.0
+        if self._ahead:
+            parser.receive_data(self._ahead)
+        while True:
+            try:
+                event = parser.next_event()
+            except h11.RemoteProtocolError as error:
+                self._keep = False
+                raise _Refusal(error.error_status_hint, "InvalidRequest", str(error)) from error
+            if isinstance(event, h11.Request):
+                self._ahead = parser.trailing_data[0]
+                return event
+            if event is not h11.NEED_DATA:
+                return None
+            now = time.monotonic()
+            if parser.trailing_data[0] and not deadline:
+                deadline = now + self._limits.stall_seconds
+            self._sock.settimeout(max(0.001, deadline - now) if deadline else self._limits.idle_seconds)
+            parser.receive_data(self._sock.recv(_HEAD_READ_BYTES))
+
+    def _serve(self, request: h11.Request) -> None:
+        self._sock.settimeout(self._limits.stall_seconds)
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in request.headers}
+        method = request.method.decode("latin-1")
+        chunked = "transfer-encoding" in headers
+        self._body_bytes = int(headers.get("content-length", "0"))
+        self._expecting = headers.get("expect", "").lower() == "100-continue"
+        if request.http_version != b"1.1" or "close" in headers.get("connection", "").lower() or chunked:
+            self._keep = False
+        if self._body_bytes and method != "PUT":
+            self._keep = False  # nobody reads that body
+        try:
+            path, _, query = request.target.decode("latin-1").partition("?")
+            if not path.startswith(self._prefix):
+                self._keep = False
+                raise _Refusal(421, "MisdirectedRequest", "Only objects are served on this connection.")
+            name = path[len(self._prefix):]
+            if method in ("GET", "HEAD"):
+                self._get(name, headers, head_only=method == "HEAD")
+            elif method == "PUT":
+                self._put(name, query, headers, chunked=chunked)
+            else:
+                raise _Refusal(405, "MethodNotAllowed", f"{method} is not served here.", Allow="GET, HEAD, PUT")
+        except KacheryError as error:
+            status, code = _STATUS.get(type(error), (500, "InternalError"))
+            self._refuse(_Refusal(status, code, error.message), head_only=method == "HEAD")
+        except _Refusal as refusal:
+            self._refuse(refusal, head_only=method == "HEAD")
+
+    def _get(self, name: str, headers: Mapping[str, str], *, head_only: bool) -> None:
+        found = self._files.open(name)
+        try:
+            size = found.size_bytes
+            span = None
+            if headers.get("if-range", found.etag) == found.etag:
+                span = _range(headers.get("range", ""), size)
+            fields = {"Content-Type": "application/octet-stream", "X-Content-Type-Options": "nosniff",
+                      "Accept-Ranges": "bytes", "ETag": found.etag}
+            start, length = span if span is not None else (0, size)
+            if span is not None:
+                fields["Content-Range"] = f"bytes {start}-{start + length - 1}/{size}"
+            self._answer(200 if span is None else 206, fields, length)
+            if not head_only:
+                self._send_file(found.fd, start, length)
+        finally:
+            os.close(found.fd)
+
+    def _put(self, name: str, query: str, headers: Mapping[str, str], *, chunked: bool) -> None:
+        size = self._verify(name, query)
+        if headers.get("x-goog-if-generation-match") != "0":
+            raise _Refusal(403, "SignatureDoesNotMatch", "The signed header x-goog-if-generation-match: 0 is missing.")
+        if headers.get("x-goog-content-length-range", "").replace(" ", "") != f"{size},{size}":
+            raise _Refusal(403, "SignatureDoesNotMatch", "The signed header x-goog-content-length-range is missing.")
+        if chunked or "content-length" not in headers:
+            raise _Refusal(411, "MissingContentLength", "Send Content-Length, and no Transfer-Encoding.")
+        if self._body_bytes != size:
+            status, code = (413, "EntityTooLarge") if self._body_bytes > size else (400, "EntityTooSmall")
+            raise _Refusal(status, code, f"The URL was signed for {size} bytes.")
+        if self._files.exists(name):
+            raise ObjectExists(object=name)
+        incoming = self._files.create(name, size)
+        try:
+            if self._expecting:
+                self._sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+            offset = 0
+            while self._body_bytes:
+                data = self._receive(min(self._body_bytes, _SPAN_BYTES))
+                incoming.write(data, offset)
+                offset += len(data)
+                if self._upload_rate is not None:
+                    self._upload_rate.take(len(data))
+            incoming.commit()
+        finally:
+            incoming.close()
+        self._answer(200, {}, 0)
+
+    # --- bytes
+
+    def _receive(self, count: int) -> memoryview:
+        """Exactly ``count`` (at most a span) bytes of the body, valid until the next call."""
+        if self._buffer is None:
+            self._buffer = memoryview(bytearray(_SPAN_BYTES))
+        filled = min(count, len(self._ahead))
+        self._buffer[:filled] = self._ahead[:filled]
+        self._ahead = self._ahead[filled:]
+        while filled < count:
+            received = self._sock.recv_into(self._buffer[filled:count])
+            if not received:
+                raise ConnectionResetError
+            filled += received
+        self._body_bytes -= count
+        return self._buffer[:count]
+
+    def _send_file(self, fd: int, offset: int, length: int) -> None:
+        poller = select.poll()
+        poller.register(self._sock, select.POLLOUT)
+        rate = self._download_rate
+        end = offset + length
+        span = length if rate is None else _SPAN_BYTES
+        while offset < end:
+            if not poller.poll(self._limits.stall_seconds * 1000):
+                raise TimeoutError
+            try:
+                count = os.sendfile(self._sock.fileno(), fd, offset, min(end - offset, span))
+            except BlockingIOError:
+                continue
+            if not count:  # the file was cut short on the disk: the client must not take this for the whole
+                raise ConnectionAbortedError
+            offset += count
+            if rate is not None:
+                rate.take(count)
+
+    def _answer(self, status: int, headers: Mapping[str, str], length: int, body: bytes = b"") -> None:
+        lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", f"Date: {formatdate(usegmt=True)}",
+                 f"Content-Length: {length}", *(f"{name}: {value}" for name, value in headers.items())]
+        if not self._keep:
+            lines.append("Connection: close")
+        self._sock.sendall("\r\n".join([*lines, "", ""]).encode("latin-1") + body)
+
+    def _refuse(self, refusal: _Refusal, *, head_only: bool) -> None:
+        """Answer a refusal. A body that was not read is skipped when small and sure to come; else the connection
+        ends."""
+        if self._body_bytes > _DRAIN_BYTES_MAX + len(self._ahead) or (self._body_bytes and self._expecting):
+            self._keep = False
+        text = refusal.message.replace("&", "&amp;").replace("<", "&lt;")
+        data = ("<?xml version='1.0' encoding='UTF-8'?>"
+                f"<Error><Code>{refusal.code}</Code><Message>{text}</Message></Error>").encode()
+        self._answer(refusal.status, {"Content-Type": "application/xml; charset=UTF-8", **refusal.headers}, len(data),
+                     b"" if head_only else data)
+        while self._keep and self._body_bytes:
+            self._receive(min(self._body_bytes, _SPAN_BYTES))
+
+    def _linger(self) -> None:
+        """Let the client read the last answer before the socket closes: closing on unread bytes would reset it."""
+        self._sock.shutdown(socket.SHUT_WR)
+        deadline = time.monotonic() + _LINGER_SECONDS
+        while (left := deadline - time.monotonic()) > 0:
+            self._sock.settimeout(left)
+            if not self._sock.recv(_SPAN_BYTES):
+                return
+
+
+def _range(text: str, size: int) -> tuple[int, int] | None:
+    """Read a Range header (RFC 9110 §14.2) to (start, length); None: none, several, or malformed, so send it all.
+
+    :raises _Refusal: 416, it lies beyond the end.
+    """
+    match = _RANGE.fullmatch(text.replace(" ", ""))
+    if match is None or match[0] == "bytes=-":
+        return None
+    first, last = match[1], match[2]
+    if not first:
+        start, end = max(0, size - int(last)), size
+    else:
+        start, end = int(first), min(size, int(last) + 1) if last else size
+        if last and int(last) < start:
+            return None
+    if start >= end:
+        raise _Refusal(416, "InvalidRange", "The range lies beyond the object.", **{"Content-Range": f"bytes */{size}"})
+    return start, end - start

@@ -1,0 +1,126 @@
+"""One port for everything: object requests go to the bucket's threads, all others to the web application's loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+
+from ..errors import InvalidArgument
+from .bucket import BucketServer
+
+__all__ = ["Port", "serve_port"]
+
+_log = logging.getLogger("kachery_fast.embedded")
+
+_FIRST_BYTES_SECONDS = 10.0
+_METHOD_SIZE_MAX = 16
+_ACCEPT_PAUSE_SECONDS = 0.1
+
+
+class Port:
+    """A listening port; ``port`` is its number."""
+
+    def __init__(self, listener: socket.socket, app_factory: Callable[[], asyncio.BaseProtocol],
+                 bucket: BucketServer) -> None:
+        self._listener = listener
+        self._app_factory = app_factory
+        self._bucket = bucket
+        self._prefix = bucket.prefix.encode("ascii")
+        self._sorting: set[asyncio.Task[None]] = set()
+        self.port: int = listener.getsockname()[1]
+        self._accepting = asyncio.get_running_loop().create_task(self._accept())
+
+    async def close(self) -> None:
+        """Stop listening. Connections that were handed over live on: they are the application's and the bucket's."""
+        tasks = [self._accepting, *self._sorting]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._listener.close()
+
+    async def _accept(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                sock, _address = await loop.sock_accept(self._listener)
+            except OSError as error:  # e.g. out of file descriptors: others must close some first
+                _log.warning("a connection could not be accepted: %s", error)
+                await asyncio.sleep(_ACCEPT_PAUSE_SECONDS)
+                continue
+            task = loop.create_task(self._sort(sock))
+            self._sorting.add(task)
+            task.add_done_callback(self._sorting.discard)
+
+    async def _sort(self, sock: socket.socket) -> None:
+        try:
+            for_bucket = await asyncio.wait_for(self._is_for_bucket(sock), _FIRST_BYTES_SECONDS)
+            if for_bucket:
+                self._bucket.serve(sock)
+            else:
+                await asyncio.get_running_loop().connect_accepted_socket(self._app_factory, sock)
+        except (OSError, asyncio.TimeoutError):
+            sock.close()
+        except BaseException:
+            sock.close()
+            raise
+
+    async def _is_for_bucket(self, sock: socket.socket) -> bool:
+        """Look at the first bytes without taking them. :raises ConnectionError: the client closed."""
+        while True:
+            await _readable(sock)
+            seen = sock.recv(_METHOD_SIZE_MAX + 1 + len(self._prefix), socket.MSG_PEEK)
+            if not seen:
+                raise ConnectionResetError
+            decided = _begins_with(seen, self._prefix)
+            if decided is not None:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+                return decided
+            # What was peeked stays readable; ask to be woken by more than that only.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, len(seen) + 1)
+
+
+async def serve_port(host: str, port: int, app_factory: Callable[[], asyncio.BaseProtocol],
+                     bucket: BucketServer) -> Port:
+    """Listen, and hand each connection over by its first request's path.
+
+    :param port: 0: the system picks one. :param app_factory: makes a protocol of the web application, e.g. aiohttp's
+        ``AppRunner.server``.
+    :raises InvalidArgument: the address cannot be listened on.
+    """
+    try:
+        info = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM,
+                                                            flags=socket.AI_PASSIVE)
+        listener = socket.create_server(info[0][4][:2], family=info[0][0], backlog=512)
+    except OSError as error:
+        raise InvalidArgument(what=f"Cannot listen on {host}:{port}: {error.strerror or error}.") from error
+    listener.setblocking(False)
+    return Port(listener, app_factory, bucket)
+
+
+async def _readable(sock: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+
+    def wake() -> None:
+        if not ready.done():
+            ready.set_result(None)
+
+    loop.add_reader(sock.fileno(), wake)
+    try:
+        await ready
+    finally:
+        with suppress(OSError, ValueError):
+            loop.remove_reader(sock.fileno())
+
+
+def _begins_with(seen: bytes, prefix: bytes) -> bool | None:
+    """Whether a request line's target begins with ``prefix``; None: too few bytes to tell."""
+    method, space, target = seen.partition(b" ")
+    if not space:
+        return None if len(method) < _METHOD_SIZE_MAX and method.isalpha() else False
+    if target.startswith(prefix):
+        return True
+    return None if prefix.startswith(target) else False

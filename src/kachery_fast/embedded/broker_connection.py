@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import WSMsgType, web
@@ -324,7 +325,7 @@ class Connection:
             self._leave(name)
 
 
-_HANDLERS = {
+_HANDLERS: dict[int, Callable[[Connection, Inbound], None]] = {
     Action.HEARTBEAT: Connection._heartbeat,
     Action.AUTH: Connection._auth,
     Action.CLOSE: Connection._close_asked,

@@ -204,8 +204,8 @@ class AblyClient:
         from ably.types.channelmode import ChannelMode
         from ably.types.channeloptions import ChannelOptions
 
-        channel = self._channel(band, ChannelOptions(params={"rewind": rewind}) if rewind else None)
-        if self._listening.get(band) is channel:
+        channel: Any = self._channel(band, ChannelOptions(params={"rewind": rewind}) if rewind else None)
+        if band in self._listening and self._listening[band] is channel:
             await self._call(channel.attach(), timeout_seconds)
         else:
             self._listening[band] = channel

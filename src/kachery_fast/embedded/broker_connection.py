@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import WSMsgType, web
 
-from kachery_fast.errors import BadMessage
-
+from ..errors import BadMessage
 from .broker_wire import (
     MODES,
     MODES_ALL,

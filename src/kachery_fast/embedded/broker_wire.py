@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from kachery_fast.errors import BadMessage
+from ..errors import BadMessage
 
 __all__ = ["MODES", "Action", "Fault", "Inbound", "Outbound", "decode", "frame",
            "message_size_bytes", "read_message"]

@@ -19,7 +19,7 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
-from kachery_fast.errors import KacheryError
+from ..errors import KacheryError
 
 __all__ = ["AblyClient", "SdkError", "State"]
 

@@ -18,9 +18,8 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple, Protocol
 
-from kachery_fast.config import Settings
-from kachery_fast.errors import BandUnreachable, NotPermitted, TooLarge
-
+from ..config import Settings
+from ..errors import BandUnreachable, NotPermitted, TooLarge
 from .ably_client import AblyClient, SdkError
 
 __all__ = ["AblyChannel", "Channel", "Message", "Receive"]

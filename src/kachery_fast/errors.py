@@ -54,7 +54,9 @@ __all__ = [
     "StaleMessage",
     "Stalled",
     "TooLarge",
+    "UnsafePickle",
     "UploadRefused",
+    "WrongFormat",
     "UrlExpired",
     "WrongSize",
 ]
@@ -151,6 +153,15 @@ class NoChannel(InvalidArgument):
 
     exit_code = 3
     http_status = 404
+
+
+class WrongFormat(InvalidArgument):
+    """{what} is not {format}: {why}."""
+
+
+class UnsafePickle(InvalidArgument):
+    """{what} holds {found}, which is not among the types that are safe to load from a pickle: numbers, text, bytes,
+    lists, tuples, dicts, sets, ranges, slices, dates and times, and numpy arrays and scalars of these."""
 
 
 class TooLarge(InvalidArgument):

@@ -1,0 +1,262 @@
+"""The hub as a program: one directory, one port, and what answers there.
+
+In ``<hub_dir>``: ``hub.db`` (the registry), ``bucket/`` (the embedded bucket), ``upload-secret``, ``broker-key`` and
+``owner-token`` (mode 0600), ``address`` (the hub's URL while it runs) and ``lock`` (held, with the process id in it,
+while it runs).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from importlib.metadata import version
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from ..config import Settings
+from ..embedded.broker import Broker, TokenKey, is_websocket
+from ..embedded.bucket import BucketServer, UploadSigner
+from ..embedded.port import Port, serve_port
+from ..errors import InvalidArgument, KacheryError, NodeError, NotOnHub, TooLarge
+from . import identity
+from .directory import HubDirectory
+from .engines.embedded import EmbeddedBucket, EmbeddedPubsub
+from .limits import address_group
+from .node_api import NodeApi
+from .owner_api import OwnerApi, OwnerRequest
+from .registry import Registry, sqlite_url
+
+__all__ = ["Hub", "run_hub"]
+
+_log = logging.getLogger("kachery_fast.hub")
+
+# How long requests that are being answered may take when the hub stops.
+STOP_SECONDS = 2.0
+
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Hub:
+    """One hub. ``start``, then ``stop``; after a restart on the same directory everything is as it was.
+
+    :param clock: seconds since the epoch.
+    :param public_url: the address that other machines use, when it is not ``http://<hub_host>:<hub_port>``.
+    """
+
+    def __init__(
+        self, settings: Settings, *, clock: Callable[[], float] = time.time, public_url: str | None = None
+    ) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._given_url = public_url.rstrip("/") if public_url else None
+        self._directory = HubDirectory(settings.hub_dir)
+        self._version = version("kachery-fast")
+        # What was opened, to be closed in reverse.
+        self._parts = AsyncExitStack()
+        self._port: Port | None = None
+
+    @property
+    def port(self) -> int:
+        """The port that the hub listens on, known after ``start``."""
+        assert self._port is not None, "the hub is not started"
+        return self._port.port
+
+    @property
+    def local_url(self) -> str:
+        """The hub's address for programs on this machine."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(  # noqa: S104 - compared, not listened on
+            self._settings.hub_host, self._settings.hub_host)
+        return _url(host, self.port)
+
+    @property
+    def public_url(self) -> str:
+        """The hub's address for other machines, as well as it can be known here."""
+        if self._given_url:
+            return self._given_url
+        if self._settings.hub_host in ("0.0.0.0", "::", ""):  # noqa: S104
+            return _url(_outbound_address(), self.port)
+        return self.local_url
+
+    async def start(self) -> None:
+        """Open or create the directory, and listen. Nothing is left open when it fails.
+
+        :raises AlreadyExists: another hub runs on the directory. :raises DiskError: the directory is not usable.
+        :raises InvalidArgument: the address cannot be listened on.
+        """
+        self._directory.acquire()
+        try:
+            await self._open()
+        except BaseException:
+            await self.stop()
+            raise
+        self._directory.write_address(self.local_url)
+        _log.info("the hub listens at %s", self.local_url)
+
+    async def _open(self) -> None:
+        settings, directory, parts = self._settings, self._directory, self._parts
+        registry = Registry(sqlite_url(directory.path / "hub.db"))
+        parts.push_async_callback(registry.close)
+        await registry.open()
+        signer = UploadSigner(bytes.fromhex(directory.secret("upload-secret")), clock=self._clock)
+        server = BucketServer(directory.path / "bucket", signer, settings)
+        parts.push_async_callback(asyncio.to_thread, server.close)
+        broker = Broker(keys=TokenKey("kachery.hub", directory.secret("broker-key")), clock=self._clock)
+        bucket, pubsub = EmbeddedBucket(server, signer), EmbeddedPubsub(broker)
+        node_api = NodeApi(registry, bucket, pubsub, settings, self._clock)
+        parts.push_async_callback(asyncio.to_thread, node_api.close)
+        self._registry, self._broker, self._node_api = registry, broker, node_api
+        self._owner_api = OwnerApi(registry, bucket, pubsub, self._clock, lambda: self.public_url)
+        runner = web.AppRunner(self._application(), access_log=None, shutdown_timeout=STOP_SECONDS)
+        parts.push_async_callback(runner.cleanup)
+        await runner.setup()
+        # Before the runner's turn to stop: its websockets would make it wait.
+        parts.push_async_callback(broker.close)
+        assert runner.server is not None, "a runner that is set up has a server"
+        self._port = await serve_port(settings.hub_host, settings.hub_port, runner.server, server)
+        parts.push_async_callback(self._port.close)
+
+    async def stop(self) -> None:
+        """Stop listening, end every connection, and leave the directory to the next start. May be called twice."""
+        await self._parts.aclose()
+        self._directory.release()
+
+    # --- the owner at the hub's own machine
+
+    async def ensure_owner(self, owner: str) -> str:
+        """Return the owner of this hub, making ``owner`` that at the first start; its token is in ``owner-token``.
+
+        :raises InvalidName: it cannot name an owner.
+        """
+        token = self._directory.read("owner-token")
+        found = await self._registry.call(identity.find_token_owner, token) if token else None
+        if found is not None:
+            return found
+        now_ms = int(self._clock() * 1000)
+        await self._registry.call(identity.ensure_owner, owner, now_ms)
+        token = await self._registry.call(identity.issue_owner_token, owner, now_ms)
+        self._directory.secret("owner-token", content=token)
+        return owner
+
+    async def perform(self, owner: str, request: OwnerRequest) -> dict[str, Any]:
+        """Do what an owner asks, as ``POST /api/owner`` does, for a caller that needs no token.
+
+        :raises KacheryError: it cannot be done.
+        """
+        return await self._owner_api.perform(owner, request)
+
+    # --- HTTP
+
+    def _application(self) -> web.Application:
+        app = web.Application(
+            client_max_size=self._settings.api_body_size_bytes_max, middlewares=[self._translate_errors])
+        app.router.add_get("/", self._root)
+        app.router.add_get("/api/health", self._health)
+        app.router.add_get("/join/{code}", self._join_page)
+        app.router.add_post("/api/node", self._node)
+        app.router.add_post("/api/owner", self._owner)
+        app.router.add_routes([route for route in self._broker.routes() if route.path != "/"])
+        return app
+
+    @web.middleware
+    async def _translate_errors(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except KacheryError as error:
+            _log.info("%s %s: %s", request.method, request.path, error.message)
+            return _json(error.to_dict(), error.http_status)
+        except web.HTTPRequestEntityTooLarge:
+            limit = self._settings.api_body_size_bytes_max
+            return _failure(TooLarge(what="The request", size=request.content_length or f"more than {limit}",
+                                     limit=limit, setting="api_body_size_bytes_max"))
+        except web.HTTPNotFound:
+            return _failure(NotOnHub(kind="page", name=request.path, advice="This is a kachery-fast hub."))
+        except web.HTTPMethodNotAllowed as error:
+            allowed = ", ".join(sorted(error.allowed_methods))
+            return _json(InvalidArgument(what=f"{request.path} takes {allowed}, not {request.method}.").to_dict(), 405)
+        except web.HTTPException:
+            raise
+        except Exception:
+            _log.exception("%s %s failed", request.method, request.path)
+            return _failure(NodeError(what="the hub met an error of its own; its log says more"))
+
+    async def _root(self, request: web.Request) -> web.StreamResponse:
+        if is_websocket(request):
+            return await self._broker.serve(request)
+        return web.Response(text=(
+            f"This is a kachery-fast hub, version {self._version}.\n"
+            "It introduces nodes to one another; recordings move between them by content URI.\n"
+            "To join a channel, ask its owner for an invitation link and run: kachery-fast node join LINK\n"))
+
+    async def _health(self, _request: web.Request) -> web.Response:
+        return _json({"ok": True, "version": self._version, "time": int(self._clock() * 1000)})
+
+    async def _join_page(self, request: web.Request) -> web.Response:
+        # Only characters that an invitation can have are shown, so nothing in the link ends up in a shell.
+        code = "".join(c for c in request.match_info["code"] if c.isascii() and (c.isalnum() or c in "-_"))[:64]
+        return web.Response(text=(
+            "This link invites a node to a channel of this hub. On the machine that is to join, run:\n\n"
+            f"    kachery-fast node join {self.public_url}/join/{code}\n"))
+
+    async def _node(self, request: web.Request) -> web.Response:
+        return _json(await self._node_api.answer(await request.read(), address_group(request.remote)))
+
+    async def _owner(self, request: web.Request) -> web.Response:
+        authorization = request.headers.get("Authorization", "")
+        return _json(await self._owner_api.answer(await request.read(), authorization, address_group(request.remote)))
+
+
+async def run_hub(
+    settings: Settings, *, public_url: str | None = None, ready: Callable[[Hub], Awaitable[None]] | None = None
+) -> None:
+    """Run a hub until SIGINT or SIGTERM.
+
+    :param ready: awaited once the hub listens, before anything else.
+    :raises KacheryError: it could not be started.
+    """
+    loop = asyncio.get_running_loop()
+    told = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, told.set)
+    hub = Hub(settings, public_url=public_url)
+    try:
+        await hub.start()
+        if ready is not None:
+            await ready(hub)
+        await told.wait()
+    finally:
+        await hub.stop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+def _json(answer: Any, status: int = 200) -> web.Response:
+    return web.Response(body=msgspec.json.encode(answer), status=status, content_type="application/json")
+
+
+def _failure(error: KacheryError) -> web.Response:
+    return _json(error.to_dict(), error.http_status)
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _outbound_address() -> str:
+    """The address of the interface that leads out, else this machine's name.
+
+    Connecting a datagram socket sends nothing; it only makes the system choose. 192.0.2.1 is reserved for
+    documentation (RFC 5737).
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+            return str(probe.getsockname()[0])
+        except OSError:
+            return socket.gethostname()

@@ -1,0 +1,109 @@
+"""What a hub keeps in its directory beside registry and bucket: its secrets, its address, and the lock."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+from pathlib import Path
+
+from ..errors import AlreadyExists, DiskError
+
+__all__ = ["HubDirectory", "running_hub"]
+
+_LOCK = "lock"
+
+
+class HubDirectory:
+    """A hub's directory, mode 0700 when it is made here."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: int | None = None
+
+    def acquire(self) -> None:
+        """Make the directory when missing, and lock it for this process.
+
+        :raises AlreadyExists: another hub runs on it. :raises DiskError: it is not usable.
+        """
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise DiskError(action="use", path=str(self.path), why=error.strerror) from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(descriptor)
+            advice = "Stop it first with: kachery-fast hub stop"
+            raise AlreadyExists(what=f"A hub on {self.path}", advice=advice) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        self._lock = descriptor
+
+    def release(self) -> None:
+        """Give the directory free for another hub."""
+        if self._lock is not None:
+            (self.path / "address").unlink(missing_ok=True)
+            os.close(self._lock)
+            self._lock = None
+
+    def write_address(self, url: str) -> None:
+        """Say where the hub is, for commands on this machine."""
+        self._write("address", url, 0o644)
+
+    def secret(self, name: str, *, content: str | None = None) -> str:
+        """Return the secret ``name``; made when missing from 256 random bits, or replaced by ``content``.
+
+        :raises DiskError: it cannot be read or written.
+        """
+        found = self.read(name) if content is None else None
+        if found:
+            return found
+        made = content if content is not None else secrets.token_hex(32)
+        self._write(name, made, 0o600)
+        return made
+
+    def read(self, name: str) -> str | None:
+        """Return a file's only line, None when there is no such file. A secret that others can read is closed to them.
+
+        :raises DiskError: it cannot be read.
+        """
+        path = self.path / name
+        try:
+            text = path.read_text().strip()
+            if name != "address" and path.stat().st_mode & 0o077:
+                path.chmod(0o600)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise DiskError(action="reading", path=str(path), why=error.strerror) from None
+        return text
+
+    def _write(self, name: str, text: str, mode: int) -> None:
+        beside = self.path / f".{name}.{secrets.token_hex(4)}.tmp"
+        try:
+            descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+            with os.fdopen(descriptor, "w") as file:
+                file.write(text + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(self.path / name)
+        except OSError as error:
+            beside.unlink(missing_ok=True)
+            raise DiskError(action="writing", path=str(self.path / name), why=error.strerror) from None
+
+
+def running_hub(path: Path) -> int | None:
+    """Return the process id of the hub that runs on a directory, None when none does."""
+    try:
+        descriptor = os.open(path / _LOCK, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return int(os.pread(descriptor, 20, 0).strip() or b"0") or None
+    finally:
+        os.close(descriptor)
+    return None

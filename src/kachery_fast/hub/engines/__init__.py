@@ -1,0 +1,53 @@
+"""What a hub needs of a bucket and of a pub/sub service; one file for each kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+from ...protocol.messages import PubsubInfo, PubsubToken
+
+__all__ = ["BucketEngine", "PubsubEngine", "SignedUrl"]
+
+
+class SignedUrl(NamedTuple):
+    """Where to PUT one object, and the headers without which the signature does not hold."""
+
+    url: str
+    headers: dict[str, str]
+
+
+class BucketEngine(Protocol):
+    """Objects by name. The methods that touch objects block, and are called off the event loop."""
+
+    url_base: str
+    """The base of object URLs, relative to the hub if it begins with a slash."""
+
+    def sign_put(self, object_name: str, size_bytes: int, life_seconds: float) -> SignedUrl:
+        """Sign one create-only upload of exactly ``size_bytes`` bytes. Quick: no I/O."""
+
+    def sha1(self, object_name: str) -> str:
+        """Return the SHA-1 of an object's bytes.
+
+        :raises ObjectMissing: there is no such object.
+        """
+
+    def remove(self, object_name: str) -> bool:
+        """Remove an object; False when it was not there."""
+
+    def remove_channel(self, channel: str) -> int:
+        """Remove all objects of a channel; return how many."""
+
+
+class PubsubEngine(Protocol):
+    """Bands by name."""
+
+    def info(self) -> PubsubInfo:
+        """Where nodes find the bands."""
+
+    def token(self, node_id: str, capability: Mapping[str, Sequence[str]], life_seconds: float) -> PubsubToken:
+        """Issue a token for exactly these operations on these bands. Quick and synchronous: it follows a decision,
+        and nothing may come between the two."""
+
+    async def revoke(self, node_id: str) -> None:
+        """Make all tokens issued to a node until now useless, and break its connections off."""

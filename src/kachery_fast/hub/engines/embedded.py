@@ -1,0 +1,67 @@
+"""The engines that need nothing but the hub itself: its own bucket and its own broker.
+
+Their addresses are relative to the hub, so they hold by whichever name a node reaches it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ...embedded.broker import Broker
+from ...embedded.bucket import BucketServer, UploadSigner
+from ...errors import ObjectMissing
+from ...protocol.messages import PubsubInfo, PubsubToken
+from . import SignedUrl
+
+__all__ = ["EmbeddedBucket", "EmbeddedPubsub"]
+
+
+class EmbeddedBucket:
+    """A ``BucketEngine`` over the embedded object server."""
+
+    def __init__(self, server: BucketServer, signer: UploadSigner) -> None:
+        self._server = server
+        self._signer = signer
+        self.url_base = server.prefix
+
+    def sign_put(self, object_name: str, size_bytes: int, life_seconds: float) -> SignedUrl:
+        """See ``BucketEngine``."""
+        return SignedUrl(*self._signer.sign(object_name, size_bytes, life_seconds, self.url_base))
+
+    def sha1(self, object_name: str) -> str:
+        """See ``BucketEngine``."""
+        return self._server.sha1(object_name)
+
+    def remove(self, object_name: str) -> bool:
+        """See ``BucketEngine``."""
+        try:
+            self._server.remove(object_name)
+        except ObjectMissing:
+            return False
+        return True
+
+    def remove_channel(self, channel: str) -> int:
+        """See ``BucketEngine``."""
+        return sum(self.remove(name) for name in list(self._server.names(f"{channel}/")))
+
+
+class EmbeddedPubsub:
+    """A ``PubsubEngine`` over the embedded broker."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+
+    def info(self) -> PubsubInfo:
+        """See ``PubsubEngine``."""
+        return PubsubInfo(kind="ably")
+
+    def token(self, node_id: str, capability: Mapping[str, Sequence[str]], life_seconds: float) -> PubsubToken:
+        """See ``PubsubEngine``."""
+        details = self._broker.issue_token(node_id, capability, life_seconds)
+        return PubsubToken(
+            token=details["token"], issued=details["issued"], expires=details["expires"],
+            capability=details["capability"], client_id=details["clientId"])
+
+    async def revoke(self, node_id: str) -> None:
+        """See ``PubsubEngine``."""
+        await self._broker.revoke(node_id)

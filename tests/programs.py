@@ -1,0 +1,18 @@
+"""Foreign programs that tests and benchmarks hold ours against."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+
+_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin", "/sbin"])
+
+
+def need_program(name: str) -> str:
+    """The path of an installed program; skips the test with the reason when it is absent."""
+    path = shutil.which(name, path=_PATH)
+    if path is None:
+        pytest.skip(f"the program {name} is not installed")
+    return path

@@ -1,0 +1,122 @@
+"""A real hub on a port of the system's choice, and the people around it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from kachery_fast.config import Settings, load_settings
+from kachery_fast.hub.app import Hub
+from kachery_fast.net.hub import HubClient, OwnerClient
+from kachery_fast.protocol.access import Permission
+from kachery_fast.protocol.signing import private_key, public_id
+
+OWNER = "owner@lab.org"
+CHANNEL = "lab"
+ALL = [permission.value for permission in Permission]
+
+
+class Clock:
+    """Time that moves only when told to."""
+
+    def __init__(self) -> None:
+        self.now = time.time()
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def node_key(name: str) -> Ed25519PrivateKey:
+    """The same key for the same name, in every test."""
+    return private_key(hashlib.sha256(name.encode()).digest())
+
+
+def node_id(name: str) -> str:
+    return public_id(node_key(name))
+
+
+def hub_settings(tmp_path: Path, **overrides: Any) -> Settings:
+    return load_settings({}, **{
+        "hub_dir": tmp_path / "hub", "hub_port": 0, "retry_attempts_max": 1, "retry_base_seconds": 0.01, **overrides})
+
+
+class World:
+    """A running hub, its owner, and nodes by name."""
+
+    def __init__(self, hub: Hub, settings: Settings, clock: Clock, session: aiohttp.ClientSession) -> None:
+        self.hub = hub
+        self.settings = settings
+        self.clock = clock
+        self.session = session
+        self.url = hub.local_url
+        self.token = (settings.hub_dir / "owner-token").read_text().strip()
+        self.owner = OwnerClient(self.url, self.token, settings, session=session)
+
+    def node(self, name: str, **options: Any) -> HubClient:
+        options = {"session": self.session, "clock": self.clock, **options}
+        return HubClient(self.url, node_key(name), self.settings, **options)
+
+    async def invite(self, granted: list[str] | None = None, **fields: Any) -> str:
+        """Return the code of a fresh invitation."""
+        permissions = ALL if granted is None else granted
+        answer = await self.owner.call("invite", **{"channel": CHANNEL, "permissions": permissions, **fields})
+        return str(answer["code"])
+
+    async def member(
+        self, name: str, granted: list[str] | None = None, requested: list[str] | None = None
+    ) -> HubClient:
+        """Return a node that has joined the channel."""
+        client = self.node(name)
+        await client.join(await self.invite(granted), name, ALL if requested is None else requested)
+        return client
+
+    async def post(self, path: str, data: bytes, **headers: str) -> tuple[int, Any]:
+        """POST bytes as they stand; return status and decoded answer."""
+        async with self.session.post(self.url + path, data=data, headers=headers) as response:
+            return response.status, json.loads(await response.read())
+
+    async def ask(self, data: bytes, token: str | None = None) -> tuple[int, Any]:
+        """POST to the owner API."""
+        return await self.post("/api/owner", data, Authorization=f"Bearer {self.token if token is None else token}")
+
+    async def upload(self, client: HubClient, content: bytes, sha1: str | None = None) -> int:
+        """Upload bytes under their own name, or a wrong one; return the bucket's status."""
+        sha1 = sha1 or hashlib.sha1(content).hexdigest()
+        (signed,) = await client.sign_uploads(CHANNEL, [(sha1, len(content))])
+        async with self.session.put(signed.url, data=content, headers=signed.headers) as response:
+            return response.status
+
+    async def download(self, sha1: str) -> bytes | None:
+        """Return an object of the channel, None when the bucket has none."""
+        path = f"/bucket/{CHANNEL}/sha1/{sha1[:2]}/{sha1[2:4]}/{sha1[4:6]}/{sha1}"
+        async with aiohttp.ClientSession() as session, session.get(self.url + path) as response:
+            return await response.read() if response.status == 200 else None
+
+
+@asynccontextmanager
+async def running_world(
+    tmp_path: Path, clock: Clock | None = None, *, channel: bool = True, **overrides: Any
+) -> AsyncIterator[World]:
+    """Start a hub with an owner and, unless told otherwise, the channel ``lab``; stop it at the end."""
+    clock = clock or Clock()
+    settings = hub_settings(tmp_path, **overrides)
+    hub = Hub(settings, clock=clock)
+    await hub.start()
+    try:
+        assert await hub.ensure_owner(OWNER) == OWNER
+        # A connection for each request: the hub's one port sorts connections, not requests, to API or bucket.
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as session:
+            world = World(hub, settings, clock, session)
+            if channel:
+                await world.owner.call("createChannel", name=CHANNEL)
+            yield world
+    finally:
+        await hub.stop()

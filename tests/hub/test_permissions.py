@@ -1,0 +1,260 @@
+"""Every action with every permission missing, and present: at the hub, at the broker, at the bucket."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from kachery_fast.errors import NotPermitted
+from kachery_fast.net.hub import HubClient
+
+from ..network import LOOPS, run_on
+from .support import ALL, CHANNEL, World, node_id, running_world
+
+# Written out, not taken from protocol/access.py: what each permission opens, after the original's documentation.
+PUBLISH = {
+    "requestFiles": {"requestFiles"}, "provideFiles": {"provideFiles"},
+    "requestFeeds": {"requestFeeds"}, "provideFeeds": {"provideFeeds"},
+    "requestTasks": {"requestTasks"}, "provideTasks": {"provideTasks"},
+}
+SUBSCRIBE = {
+    "requestFiles": {"provideFiles"}, "provideFiles": {"requestFiles"},
+    "requestFeeds": {"provideFeeds"}, "provideFeeds": {"requestFeeds"},
+    "requestTasks": {"provideTasks"}, "provideTasks": {"requestTasks"},
+}
+CONTENT = b"some bytes of a recording"
+SHA1 = hashlib.sha1(CONTENT).hexdigest()
+
+
+class Peer:
+    """A bare client of the broker, speaking its protocol in JSON."""
+
+    def __init__(self, websocket: aiohttp.ClientWebSocketResponse[Any]) -> None:
+        self._websocket = websocket
+        self.received: list[str] = []
+
+    @classmethod
+    async def connect(cls, world: World, token: str) -> Peer:
+        url = world.url.replace("http", "ws", 1) + f"/?access_token={token}&v=5"
+        peer = cls(await world.session.ws_connect(url))
+        first = await peer._until(4)
+        assert first["action"] == 4, first
+        return peer
+
+    async def attach(self, band: str) -> bool:
+        await self._websocket.send_json({"action": 10, "channel": band})
+        return bool((await self._until(11, 9))["action"] == 11)
+
+    async def publish(self, band: str, serial: int) -> bool:
+        """Whether the broker took the message."""
+        message = {"name": "m", "data": band}
+        await self._websocket.send_json(
+            {"action": 15, "channel": band, "msgSerial": serial, "messages": [message]})
+        return bool((await self._until(1, 2))["action"] == 1)
+
+    async def ping(self) -> None:
+        """Wait until everything that the broker sent before now was received."""
+        await self._websocket.send_json({"action": 0, "id": "ping"})
+        while (await self._until(0)).get("id") != "ping":
+            pass
+
+    async def closed_by_broker(self) -> dict[str, Any]:
+        return await self._until(6, 9)
+
+    async def close(self) -> None:
+        await self._websocket.close()
+
+    async def _until(self, *actions: int) -> dict[str, Any]:
+        while True:
+            frame: dict[str, Any] = json.loads(await self._websocket.receive_str(timeout=20))
+            if frame["action"] in actions:
+                return frame
+            if frame["action"] == 15:
+                self.received.append(frame["channel"])
+
+
+async def bands_that_work(world: World, client: HubClient, name: str) -> tuple[set[str], set[str]]:
+    """Try all six bands in both directions with ``client``'s token; return what could be published, and received."""
+    everybody = await world.member(f"full member beside {name}")
+    full = await Peer.connect(world, (await everybody.pubsub_token(CHANNEL)).token)
+    tried = await Peer.connect(world, (await client.pubsub_token(CHANNEL)).token)
+    bands = {f"{CHANNEL}-{kind}": kind for kind in ALL}
+    for band in bands:
+        assert await full.attach(band)
+        await tried.attach(band)
+    for serial, band in enumerate(bands):
+        assert await full.publish(band, serial)
+    await tried.ping()
+    published = {kind for serial, (band, kind) in enumerate(bands.items()) if await tried.publish(band, serial)}
+    await full.ping()
+    received = {bands[band] for band in tried.received} - published
+    # What it published comes back to it where it may listen too; ask the others for those.
+    received |= {kind for band, kind in bands.items() if tried.received.count(band) >= 1 and kind in published}
+    assert {bands[band] for band in full.received} == set(ALL), "the full member hears itself on every band"
+    assert all(full.received.count(band) == 1 + (bands[band] in published) for band in bands)
+    await tried.close()
+    await full.close()
+    return published, received
+
+
+async def allowed(awaitable: Any) -> bool:
+    try:
+        await awaitable
+    except NotPermitted:
+        return False
+    return True
+
+
+async def check_everything(world: World, client: HubClient, name: str, effective: set[str]) -> None:
+    """Try each request of the node API, each band and the bucket; compare with what ``effective`` shall open."""
+    config = await client.node_config()
+    (info,) = config.channels
+    assert set(info.permissions) == effective
+    seen = {member.node_id for member in info.members}
+    assert (node_id(name) in seen) == bool(effective)
+
+    assert await allowed(client.pubsub_token(CHANNEL)) == bool(effective)
+    if effective:
+        token = await client.pubsub_token(CHANNEL)
+        expected: dict[str, set[str]] = {}
+        for permission in effective:
+            for operation, opened in (("publish", PUBLISH), ("subscribe", SUBSCRIBE)):
+                for kind in opened[permission]:
+                    expected.setdefault(f"{CHANNEL}-{kind}", set()).add(operation)
+        assert {band: set(ops) for band, ops in json.loads(token.capability).items()} == expected
+        published, received = await bands_that_work(world, client, name)
+        assert published == {kind for permission in effective for kind in PUBLISH[permission]}
+        assert received == {kind for permission in effective for kind in SUBSCRIBE[permission]}
+
+    may_upload = "provideFiles" in effective
+    content = f"{CONTENT!r} of {name}".encode()
+    assert await allowed(world.upload(client, content)) == may_upload
+    assert await world.download(hashlib.sha1(content).hexdigest()) == (content if may_upload else None)
+
+    assert await allowed(client.report_corrupt(CHANNEL, SHA1, "0" * 40)) == ("requestFiles" in effective)
+    assert await allowed(client.leave(CHANNEL))
+    assert not await allowed(client.pubsub_token(CHANNEL))
+    assert not await allowed(client.sign_uploads(CHANNEL, [(SHA1, 1)]))
+    assert not await allowed(client.report_corrupt(CHANNEL, SHA1, "0" * 40))
+
+
+@pytest.mark.parametrize("loop_kind", LOOPS)
+@pytest.mark.parametrize("permission", ALL)
+def test_one_permission_opens_its_bands_and_actions_and_no_others(
+    tmp_path: Path, loop_kind: str, permission: str
+) -> None:
+    async def scenario() -> None:
+        async with running_world(tmp_path) as world:
+            client = await world.member("one", granted=[permission])
+            await check_everything(world, client, "one", {permission})
+
+    run_on(loop_kind, scenario())
+
+
+@pytest.mark.parametrize("loop_kind", LOOPS)
+@pytest.mark.parametrize("side", ["granted", "requested"])
+@pytest.mark.parametrize("missing", ALL)
+def test_a_permission_that_either_side_withholds_closes_what_it_opens(
+    tmp_path: Path, loop_kind: str, missing: str, side: str
+) -> None:
+    async def scenario() -> None:
+        async with running_world(tmp_path) as world:
+            rest = [permission for permission in ALL if permission != missing]
+            client = await world.member("most", **{side: rest})
+            await check_everything(world, client, "most", set(rest))
+
+    run_on(loop_kind, scenario())
+
+
+@pytest.mark.parametrize("loop_kind", LOOPS)
+def test_a_member_without_any_permission_can_do_nothing_but_leave(tmp_path: Path, loop_kind: str) -> None:
+    async def scenario() -> None:
+        async with running_world(tmp_path) as world:
+            client = await world.member("none", granted=[])
+            await check_everything(world, client, "none", set())
+            disjoint = await world.member("disjoint", granted=["requestFiles"], requested=["provideFiles"])
+            await check_everything(world, disjoint, "disjoint", set())
+
+    run_on(loop_kind, scenario())
+
+
+@pytest.mark.parametrize("loop_kind", LOOPS)
+def test_who_is_no_member_can_do_nothing(tmp_path: Path, loop_kind: str) -> None:
+    async def scenario() -> None:
+        async with running_world(tmp_path) as world:
+            await world.owner.call("createChannel", name="other")
+            elsewhere, removed = world.node("elsewhere"), await world.member("removed")
+            invitation = await world.owner.call("invite", channel="other", permissions=ALL)
+            await elsewhere.join(invitation["code"])
+            await world.owner.call("removeNode", channel=CHANNEL, node="removed")
+            for client in (world.node("stranger"), elsewhere, removed):
+                for request in (
+                    client.pubsub_token(CHANNEL), client.sign_uploads(CHANNEL, [(SHA1, 1)]),
+                    client.report_corrupt(CHANNEL, SHA1, "0" * 40), client.leave(CHANNEL),
+                    client.pubsub_token("no-such-channel"), client.sign_uploads("no-such-channel", [(SHA1, 1)]),
+                ):
+                    assert not await allowed(request)
+            assert not await allowed(world.node("stranger").node_config())
+            assert [info.name for info in (await elsewhere.node_config()).channels] == ["other"]
+            assert (await removed.node_config()).channels == []
+
+    run_on(loop_kind, scenario())
+
+
+@pytest.mark.parametrize("loop_kind", LOOPS)
+def test_a_url_signed_for_one_channel_or_object_opens_no_other(tmp_path: Path, loop_kind: str) -> None:
+    async def scenario() -> None:
+        async with running_world(tmp_path) as world:
+            client = await world.member("A")
+            (signed,) = await client.sign_uploads(CHANNEL, [(SHA1, len(CONTENT))])
+            assert signed.object == f"{CHANNEL}/sha1/{SHA1[:2]}/{SHA1[2:4]}/{SHA1[4:6]}/{SHA1}"
+            other = "f" + SHA1[1:]
+            other_object = f"{CHANNEL}/sha1/{other[:2]}/{other[2:4]}/{other[4:6]}/{other}"
+            for wrong in (
+                signed.url.replace(f"/bucket/{CHANNEL}/", "/bucket/other/"),
+                signed.url.replace(signed.object, other_object),
+                signed.url.replace(f"Size={len(CONTENT)}", f"Size={len(CONTENT) + 1}"),
+            ):
+                assert wrong != signed.url
+                async with world.session.put(wrong, data=CONTENT, headers=signed.headers) as response:
+                    assert response.status == 403
+            assert await world.upload(client, CONTENT) == 200
+            assert await world.upload(client, CONTENT) == 412
+
+    run_on(loop_kind, scenario())
+
+
+@pytest.mark.parametrize("loop_kind", LOOPS)
+def test_a_revoked_permission_is_gone_with_the_next_request_and_cuts_the_connection(
+    tmp_path: Path, loop_kind: str
+) -> None:
+    async def scenario() -> None:
+        async with running_world(tmp_path) as world:
+            client = await world.member("A")
+            token = (await client.pubsub_token(CHANNEL)).token
+            peer = await Peer.connect(world, token)
+            assert await peer.attach(f"{CHANNEL}-provideFiles")
+            assert await peer.publish(f"{CHANNEL}-provideFiles", 0)
+            await world.owner.call("revoke", channel=CHANNEL, node="A", permissions=["provideFiles"])
+
+            cut = await peer.closed_by_broker()
+            assert cut["error"]["statusCode"] == 401
+            await peer.close()
+            url = world.url.replace("http", "ws", 1) + f"/?access_token={token}&v=5"
+            async with world.session.ws_connect(url) as again:
+                assert json.loads(await again.receive_str())["action"] != 4, "the old token must not work any more"
+            assert not await allowed(client.sign_uploads(CHANNEL, [(SHA1, 1)]))
+
+            smaller = await Peer.connect(world, (await client.pubsub_token(CHANNEL)).token)
+            assert not await smaller.publish(f"{CHANNEL}-provideFiles", 0)
+            assert await smaller.publish(f"{CHANNEL}-requestFiles", 1)
+            await smaller.close()
+            await world.owner.call("grant", channel=CHANNEL, node="A", permissions=["provideFiles"])
+            assert await allowed(client.sign_uploads(CHANNEL, [(SHA1, 1)]))
+
+    run_on(loop_kind, scenario())

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ..config import Settings
-from ..errors import InvalidArgument, NotPermitted, ObjectMissing, RateLimited, StaleMessage, TooLarge
+from ..errors import BadMessage, InvalidArgument, NotPermitted, ObjectMissing, RateLimited, StaleMessage, TooLarge
 from ..protocol.access import Action, Deny, Grant, band_capability, decide, parse_permissions
 from ..protocol.manifest import CHUNK_SIZE_BYTES_MAX
 from ..protocol.messages import (
@@ -85,7 +85,10 @@ class NodeApi:
         :param data: the envelope as it came. :param address: whom to count wrong invitations against.
         :raises KacheryError: the request is refused; the error says why.
         """
-        body, node_id = decode_hub_request(data)
+        try:
+            body, node_id = decode_hub_request(data)
+        except RecursionError:
+            raise BadMessage(why="it is nested too deeply") from None
         node = await self._registry.call(identity.find_node, node_id)
         self._check_fresh(body, node_id, registered=node is not None)
         if isinstance(body, JoinChannel):

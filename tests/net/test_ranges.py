@@ -435,9 +435,11 @@ def test_nothing_writes_to_memory_after_a_cancellation(loop_kind: str, tls: bool
         async def work(client: RangeClient) -> bytes:
             arrived = asyncio.Event()
             loop = asyncio.get_running_loop()
-            task = asyncio.ensure_future(client.receive(
-                f"{server.url}/x", memoryview(memory),
-                progress=lambda _count: loop.call_soon_threadsafe(arrived.set) and None))
+
+            def progress(_count: int) -> None:
+                loop.call_soon_threadsafe(arrived.set)
+
+            task = asyncio.ensure_future(client.receive(f"{server.url}/x", memoryview(memory), progress=progress))
             await arrived.wait()
             task.cancel()
             await asyncio.sleep(0)

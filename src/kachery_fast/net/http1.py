@@ -87,7 +87,8 @@ class Connection:
         self._parser = h11.Connection(h11.CLIENT)
         self._heard = self._body_begun = False
         self._copying = True
-        self._moved = 0
+        self._moved = self._told = 0
+        self._progress: Progress | None = None
 
     def open(self, addresses: list[Any], *, connect_timeout_seconds: float, tls: ssl.SSLContext | None) -> None:
         """Connect to the first of ``addresses`` (rows of ``getaddrinfo``) that answers.
@@ -142,14 +143,13 @@ class Connection:
     def receive(self, request: Request, memory: memoryview, *, start: int | None, total: int | None,
                 progress: Progress | None) -> Received:
         """Send a GET and receive its body into all of ``memory``; see ``RangeClient.receive``."""
-        with self._exchange(request, len(memory)):
+        with self._exchange(request, len(memory), progress):
             head = self._ask()
             status, headers = head.status_code, _headers(head)
             if status != (200 if start is None else 206):
                 return Received(self._small_answer(head, ERROR_BODY_SIZE_BYTES_MAX), 0, None)
             size = _object_size(request, head, headers, len(memory), start, total)
             self._body_begun = True
-            told = 0
             while self._moved < len(memory):
                 event = self._parser.next_event() if self._copying else h11.NEED_DATA
                 if isinstance(event, h11.Data):
@@ -161,9 +161,7 @@ class Connection:
                     if not count:
                         raise ConnectionResetError("the server closed the connection")
                     self._moved += count
-                if progress is not None and (self._moved - told >= self._span_bytes or self._moved == len(memory)):
-                    progress(self._moved - told)
-                    told = self._moved
+                self._tell(self._span_bytes if self._moved < len(memory) else 1)
             self.reusable = _keeps_alive(head, headers) and not self._parser.trailing_data[0]
             return Received(Response(status, headers), self._moved, size)
 
@@ -172,7 +170,7 @@ class Connection:
 
         :raises TooLarge: the body of a 200 answer is longer than ``limit_bytes``.
         """
-        with self._exchange(request, None):
+        with self._exchange(request, None, None):
             head = self._ask()
             length = _headers(head).get("content-length", "0")
             if head.status_code != 200:
@@ -186,10 +184,9 @@ class Connection:
     def send(self, request: Request, fd: int, offset: int, length: int, progress: Progress | None) -> Response:
         """Send ``length`` bytes of the file ``fd`` from ``offset`` on as the request's body; see
         ``RangeClient.send``. An answer that comes early ends the sending."""
-        with self._exchange(request, length):
+        with self._exchange(request, length, progress):
             self._sock.sendall(self._parser.send(_h11_request(request)) or b"")
             early: h11.Response | None = None
-            told = 0
             try:
                 while self._moved < length and early is None:
                     events = _poll(self._sock, select.POLLIN | select.POLLOUT, self._stall_seconds)
@@ -199,9 +196,7 @@ class Connection:
                         early = self._early_answer()
                     if events & select.POLLOUT and early is None:
                         self._send_span(fd, offset + self._moved, min(self._span_bytes, length - self._moved))
-                    if progress is not None and (self._moved - told >= self._span_bytes or self._moved == length):
-                        progress(self._moved - told)
-                        told = self._moved
+                    self._tell(self._span_bytes if self._moved < length else 1)
             except ConnectionError:
                 # A server that refuses and closes resets what was still on its way; its answer may have arrived.
                 with suppress(OSError, h11.RemoteProtocolError):
@@ -224,18 +219,24 @@ class Connection:
             if self._aborted:
                 raise ConnectionAbortedError("cancelled")
 
-    def _begin(self, request: Request) -> None:
+    def _begin(self, request: Request, progress: Progress | None) -> None:
         self._request = request
         self._parser = h11.Connection(h11.CLIENT, max_incomplete_event_size=ERROR_BODY_SIZE_BYTES_MAX)
         self._heard = self._body_begun = False
         self._copying = True
-        self._moved = 0
+        self._moved = self._told = 0
+        self._progress = progress
         self.reusable = False
 
+    def _tell(self, at_least_bytes: int) -> None:
+        if self._progress is not None and self._moved - self._told >= at_least_bytes:
+            self._progress(self._moved - self._told)
+            self._told = self._moved
+
     @contextmanager
-    def _exchange(self, request: Request, expected_bytes: int | None) -> Iterator[None]:
+    def _exchange(self, request: Request, expected_bytes: int | None, progress: Progress | None) -> Iterator[None]:
         """Translate what sockets and h11 raise into errors of ours, once; ``details['received']`` counts bytes."""
-        self._begin(request)
+        self._begin(request, progress)
         name, used, self._used = request.name, self._used, True
         try:
             yield
@@ -252,6 +253,8 @@ class Connection:
         except h11.LocalProtocolError as error:
             raise InvalidArgument(what=f"{request.target!r} cannot be requested: {error}") from error
         finally:
+            if not self._aborted:
+                self._tell(1)  # what came before a failure is there too
             if not self.reusable:
                 self.close()
 

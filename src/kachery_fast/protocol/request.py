@@ -179,6 +179,9 @@ class Requester:
         self._effects.append(Locate(self.manifest_sha1))
 
     def _on_located(self, event: Located, now: float) -> None:
+        if event.manifest is None and event.size > CHUNK_SIZE_BYTES_MAX:
+            self._on_located_absent(LocatedAbsent(), now)  # too long for one piece: some node has its manifest
+            return
         self._locating = False
         if event.manifest is not None and event.manifest.sha1 != self.sha1:
             self._bad_manifests.add(event.manifest_sha1 or "")

@@ -1,0 +1,327 @@
+"""The node's local HTTP API: for clients on this machine who can read the file ``client-auth``.
+
+Loopback by default. A request from a web page is refused: its ``Origin`` is foreign, or its ``Host`` is not an address
+of this node (which also stops a rebound name). Errors are ``KacheryError.to_dict`` with the error's status.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from aiohttp import web
+
+from ..errors import (
+    BadMessage,
+    ClientAuthRefused,
+    InvalidArgument,
+    KacheryError,
+    NodeError,
+    NotInStore,
+    NotPermitted,
+    TooLarge,
+)
+from ..protocol.access import Permission
+from ..protocol.names import FileUri, parse_file_uri
+from ..store.objects import Located
+from .link import ChannelLink
+from .why import ask_channel
+
+if TYPE_CHECKING:
+    from .node import Node
+
+__all__ = ["LocalApi"]
+
+log = logging.getLogger("kachery_fast.node")
+
+_PROGRESS_INTERVAL_SECONDS = 0.25
+_AUTH_HEADER = "KACHERY-CLIENT-AUTH-CODE"
+_SPAN_BYTES = 4 * 1024 * 1024
+_EVERY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 - compared with, not bound to
+_LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class _Load(msgspec.Struct, forbid_unknown_fields=True):
+    uri: str
+    channel: str | None = None
+
+
+class _Read(msgspec.Struct, forbid_unknown_fields=True):
+    uri: str
+    channel: str | None = None
+    start: int = 0
+    end: int | None = None
+
+
+class _Nothing(msgspec.Struct, forbid_unknown_fields=True):
+    pass
+
+
+class LocalApi:
+    """Serves one ``Node``; the node starts and stops it."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._runner: web.AppRunner | None = None
+        self.port = 0
+
+    async def start(self) -> None:
+        """Listen on the configured address; port 0 lets the system choose.
+
+        :raises NodeError: the address is in use, or not this machine's.
+        """
+        settings = self._node.settings
+        app = web.Application(middlewares=[self._border], client_max_size=settings.api_body_size_bytes_max)
+        app.add_routes([
+            web.get("/probe", self._probe),
+            web.get("/api/info", self._info),
+            web.post("/api/load", self._load),
+            web.post("/api/read", self._read),
+            web.post("/api/store", self._store),
+            web.post("/api/why", self._why),
+            web.post("/api/reload", self._reload),
+            web.post("/api/stop", self._stop),
+        ])
+        self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, settings.node_host, settings.node_port)
+        try:
+            await site.start()
+        except OSError as error:
+            await self._runner.cleanup()
+            raise NodeError(what=f"it cannot listen on {settings.node_host}:{settings.node_port} "
+                                 f"({error.strerror or error}). Is a node running there already? Another port is "
+                                 "chosen by KACHERY_DAEMON_PORT.") from None
+        self.port = self._runner.addresses[0][1]
+
+    async def stop(self) -> None:
+        """Stop listening and break off what clients wait for."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    # --- the border
+
+    @web.middleware
+    async def _border(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            self._check_client(request)
+            return await handler(request)
+        except KacheryError as error:
+            return web.json_response(error.to_dict(), status=error.http_status)
+        except web.HTTPRequestEntityTooLarge:
+            limit = self._node.settings.api_body_size_bytes_max
+            too_large = TooLarge(what="The request", size=request.content_length, limit=limit,
+                                 setting="api_body_size_bytes_max")
+            return web.json_response(too_large.to_dict(), status=too_large.http_status)
+        except web.HTTPException as answer:
+            unusable = InvalidArgument(what=f"{request.method} {request.path}: {answer.reason}")
+            return web.json_response(unusable.to_dict(), status=answer.status)
+        except (ConnectionError, asyncio.CancelledError):
+            raise
+        except Exception as error:
+            log.exception("%s %s failed", request.method, request.path)
+            fault = NodeError(what=f"a fault of the program: {error!r}")
+            return web.json_response(fault.to_dict(), status=fault.http_status)
+
+    def _check_client(self, request: web.Request) -> None:
+        host = request.host.rpartition(":")[0] if request.host.rpartition(":")[2].isdigit() else request.host
+        if "Origin" in request.headers or not self._is_own_host(host.strip("[]")):
+            raise ClientAuthRefused(why="web pages may not use a node", path=str(self._node.client_auth.path))
+        if request.path == "/probe":
+            return
+        code = request.headers.get(_AUTH_HEADER)
+        if code is None:
+            raise ClientAuthRefused(why="no client code was sent", path=str(self._node.client_auth.path))
+        if not self._node.client_auth.accepts(code):
+            raise ClientAuthRefused(why="the client code is not the node's", path=str(self._node.client_auth.path))
+
+    def _is_own_host(self, host: str) -> bool:
+        configured = self._node.settings.node_host
+        if host in _LOCAL_NAMES or host == configured:
+            return True
+        try:
+            address = ipaddress.ip_address(host)
+        except ValueError:
+            return False
+        # Listening on all addresses was asked for; a rebound name is still no address.
+        return configured in _EVERY_ADDRESS and not address.is_unspecified
+
+    # --- endpoints
+
+    async def _probe(self, request: web.Request) -> web.Response:
+        node = self._node
+        return web.json_response({"success": True, "daemonVersion": f"kachery-fast-{node.version}",
+                                  "nodeId": node.identity.node_id, "kacheryStorageDir": str(node.settings.storage_dir)})
+
+    async def _info(self, request: web.Request) -> web.Response:
+        return web.json_response(self._node.describe())
+
+    async def _reload(self, request: web.Request) -> web.Response:
+        await _body(request, _Nothing)
+        await self._node.reload()
+        return web.json_response({})
+
+    async def _stop(self, request: web.Request) -> web.Response:
+        await _body(request, _Nothing)
+        asyncio.get_running_loop().call_later(0.05, self._node.stopped.set)
+        return web.json_response({})
+
+    async def _load(self, request: web.Request) -> web.StreamResponse:
+        asked = await _body(request, _Load)
+        uri = parse_file_uri(asked.uri)
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        located = await self._find(uri)
+        link = None if located is not None else self._requesting_link(uri, asked.channel)
+        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        await response.prepare(request)
+        if link is not None:
+            task = loop.create_task(self._node.transfers.load(uri, link))
+            try:
+                await self._tell_progress(response, uri, task)
+                located = task.result()
+            except KacheryError as error:
+                await _line(response, {"type": "error", **error.to_dict()})
+                return response
+            finally:
+                task.cancel()
+                with contextlib.suppress(KacheryError, asyncio.CancelledError):
+                    await task
+        if located is None:
+            raise AssertionError("a load ends with a file or an error")
+        await _line(response, {"type": "done", "path": str(located.path), "size": located.size, "sha1": located.sha1,
+                               "source": "store" if link is None else "channel",
+                               "seconds": round(loop.time() - begun, 6)})
+        return response
+
+    async def _tell_progress(self, response: web.StreamResponse, uri: FileUri, task: asyncio.Task[Located]) -> None:
+        while not task.done():
+            transfer = self._node.transfers.active(uri.sha1)
+            state: dict[str, Any] = {"type": "progress", "received": 0, "total": None, "waiting": "waiting for a turn"}
+            if transfer is not None:
+                state.update(received=transfer.received, total=transfer.total, waiting=transfer.waiting)
+            await _line(response, state)
+            await asyncio.wait([task], timeout=_PROGRESS_INTERVAL_SECONDS)
+
+    async def _read(self, request: web.Request) -> web.StreamResponse:
+        asked = await _body(request, _Read)
+        uri = parse_file_uri(asked.uri)
+        if asked.start < 0 or (asked.end is not None and asked.end < asked.start):
+            raise InvalidArgument(what=f"bytes {asked.start} to {asked.end} are not a range")
+        located = await self._find(uri)
+        if located is not None:
+            end = located.size if asked.end is None else min(asked.end, located.size)
+            length, spans = max(0, end - asked.start), self._stored_spans(uri.sha1, asked.start, end)
+        else:
+            link = self._requesting_link(uri, asked.channel)
+            length, spans = await self._node.transfers.read(uri, link, asked.start, asked.end)
+        response = web.StreamResponse(headers={"Content-Type": "application/octet-stream",
+                                               "Content-Length": str(length)})
+        await response.prepare(request)
+        try:
+            async for span in spans:
+                await response.write(span)
+        except KacheryError as error:  # the head is out: break the body off, so that nobody takes it for whole
+            log.warning("a read of %s broke off: %s", uri, error)
+            if request.transport is not None:
+                request.transport.close()
+        return response
+
+    async def _stored_spans(self, sha1: str, start: int, end: int) -> AsyncIterator[bytes]:
+        loop = asyncio.get_running_loop()
+        file = await loop.run_in_executor(None, self._node.store.open, sha1)
+        with file:
+            file.seek(start)
+            while start < end:
+                span = await loop.run_in_executor(None, file.read, min(_SPAN_BYTES, end - start))
+                if not span:
+                    return
+                start += len(span)
+                yield span
+
+    async def _store(self, request: web.Request) -> web.Response:
+        loop = asyncio.get_running_loop()
+        writer = self._node.store.stream_writer(expected_size_bytes=request.content_length or 0)
+        try:
+            async for span in request.content.iter_chunked(_SPAN_BYTES):
+                await loop.run_in_executor(None, writer.write, span)
+            stored = await loop.run_in_executor(None, writer.commit)
+        except BaseException:
+            writer.abort()
+            raise
+        return web.json_response({"sha1": stored.sha1, "size": stored.size, "manifestSha1": stored.manifest_sha1})
+
+    async def _why(self, request: web.Request) -> web.Response:
+        asked = await _body(request, _Load)
+        uri = parse_file_uri(asked.uri)
+        loop = asyncio.get_running_loop()
+        try:
+            located = await loop.run_in_executor(None, self._node.store.find, uri.sha1)
+            store = f"has it: {located.path} ({located.size} bytes{', linked' if located.linked else ''})"
+        except KacheryError as error:
+            store = error.message
+        name = asked.channel or self._node.settings.channel
+        links = [self._node.link_for(uri, name)] if name else self._node.links()
+        wait = self._node.settings.offer_wait_seconds
+        channels: list[dict[str, Any]] = []
+        for link in links:
+            try:
+                self._check_may_request(link)
+                inquiry = await ask_channel(uri, link, wait)
+                channels.append({**inquiry.to_dict(), "text": inquiry.tried()})
+            except KacheryError as error:
+                channels.append({"channel": link.name, "bucket": "not looked at", "rounds": 0, "asked": [],
+                                 "answers": [], "text": error.message})
+        return web.json_response({"uri": str(uri), "store": store, "channels": channels,
+                                  "verdict": _verdict(store, channels)})
+
+    # --- small parts
+
+    async def _find(self, uri: FileUri) -> Located | None:
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(None, self._node.store.find, uri.sha1)
+        except NotInStore:
+            return None
+
+    def _requesting_link(self, uri: FileUri, channel: str | None) -> ChannelLink:
+        link = self._node.link_for(uri, channel)
+        self._check_may_request(link)
+        return link
+
+    def _check_may_request(self, link: ChannelLink) -> None:
+        if not link.may(Permission.REQUEST_FILES):
+            raise NotPermitted(who="This node", action="request files", channel=link.name,
+                               why="the permission requestFiles is not in force; the channel's owner grants it with: "
+                                   f"kachery-fast channel grant {link.name} {self._node.identity.node_id} requestFiles")
+
+
+def _verdict(store: str, channels: list[dict[str, Any]]) -> str:
+    if store.startswith("has it"):
+        return "It is in the local store."
+    for channel in channels:
+        if any(str(answer["answer"]).startswith("has it") for answer in channel["answers"]):
+            return f"It can be loaded from the channel {channel['channel']!r}: a node offers it."
+        if channel["bucket"].startswith("has it"):
+            return f"It can be loaded from the channel {channel['channel']!r}: the bucket has it."
+    return "It cannot be loaded now." if channels else "It is not here, and this node is on no channel."
+
+
+async def _body(request: web.Request, kind: type[Any]) -> Any:
+    data = await request.read()
+    try:
+        return msgspec.json.decode(data or b"{}", type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise BadMessage(why=f"the body of {request.path} is not as documented ({error})") from None
+
+
+async def _line(response: web.StreamResponse, data: dict[str, Any]) -> None:
+    await response.write(json.dumps(data).encode() + b"\n")

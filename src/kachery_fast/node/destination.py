@@ -1,0 +1,132 @@
+"""The partial file of one download: received into, verified, and at last adopted by the store.
+
+Everything here blocks on the disk and runs in threads; ``transfer`` awaits it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+from .._chunker import ChunkMemory, Reassembly
+from ..errors import KacheryError
+from ..protocol.manifest import Chunk, Manifest
+from ..store.disk import check_room, translated
+from ..store.files import FileStore
+from ..store.objects import Located
+
+__all__ = ["Destination"]
+
+
+class Destination:
+    """Where the chunks of ``sha1`` are put together.
+
+    :param whole: the whole file is wanted, so room for all of it is reserved at once.
+    """
+
+    def __init__(self, store: FileStore, sha1: str, manifest: Manifest | None, chunks: tuple[Chunk, ...], size: int, *,
+                 whole: bool) -> None:
+        self._store, self._sha1, self._manifest, self._chunks = store, sha1, manifest, chunks
+        self._path = store.part_path(sha1)
+        self._size = size
+        self._checked: set[int] = set()
+        self._lock = threading.Lock()
+        self.was_there = self._path.exists()
+        try:
+            with self._translated():
+                present = self._path.stat().st_blocks * 512 if self.was_there else 0
+                if whole:
+                    check_room(self._path.parent, size - present)
+                self._reassembly = Reassembly(
+                    str(self._path), size, [(chunk.start, chunk.end) for chunk in chunks],
+                    [chunk.sha1 for chunk in chunks], reserve=whole)
+        except KacheryError:
+            if not self.was_there:
+                self._path.unlink(missing_ok=True)
+            raise
+
+    @property
+    def next_index(self) -> int:
+        """How many chunks the in-order pass has verified."""
+        return self._reassembly.next_index
+
+    def recover(self, stop: Callable[[], bool]) -> list[int]:
+        """Verify what a former attempt left, and return the sound chunks; ``stop`` is asked between chunks."""
+        good: list[int] = []
+        if not self.was_there:
+            return good
+        in_order = True
+        for index in range(len(self._chunks)):
+            if stop():
+                break
+            if not self._reassembly.has_data(index):
+                in_order = False
+                continue
+            in_order = in_order and self.verify_next()
+            if in_order or self.verify_chunk(index):
+                good.append(index)
+            self._checked.add(index)
+        return good
+
+    def has_sound_chunk(self, index: int) -> bool:
+        """Whether a former attempt left this chunk whole; looked at once for each chunk."""
+        with self._lock:
+            if not self.was_there or index in self._checked:
+                return False
+            self._checked.add(index)
+        return self._reassembly.has_data(index) and self.verify_chunk(index)
+
+    def open_chunk(self, index: int) -> ChunkMemory:
+        """Return the memory that a chunk is received into.
+
+        :raises DiskFull, DiskError: there is no room, or the file cannot be mapped.
+        """
+        self._checked.add(index)
+        with self._translated():
+            return self._reassembly.open_chunk(index)
+
+    def close_chunk(self, memory: ChunkMemory) -> None:
+        """Hand the memory back. :raises DiskFull, DiskError: the bytes could not be written."""
+        with self._translated():
+            memory.close()
+
+    def verify_next(self) -> bool:
+        """Run the in-order pass over the next chunk. :raises DiskError: it cannot be read."""
+        with self._translated():
+            return self._reassembly.verify_next()
+
+    def verify_chunk(self, index: int) -> bool:
+        """Verify one chunk by itself. :raises DiskError: it cannot be read."""
+        with self._translated():
+            return self._reassembly.verify_chunk(index)
+
+    def digest_of(self, index: int) -> str:
+        """Return the SHA-1 that a damaged chunk has, as evidence."""
+        chunk = self._chunks[index]
+        return hashlib.sha1(self.read(chunk.start, chunk.end), usedforsecurity=False).hexdigest()
+
+    def whole_sha1(self) -> str:
+        """Return the SHA-1 of the whole, once the in-order pass is through."""
+        return self._reassembly.whole_sha1()
+
+    def read(self, start: int, end: int) -> bytes:
+        """Return bytes that were verified. :raises DiskError: they cannot be read."""
+        with self._translated():
+            return self._reassembly.read(start, end)
+
+    def adopt(self) -> Located:
+        """Make the verified whole a file of the store."""
+        self._reassembly.close()
+        manifest = self._manifest.encode() if self._manifest is not None and len(self._chunks) > 1 else None
+        return self._store.adopt(self._path, self._sha1, manifest=manifest)
+
+    def close(self, *, keep: bool) -> None:
+        """Let go of the partial file; ``keep`` it for a later resume, or remove it."""
+        self._reassembly.close()
+        if not keep:
+            self._path.unlink(missing_ok=True)
+
+    def _translated(self) -> AbstractContextManager[None]:
+        return translated("download into", self._path, needed=self._size)

@@ -1,0 +1,156 @@
+"""Who a node is: its Ed25519 key, and the code that its clients must know.
+
+Files of 2022 in the storage directory (WIRE-2022.md §1 and part B): ``private.pem`` (PKCS#8) and ``public.pem``
+(SubjectPublicKeyInfo), bodies on one line, mode 0600; ``kachery-node-id``; ``client-auth``, mode 0640, whose content
+changes every few minutes. The private key never leaves the node.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hmac
+import os
+import re
+import secrets
+import stat
+import string
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from ..errors import DiskError, NodeError
+from ..protocol.signing import private_key, public_id
+
+__all__ = ["ClientAuth", "Identity", "load_identity", "write_whole"]
+
+_PRIVATE_PREFIX = bytes.fromhex("302e020100300506032b657004220420")
+_PUBLIC_PREFIX = bytes.fromhex("302a300506032b6570032100")
+_PEM = re.compile(r"-----BEGIN (PRIVATE|PUBLIC) KEY-----\s*([A-Za-z0-9+/=\s]+?)\s*-----END \1 KEY-----\s*")
+_CODE_LENGTH = 12
+
+
+class Identity(NamedTuple):
+    """A node's key and id (the public half, 64 hex digits)."""
+
+    key: Ed25519PrivateKey
+    node_id: str
+
+
+def load_identity(storage_dir: Path, *, make_seed: Callable[[], bytes] = lambda: secrets.token_bytes(32)) -> Identity:
+    """Read the node's key, or make one at first start.
+
+    :raises NodeError: the key file is damaged, or others than its owner may read it.
+    :raises DiskError: the directory cannot be read or written.
+    """
+    path = storage_dir / "private.pem"
+    try:
+        storage_dir.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            _create_key(storage_dir, private_key(make_seed()))
+        mode = path.stat().st_mode
+        text = path.read_text(encoding="ascii", errors="replace")
+    except OSError as error:
+        raise DiskError(action="the use", path=str(path), why=error.strerror or str(error)) from None
+    if stat.S_IMODE(mode) & 0o077:
+        raise NodeError(what=f"{path} can be read by others than its owner, so this node's identity may have been "
+                             f"copied. Make it private with: chmod 600 {path}")
+    key = private_key(_decode_pem(text, path))
+    identity = Identity(key, public_id(key))
+    _note_public_parts(storage_dir, identity)
+    return identity
+
+
+def _create_key(storage_dir: Path, key: Ed25519PrivateKey) -> None:
+    seed = key.private_bytes_raw()
+    temporary = storage_dir / f".private.{secrets.token_hex(6)}"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(fd, "w", encoding="ascii") as file:
+            file.write(_encode_pem("PRIVATE", _PRIVATE_PREFIX + seed))
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileExistsError):  # two first starts at once: the one that linked first wins
+            os.link(temporary, storage_dir / "private.pem")
+    finally:
+        temporary.unlink()
+
+
+def _note_public_parts(storage_dir: Path, identity: Identity) -> None:
+    public = _encode_pem("PUBLIC", _PUBLIC_PREFIX + bytes.fromhex(identity.node_id))
+    for name, text, mode in (("public.pem", public, 0o600), ("kachery-node-id", identity.node_id, 0o644)):
+        path = storage_dir / name
+        try:
+            if not path.exists() or path.read_text(encoding="ascii", errors="replace").strip() != text.strip():
+                write_whole(path, text, mode)
+        except OSError as error:
+            raise DiskError(action="the writing", path=str(path), why=error.strerror or str(error)) from None
+
+
+def _encode_pem(kind: str, der: bytes) -> str:
+    return f"-----BEGIN {kind} KEY-----\n{base64.b64encode(der).decode()}\n-----END {kind} KEY-----\n"
+
+
+def _decode_pem(text: str, path: Path) -> bytes:
+    match = _PEM.fullmatch(text)
+    der = b""
+    if match is not None and match[1] == "PRIVATE":
+        with contextlib.suppress(ValueError):
+            der = base64.b64decode("".join(match[2].split()), validate=True)
+    if len(der) != len(_PRIVATE_PREFIX) + 32 or not der.startswith(_PRIVATE_PREFIX):
+        raise NodeError(what=f"{path} is not an Ed25519 private key in PEM form. Restore it from a backup; deleting it "
+                             "makes this a new node that has to join its channels again.")
+    return der[len(_PRIVATE_PREFIX):]
+
+
+def write_whole(path: Path, text: str, mode: int) -> None:
+    """Write a small file as a whole: readers see the old content or the new, also after a crash."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    try:
+        with os.fdopen(fd, "w", encoding="utf-8") as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+class ClientAuth:
+    """The code in the file ``client-auth``: who can read the file may use the node. The last code stays valid."""
+
+    def __init__(self, storage_dir: Path, *,
+                 choose: Callable[[str], str] = secrets.choice) -> None:
+        self._path = storage_dir / "client-auth"
+        self._choose = choose
+        self._codes: list[str] = []
+
+    @property
+    def path(self) -> Path:
+        """The file that clients read."""
+        return self._path
+
+    def rotate(self) -> None:
+        """Make a new code and write it, mode 0640; the one before the last is no longer accepted."""
+        code = "".join(self._choose(string.ascii_letters) for _ in range(_CODE_LENGTH))
+        try:
+            write_whole(self._path, code, 0o640)
+        except OSError as error:
+            raise DiskError(action="the writing", path=str(self._path), why=error.strerror or str(error)) from None
+        self._codes = [*self._codes[-1:], code]
+
+    def accepts(self, code: str) -> bool:
+        """Whether a client knows the code, compared in constant time."""
+        return sum(hmac.compare_digest(code.encode(), known.encode()) for known in self._codes) > 0
+
+    def remove(self) -> None:
+        """The node stops: no code is valid any more."""
+        self._codes = []
+        with contextlib.suppress(OSError):
+            self._path.unlink()

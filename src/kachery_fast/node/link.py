@@ -1,0 +1,303 @@
+"""One channel as a node sees it: its bands, its bucket, its members, and the hub that keeps it.
+
+Everything heard on a band passes here first: signature, freshness, and whether the sender may say such a thing, by the
+hub's list of members. What is said is stamped, signed and sent in batches.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from ..config import Settings
+from ..errors import BadMessage, KacheryError, SignatureInvalid, StaleMessage
+from ..net.bucket import Bucket, HttpBucket
+from ..net.channel import AblyChannel, Channel, Message
+from ..net.hub import HubClient
+from ..net.ranges import RangeClient
+from ..protocol.access import Permission
+from ..protocol.messages import (
+    Assign,
+    BandBody,
+    Cancel,
+    ChannelInfo,
+    Failed,
+    Member,
+    Offer,
+    Progress,
+    Ready,
+    RequestFile2022,
+    UploadFileStatus2022,
+    Want,
+    decode_band,
+    encode_band,
+)
+from ..protocol.names import band_name
+from ..protocol.signing import FreshnessGuard
+from .identity import Identity
+
+__all__ = ["ChannelLink", "Listener"]
+
+log = logging.getLogger("kachery_fast.node")
+
+# What a sender must be allowed to do for its message to count, and on which band it belongs.
+_RULES: dict[type[Any], tuple[str, Permission]] = {
+    Want: ("requestFiles", Permission.REQUEST_FILES),
+    Assign: ("requestFiles", Permission.REQUEST_FILES),
+    Cancel: ("requestFiles", Permission.REQUEST_FILES),
+    RequestFile2022: ("requestFiles", Permission.REQUEST_FILES),
+    Offer: ("provideFiles", Permission.PROVIDE_FILES),
+    Ready: ("provideFiles", Permission.PROVIDE_FILES),
+    Progress: ("provideFiles", Permission.PROVIDE_FILES),
+    Failed: ("provideFiles", Permission.PROVIDE_FILES),
+    UploadFileStatus2022: ("provideFiles", Permission.PROVIDE_FILES),
+}
+_STRANGER_REFRESH_SECONDS = 1.0
+_OUTBOX_MAX = 10_000
+
+Listener = Callable[[Any, str], None]
+OnSayFailed = Callable[[KacheryError], None]
+
+
+class ChannelLink:
+    """A node's end of one channel.
+
+    :param refresh: asks the hub for the members anew, and calls ``update`` with what it says.
+    :param on_request: receives what nodes ask for, ``(body, sender)``, when this node may provide files.
+    """
+
+    def __init__(self, info: ChannelInfo, hub: HubClient, identity: Identity, settings: Settings, ranges: RangeClient,
+                 *, refresh: Callable[[], Awaitable[None]], on_request: Listener) -> None:
+        self.info = info
+        self.hub = hub
+        self.bucket: Bucket = HttpBucket(info.bucket_url, ranges, settings)
+        self.on_restored: list[Callable[[], None]] = []
+        self._identity = identity
+        self._settings = settings
+        self._refresh = refresh
+        self._on_request = on_request
+        self._members: dict[str, Member] = {}
+        self._listeners: dict[str, Listener] = {}
+        self._guard = FreshnessGuard(settings.message_age_seconds_max)
+        self._outbox: deque[tuple[str, BandBody, OnSayFailed | None]] = deque()
+        self._outbox_filled = asyncio.Event()
+        self._channel: Channel | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._refreshed_at = float("-inf")
+        self._was_connected = False
+        self.update(info)
+
+    @property
+    def name(self) -> str:
+        """The channel's name."""
+        return self.info.name
+
+    @property
+    def connected(self) -> bool:
+        """Whether messages flow."""
+        return self._channel is not None and self._channel.connected
+
+    @property
+    def why(self) -> str:
+        """Why messages do not flow."""
+        return "not started" if self._channel is None else self._channel.why
+
+    def may(self, permission: Permission) -> bool:
+        """Whether this node has a permission here."""
+        return permission.value in self.info.permissions
+
+    def providers(self) -> dict[str, str]:
+        """The other nodes that may provide files: node id -> label."""
+        return {node_id: member.label for node_id, member in self._members.items()
+                if node_id != self._identity.node_id and Permission.PROVIDE_FILES.value in member.permissions}
+
+    def update(self, info: ChannelInfo) -> None:
+        """Take over what the hub says now."""
+        self.info = info
+        self._members = {member.node_id: member for member in info.members}
+
+    # --- life
+
+    async def start(self) -> None:
+        """Connect; goes on trying in the background when the bands are out of reach."""
+        self._spawn(self._send_for_ever())
+        await self.connect()
+
+    async def connect(self) -> None:
+        """Connect to the bands anew, with the permissions that are in force now."""
+        old, self._channel = self._channel, None
+        if old is not None:
+            await old.close()
+        pubsub = self.info.pubsub
+        endpoint, tls = pubsub.endpoint, pubsub.tls
+        if not endpoint:
+            parts = urlsplit(self.hub.url)
+            endpoint, tls = parts.netloc, parts.scheme == "https"
+        self._channel = AblyChannel(self.name, endpoint=endpoint, tls=tls, token=self._token,
+                                    client_id=self._identity.node_id, settings=self._settings,
+                                    on_state=self._state_changed)
+        bands = [band for band, permission in (("provideFiles", Permission.REQUEST_FILES),
+                                               ("requestFiles", Permission.PROVIDE_FILES)) if self.may(permission)]
+        if bands:
+            self._spawn(self._connect(self._channel, bands))
+
+    async def close(self) -> None:
+        """Disconnect; what was not sent yet is dropped."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._channel is not None:
+            await self._channel.close()
+
+    async def _connect(self, channel: Channel, bands: list[str]) -> None:
+        with contextlib.suppress(KacheryError):
+            await channel.connect()
+        for kind in bands:
+            try:
+                await channel.subscribe(band_name(self.name, kind), self._receive)
+            except KacheryError as error:
+                log.warning("channel %s: %s", self.name, error)
+
+    async def _token(self) -> dict[str, Any]:
+        token = await self.hub.pubsub_token(self.name)
+        plain: dict[str, Any] = msgspec.to_builtins(token)
+        return plain
+
+    def _state_changed(self, connected: bool, why: str) -> None:
+        log.info("channel %s: %s", self.name, "connected" if connected else f"not connected ({why})")
+        if connected and self._was_connected:
+            for restored in self.on_restored:
+                restored()
+        self._was_connected = self._was_connected or connected
+
+    # --- saying
+
+    def say(self, kind: type[Any], fields: dict[str, Any], on_failed: OnSayFailed | None = None) -> None:
+        """Queue a message for its band. ``on_failed`` hears when it could not be sent."""
+        band, _ = _RULES[kind]
+        if kind is UploadFileStatus2022:
+            body = kind(**fields)
+        else:
+            body = kind(channel=self.name, time=0, id=secrets.token_hex(16), **fields)
+        if len(self._outbox) >= _OUTBOX_MAX:
+            self._outbox.popleft()
+        self._outbox.append((band, body, on_failed))
+        self._outbox_filled.set()
+
+    async def _send_for_ever(self) -> None:
+        while True:
+            await self._outbox_filled.wait()
+            band = self._outbox[0][0]
+            batch: list[tuple[str, BandBody, OnSayFailed | None]] = []
+            size = 0
+            while self._outbox and self._outbox[0][0] == band:
+                size += len(msgspec.json.encode(self._outbox[0][1])) + 300
+                if batch and size > self._settings.message_size_bytes_max:
+                    break
+                batch.append(self._outbox.popleft())
+            if not self._outbox:
+                self._outbox_filled.clear()
+            await self._send(band, batch)
+
+    async def _send(self, band: str, batch: list[tuple[str, BandBody, OnSayFailed | None]]) -> None:
+        for _, body, _ in batch:
+            if not isinstance(body, (RequestFile2022, UploadFileStatus2022)):
+                body.time = self.hub.now_ms()
+        data = encode_band([body for _, body, _ in batch], self._identity.key)
+        try:
+            if self._channel is None:
+                return
+            await self._channel.publish(band_name(self.name, band), data)
+        except KacheryError as error:
+            log.warning("channel %s: %s", self.name, error)
+            for _, _, on_failed in batch:
+                if on_failed is not None:
+                    on_failed(error)
+
+    # --- hearing
+
+    def listen(self, request: str, listener: Listener) -> None:
+        """Hand messages about a request of this node's own to ``listener(body, sender)``."""
+        self._listeners[request] = listener
+
+    def unlisten(self, request: str) -> None:
+        """End ``listen``."""
+        self._listeners.pop(request, None)
+
+    def _receive(self, message: Message) -> None:
+        for entry in decode_band(message.data, size_bytes_max=2 * self._settings.message_size_bytes_max):
+            if isinstance(entry, (BadMessage, SignatureInvalid)):
+                log.warning("channel %s: dropped a message of %s: %s", self.name, message.client_id[:16], entry)
+                continue
+            body, sender = entry
+            if sender == self._identity.node_id or not self._concerns(body):
+                continue
+            band, permission = _RULES[type(body)]
+            if message.band != band_name(self.name, band) or (message.client_id and message.client_id != sender):
+                log.warning("channel %s: dropped a %s of %s on the wrong band or by another's connection",
+                            self.name, type(body).__name__, sender[:16])
+                continue
+            if self._fresh(body, sender):
+                self._dispatch(body, sender, permission)
+
+    def _concerns(self, body: BandBody) -> bool:
+        if isinstance(body, (Offer, Ready, Progress, Failed)):
+            return body.request in self._listeners
+        if isinstance(body, UploadFileStatus2022):
+            return False
+        return not isinstance(body, Assign) or body.provider == self._identity.node_id
+
+    def _fresh(self, body: BandBody, sender: str) -> bool:
+        if isinstance(body, (RequestFile2022, UploadFileStatus2022)):
+            return True
+        try:
+            if body.channel != self.name:
+                raise BadMessage(why=f"it was signed for the channel {body.channel!r}")
+            self._guard.check(sender, body.id, body.time, self.hub.now_ms() / 1000)
+        except (BadMessage, StaleMessage) as error:
+            log.warning("channel %s: dropped a message of %s: %s", self.name, sender[:16], error)
+            return False
+        return True
+
+    def _dispatch(self, body: BandBody, sender: str, permission: Permission) -> None:
+        if self._is_allowed(sender, permission):
+            self._deliver(body, sender)
+        else:
+            self._spawn(self._deliver_after_refresh(body, sender, permission))
+
+    async def _deliver_after_refresh(self, body: BandBody, sender: str, permission: Permission) -> None:
+        """A stranger may be a member that joined after the last look: look again, but not at every message."""
+        now = asyncio.get_running_loop().time()
+        if now - self._refreshed_at >= _STRANGER_REFRESH_SECONDS:
+            self._refreshed_at = now
+            await self._refresh()
+        if self._is_allowed(sender, permission):
+            self._deliver(body, sender)
+        else:
+            log.warning("channel %s: ignored a %s of %s, which lacks %s", self.name, type(body).__name__, sender[:16],
+                        permission.value)
+
+    def _is_allowed(self, sender: str, permission: Permission) -> bool:
+        member = self._members.get(sender)
+        return member is not None and permission.value in member.permissions
+
+    def _deliver(self, body: BandBody, sender: str) -> None:
+        if isinstance(body, (Offer, Ready, Progress, Failed)):
+            listener = self._listeners.get(body.request)
+            if listener is not None:
+                listener(body, sender)
+        elif not isinstance(body, UploadFileStatus2022):
+            self._on_request(body, sender)
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

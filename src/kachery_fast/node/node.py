@@ -1,0 +1,266 @@
+"""The node: its store, its hubs, their channels, its transfers, and its local API, on one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.metadata
+import logging
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+from ..config import Settings
+from ..errors import ChannelUnknown, KacheryError, NoChannel, NodeError
+from ..net.hub import HubClient
+from ..net.ranges import RangeClient
+from ..protocol.access import Permission
+from ..protocol.messages import ChannelInfo
+from ..protocol.names import FileUri
+from ..store.files import FileStore
+from .api import LocalApi
+from .identity import ClientAuth, load_identity
+from .link import ChannelLink
+from .membership import NodeFile, read_node_file
+from .providing import Providing
+from .transfer import Tools
+from .transfers import Transfers, request_limits
+
+__all__ = ["Node", "run_node"]
+
+log = logging.getLogger("kachery_fast.node")
+
+# Requests for small objects and heads go beside the big ones.
+_SMALL_REQUESTS = 4
+_DISK_THREADS = 8
+_VERIFY_THREADS = 2
+
+
+class _HubSide:
+    """One hub that the node belongs to, and the state of the talk with it."""
+
+    def __init__(self, client: HubClient) -> None:
+        self.client = client
+        self.owner = ""
+        self.reachable = False
+        self.why = "not asked yet"
+        self.asked_now = asyncio.Event()
+        self.lock = asyncio.Lock()
+        self.task: asyncio.Task[None] | None = None
+
+
+class Node:
+    """A node on the running event loop. ``start``, then ``stop``; ``stopped`` is set when a client asks for the end.
+
+    :raises KacheryError: from ``start``, when the storage directory or the port cannot be used.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.identity = load_identity(settings.storage_dir)
+        self.store = FileStore(settings.storage_dir, chunk_size_bytes=settings.chunk_size_bytes,
+                               fingerprint_size_bytes=settings.fingerprint_size_bytes)
+        self.client_auth = ClientAuth(settings.storage_dir)
+        self.stopped = asyncio.Event()
+        self.version = importlib.metadata.version("kachery-fast")
+        self._node_file = NodeFile()
+        self._disk_threads = ThreadPoolExecutor(_DISK_THREADS, "disk")
+        self._verify_threads = ThreadPoolExecutor(_VERIFY_THREADS, "verify")
+        self._uploads = asyncio.Semaphore(settings.upload_concurrency)
+        self._ranges = RangeClient(settings, concurrency=settings.download_concurrency + settings.upload_concurrency
+                                   + _SMALL_REQUESTS)
+        self.transfers = Transfers(Tools(self.store, request_limits(settings), self._disk_threads,
+                                         self._verify_threads, asyncio.Semaphore(settings.download_concurrency)),
+                                   settings)
+        self._hubs: dict[str, _HubSide] = {}
+        self._links: dict[tuple[str, str], ChannelLink] = {}
+        self._providing: dict[tuple[str, str], Providing] = {}
+        self._api = LocalApi(self)
+        self._rotation: asyncio.Task[None] | None = None
+
+    @property
+    def port(self) -> int:
+        """The port of the local API."""
+        return self._api.port
+
+    async def start(self) -> None:
+        """Clean up after a crash, listen for clients, and begin to reach the hubs; hubs that are down are retried."""
+        loop = asyncio.get_running_loop()
+        cleaned = await loop.run_in_executor(self._disk_threads, self._clean)
+        if any(cleaned):
+            log.info("leftovers of earlier runs removed: %s", cleaned)
+        await self._api.start()
+        self.client_auth.rotate()
+        self._rotation = loop.create_task(self._rotate_for_ever())
+        await self.reload()
+
+    async def stop(self) -> None:
+        """Break off what is under way, keeping what was received, and close everything."""
+        await self._api.stop()
+        if self._rotation is not None:
+            self._rotation.cancel()
+            await asyncio.gather(self._rotation, return_exceptions=True)
+        await self.transfers.close()
+        for url in list(self._hubs):
+            await self._drop_hub(url)
+        await self._ranges.close()
+        self.client_auth.remove()
+        self._disk_threads.shutdown(wait=True)
+        self._verify_threads.shutdown(wait=True)
+
+    def _clean(self) -> Any:
+        return self.store.clean(now=time.time(), partial_keep_days=self.settings.partial_keep_days)
+
+    async def _rotate_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(self.settings.client_auth_seconds)
+            try:
+                self.client_auth.rotate()
+            except KacheryError as error:
+                log.error("the client code could not be changed: %s", error)
+
+    # --- hubs and channels
+
+    async def reload(self) -> None:
+        """Read the configuration anew and ask every hub at once."""
+        self._node_file = read_node_file(self.settings.storage_dir)
+        wanted = {entry.url for entry in self._node_file.hubs}
+        for url in set(self._hubs) - wanted:
+            await self._drop_hub(url)
+        for url in wanted - set(self._hubs):
+            side = self._hubs[url] = _HubSide(HubClient(url, self.identity.key, self.settings))
+            side.task = asyncio.get_running_loop().create_task(self._follow(url, side))
+        await asyncio.gather(*(self._ask_hub(url, side) for url, side in self._hubs.items()))
+
+    async def _follow(self, url: str, side: _HubSide) -> None:
+        while True:
+            pause = self.settings.channel_refresh_seconds
+            if not side.reachable:
+                pause = min(pause, self.settings.retry_cap_seconds / 5)
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(side.asked_now.wait(), pause)
+            side.asked_now.clear()
+            await self._ask_hub(url, side)
+
+    async def _ask_hub(self, url: str, side: _HubSide) -> None:
+        async with side.lock:
+            try:
+                config = await side.client.node_config(self._node_file.label, self.version)
+            except KacheryError as error:
+                if side.reachable or side.why != error.message:
+                    log.warning("%s", error)
+                side.reachable, side.why = False, error.message
+                return
+            side.reachable, side.why, side.owner = True, "", config.owner
+            await self._apply(url, side, config.channels)
+
+    async def _apply(self, url: str, side: _HubSide, channels: list[ChannelInfo]) -> None:
+        """Join new channels, leave old ones, and connect anew where permissions or the bands' place have changed."""
+        named = {(url, info.name): info for info in channels}
+        for key in [key for key in self._links if key[0] == url and key not in named]:
+            await self._drop_channel(key)
+        for key, info in named.items():
+            link = self._links.get(key)
+            if link is None:
+                link = ChannelLink(info, side.client, self.identity, self.settings, self._ranges,
+                                   refresh=partial(self._ask_hub, url, side),
+                                   on_request=partial(self._requested, key))
+                self._links[key] = link
+                self._providing[key] = Providing(link, self.identity.node_id, self.store, self.settings,
+                                                 self._uploads, self._disk_threads)
+                await link.start()
+                continue
+            changed = (link.info.permissions, link.info.pubsub) != (info.permissions, info.pubsub)
+            link.update(info)
+            if changed:
+                await link.connect()
+
+    def _requested(self, key: tuple[str, str], body: Any, sender: str) -> None:
+        link, providing = self._links.get(key), self._providing.get(key)
+        if link is not None and providing is not None and link.may(Permission.PROVIDE_FILES):
+            providing.heard(body, sender)
+
+    async def _drop_channel(self, key: tuple[str, str]) -> None:
+        await self._providing.pop(key).close()
+        await self._links.pop(key).close()
+
+    async def _drop_hub(self, url: str) -> None:
+        side = self._hubs.pop(url)
+        if side.task is not None:
+            side.task.cancel()
+            await asyncio.gather(side.task, return_exceptions=True)
+        for key in [key for key in self._links if key[0] == url]:
+            await self._drop_channel(key)
+        await side.client.close()
+
+    # --- for the API
+
+    def link_for(self, uri: FileUri, channel: str | None) -> ChannelLink:
+        """Return the channel to ask on.
+
+        :raises NoChannel: none is named, here or in the settings. :raises ChannelUnknown: this node is not on it.
+        :raises NotPermitted: it may not request files there.
+        """
+        name = channel or self.settings.channel
+        if not name:
+            raise NoChannel(uri=str(uri))
+        links = [link for (_, known), link in self._links.items() if known == name]
+        if not links:
+            raise self._unknown(name)
+        return links[0]
+
+    def links(self) -> list[ChannelLink]:
+        """Return every channel that this node is on."""
+        return list(self._links.values())
+
+    def _unknown(self, name: str) -> KacheryError:
+        known = ", ".join(sorted(known for _, known in self._links)) or "none"
+        down = [f"{url}: {side.why}" for url, side in self._hubs.items() if not side.reachable]
+        if down:
+            return NodeError(what=f"the channel {name!r} is not known (known: {known}), and not every hub could be "
+                                  f"asked ({'; '.join(down)})")
+        return ChannelUnknown(channel=name, known=known)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the node's state as plain JSON, for ``GET /api/info``."""
+        hubs = []
+        for url, side in self._hubs.items():
+            channels = [{
+                "name": link.name, "permissions": sorted(link.info.permissions), "connected": link.connected,
+                "why": link.why, "load": self._providing[key].load,
+                "members": [{"node": member.node_id, "label": member.label, "permissions": sorted(member.permissions)}
+                            for member in link.info.members],
+            } for key, link in self._links.items() if key[0] == url]
+            hubs.append({"url": url, "owner": side.owner, "reachable": side.reachable, "why": side.why,
+                         "channels": channels})
+        return {"nodeId": self.identity.node_id, "version": self.version, "label": self._node_file.label,
+                "storageDir": str(self.settings.storage_dir), "pid": os.getpid(), "hubs": hubs,
+                "transfers": self.transfers.describe()}
+
+
+def run_node(settings: Settings) -> None:
+    """Run a node in the foreground until SIGINT, SIGTERM, or a client's stop; on uvloop where that exists.
+
+    :raises KacheryError: the storage directory or the port cannot be used.
+    """
+    async def main() -> None:
+        node = Node(settings)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, node.stopped.set)
+        try:
+            await node.start()
+            log.info("node %s on http://%s:%d", node.identity.node_id, settings.node_host, node.port)
+            await node.stopped.wait()
+        finally:
+            await node.stop()
+
+    try:
+        import uvloop
+    except ImportError:
+        asyncio.run(main())
+    else:
+        uvloop.run(main())

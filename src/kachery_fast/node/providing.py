@@ -1,0 +1,213 @@
+"""Performs what ``protocol.provide.FileProvider`` decides for one channel: look files up, upload, say how far it is."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+from concurrent.futures import Executor
+from typing import Any
+
+from ..config import Settings
+from ..errors import (
+    BucketUnreachable,
+    DiskError,
+    DiskFull,
+    FileChanged,
+    HubError,
+    HubUnreachable,
+    KacheryError,
+    LinkInvalid,
+    NotInStore,
+    NotPermitted,
+    Stalled,
+    UrlExpired,
+)
+from ..net.bucket import SignedUpload
+from ..protocol.provide import (
+    Asked,
+    Event,
+    FileProvider,
+    LookedUp,
+    LookUp,
+    ProvideLimits,
+    Said,
+    Tick,
+    Upload,
+    Uploaded,
+)
+from ..store.files import FileStore
+from .link import ChannelLink
+
+__all__ = ["Providing"]
+
+log = logging.getLogger("kachery_fast.node")
+
+_SIGN_TRIES_MAX = 3
+_REASONS: tuple[tuple[type[KacheryError], str], ...] = (
+    (NotInStore, "evicted"),
+    (LinkInvalid, "changed-on-disk"),
+    (FileChanged, "changed-on-disk"),
+    (NotPermitted, "not-permitted"),
+    (HubUnreachable, "hub"),
+    (HubError, "hub"),
+    (BucketUnreachable, "bucket"),
+    (Stalled, "bucket"),
+    (DiskError, "disk-error"),
+    (DiskFull, "disk-error"),
+)
+
+
+class Providing:
+    """Serves one channel from the local store.
+
+    :param uploads: bounds the uploads of the whole node; :param threads: runs what reads the disk.
+    """
+
+    def __init__(self, link: ChannelLink, node_id: str, store: FileStore, settings: Settings,
+                 uploads: asyncio.Semaphore, threads: Executor) -> None:
+        self._link = link
+        self._store = store
+        self._uploads = uploads
+        self._threads = threads
+        self._span_bytes = settings.small_read_size_bytes
+        self._sign_batch_max = settings.sign_batch_max
+        self._machine = FileProvider(node_id, ProvideLimits(
+            requests_max=settings.provide_requests_max,
+            uploads_ahead_max=3 * settings.upload_concurrency,
+            progress_interval_seconds=settings.progress_interval_seconds,
+            ready_batch_seconds=settings.ready_batch_seconds,
+        ))
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._lookups: dict[str, asyncio.Lock] = {}
+
+    @property
+    def load(self) -> int:
+        """Objects queued or under way."""
+        return self._machine.load
+
+    def heard(self, body: Any, sender: str) -> None:
+        """A node asks for something."""
+        self._post(Asked(body, sender))
+
+    async def close(self) -> None:
+        """Stop; uploads under way are broken off."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _post(self, event: Event) -> None:
+        loop = asyncio.get_running_loop()
+        effects = self._machine.handle(event, loop.time())
+        uploads = [effect for effect in effects if isinstance(effect, Upload)]
+        for start in range(0, len(uploads), self._sign_batch_max):
+            self._spawn(self._upload_all(uploads[start:start + self._sign_batch_max]))
+        for effect in effects:
+            if isinstance(effect, LookUp):
+                self._spawn(self._look_up(effect))
+            elif isinstance(effect, Said):
+                self._link.say(effect.kind, effect.fields)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        deadline = self._machine.deadline
+        if deadline is not None:
+            self._timer = loop.call_at(deadline, self._post, Tick())
+
+    async def _look_up(self, query: LookUp) -> None:
+        loop = asyncio.get_running_loop()
+        lock = self._lookups.setdefault(query.sha1, asyncio.Lock())
+        try:
+            async with lock:  # a file of 2022 without a manifest is hashed once, however many ask
+                found = await loop.run_in_executor(self._threads, self._find, query)
+        finally:
+            if not lock.locked():
+                self._lookups.pop(query.sha1, None)
+        self._post(found)
+
+    def _find(self, query: LookUp) -> LookedUp:
+        try:
+            located = self._store.find(query.sha1)
+            manifest_sha1, manifest = self._store.manifest_for(query.sha1, query.manifest_sha1)
+        except NotInStore:
+            return LookedUp(query, reason="unknown")
+        except KacheryError as error:
+            return LookedUp(query, reason=_reason(error), detail=error.message)
+        return LookedUp(query, located.size, manifest, manifest_sha1)
+
+    async def _upload_all(self, uploads: list[Upload]) -> None:
+        """Sign in one request, then upload each; a failure to sign fails them all."""
+        try:
+            signed = await self._sign(uploads)
+        except KacheryError as error:
+            log.warning("channel %s: %s", self._link.name, error)
+            for upload in uploads:
+                self._post(Uploaded(upload.sha1, _reason(error), error.message))
+            return
+        for upload, leave in zip(uploads, signed, strict=True):
+            self._spawn(self._upload(upload, leave))
+
+    async def _sign(self, uploads: list[Upload]) -> list[SignedUpload]:
+        objects = [(upload.sha1, upload.end - upload.start) for upload in uploads]
+        return [SignedUpload(leave.object, leave.url, leave.headers)
+                for leave in await self._link.hub.sign_uploads(self._link.name, objects)]
+
+    async def _upload(self, upload: Upload, leave: SignedUpload) -> None:
+        outcome = Uploaded(upload.sha1)
+        try:
+            async with self._uploads:
+                await self._put(upload, leave)
+        except KacheryError as error:
+            log.warning("channel %s: the upload of %s failed: %s", self._link.name, upload.sha1, error)
+            outcome = Uploaded(upload.sha1, _reason(error), error.message)
+        except OSError as error:
+            outcome = Uploaded(upload.sha1, "disk-error", error.strerror or str(error))
+        self._post(outcome)
+
+    async def _put(self, upload: Upload, leave: SignedUpload) -> None:
+        loop = asyncio.get_running_loop()
+        file = await loop.run_in_executor(self._threads, self._store.open, upload.file_sha1)
+        try:
+            if upload.check:
+                await loop.run_in_executor(self._threads, self._check, file.fileno(), upload)
+            for attempt in range(_SIGN_TRIES_MAX):
+                try:
+                    await self._link.bucket.put_from(leave, file.fileno(), upload.start, upload.end - upload.start)
+                    return
+                except UrlExpired:
+                    if attempt + 1 == _SIGN_TRIES_MAX:
+                        raise
+                    leave = (await self._sign([upload]))[0]
+        finally:
+            file.close()
+
+    def _check(self, fd: int, upload: Upload) -> None:
+        digest = hashlib.sha1(usedforsecurity=False)
+        position = upload.start
+        while position < upload.end:
+            data = os.pread(fd, min(self._span_bytes, upload.end - position), position)
+            if not data:
+                break
+            digest.update(data)
+            position += len(data)
+        if digest.hexdigest() != upload.sha1:
+            raise FileChanged(path=f"sha1://{upload.file_sha1}", why=f"bytes {upload.start} to {upload.end} have "
+                                                                     f"another SHA-1 than {upload.sha1}")
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _reason(error: KacheryError) -> str:
+    for kind, reason in _REASONS:
+        if isinstance(error, kind):
+            return reason
+    return "bucket"
+
+

@@ -275,9 +275,13 @@ class AblyChannel:
         while True:
             client = AblyClient(self._endpoint, tls=self._tls, token=self._token, client_id=self.client_id,
                                 message_size_bytes_max=self._settings.message_size_bytes_max)
-            self._client = client
+            self._client, was_up = client, False
             try:
                 was_up = await self._serve(client)
+            except Exception as error:
+                # Whatever the SDK comes up with, the next client may fare better.
+                log.exception("the client of channel %s failed", self.name)
+                client.why = f"{type(error).__name__}: {error}"
             finally:
                 self._client = None
                 self._set_state(False, client.why)
@@ -336,7 +340,10 @@ class AblyChannel:
             self._why = why
         log.info("channel %s is %s %s", self.name, "connected" if up else "not connected", "" if up else f"({why})")
         if self._on_state is not None:
-            self._on_state(up, "" if up else why)
+            try:
+                self._on_state(up, "" if up else why)
+            except Exception:
+                log.exception("the listener to the state of channel %s failed", self.name)
 
     def _pause_seconds(self, attempt: int) -> float:
         cap = min(self._settings.retry_cap_seconds, 4.0)

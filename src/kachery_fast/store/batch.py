@@ -11,9 +11,9 @@ import fcntl
 import os
 import secrets
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
-from types import TracebackType
 
 from .._core import Digests, digest_buffer
 from ..errors import FileChanged, KacheryError
@@ -35,8 +35,8 @@ __all__ = ["put_many", "read_source"]
 # Larger files are worth a flush of their own, and a copy by the two threads of the native core.
 SMALL_SIZE_BYTES_MAX = 1024 * 1024
 # What a crash can lose, and what waits in the page cache for one flush.
-BATCH_FILES_MAX = 4096
-BATCH_SIZE_BYTES_MAX = 256 * 1024 * 1024
+BATCH_FILES_MAX = 2048
+BATCH_SIZE_BYTES_MAX = 128 * 1024 * 1024
 
 SomePath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 Result = Stored | KacheryError
@@ -50,33 +50,55 @@ def put_many(
 ) -> list[Result]:
     """Store each of ``paths``; the answers stand in their order, an error in the place of a file that failed.
 
+    Each batch is flushed by a second thread while this one names the batch before and writes the next. More threads
+    do not help: the calls are short, and the interpreter's lock passes to and fro.
+
     :param put_one: stores one large file.
     :param on_done: called with each path and its answer as soon as that is known, batch by batch.
-    :raises DiskFull, DiskError: the store itself cannot be written to.
+    :raises DiskFull, DiskError: the names that were given could not be flushed.
     """
-    answers: list[Result | None] = [None] * len(paths)
-    position = 0
-    while position < len(paths):
-        with _Batch(writer) as batch:
-            first = position
-            while position < len(paths) and batch.has_room:
-                try:
-                    answers[position] = batch.add(position, paths[position], put_one)
-                except KacheryError as error:
-                    answers[position] = error
-                position += 1
-            for number, final in batch.finish():
-                answers[number] = final
-        for number in range(first, position):
-            answer = answers[number]
-            if on_done is not None and answer is not None:
+    answers: dict[int, Result] = {}
+
+    def tell(done: list[tuple[int, Result]]) -> None:
+        for number, answer in done:
+            answers[number] = answer
+            if on_done is not None:
                 on_done(paths[number], answer)
-    if writer.durable and paths:
+
+    with ThreadPoolExecutor(1, thread_name_prefix="kachery-store-flush") as flusher, ExitStack() as batches:
+        flushed: tuple[_Batch, Future[None]] | None = None
+        numbers = iter(range(len(paths)))
+        number = next(numbers, None)
+        while number is not None or flushed is not None:
+            batch = batches.enter_context(closing(_Batch(writer)))
+            final: list[tuple[int, Result]] = []
+            while number is not None and batch.has_room:
+                answer = _put(batch, number, paths[number], put_one)
+                if answer is not None:
+                    final.append((number, answer))
+                number = next(numbers, None)
+            if flushed is not None:
+                wait([flushed[1]])
+            before, flushed = flushed, None
+            if not batch.is_empty:
+                flushed = batch, flusher.submit(batch.flush)
+            tell(final)
+            if before is not None:
+                tell(before[0].finish(before[1]))
+                before[0].close()
+    if writer.durable and writer.layout.root.exists():
         # The files are safe already; this makes their names safe too.
         with translated("flushing", writer.layout.root):
-            if writer.layout.root.exists():
-                sync_file_system(writer.layout.root)
-    return [answer for answer in answers if answer is not None]
+            sync_file_system(writer.layout.root)
+    return [answers[number] for number in range(len(paths))]
+
+
+def _put(batch: _Batch, number: int, path: SomePath, put_one: Callable[[SomePath], Stored]) -> Result | None:
+    """Give one file to the batch, or store it on its own; its answer, or None when the batch will give it."""
+    try:
+        return batch.known if batch.add(number, path) else put_one(path)
+    except KacheryError as error:
+        return error
 
 
 def read_source(source: SourceFile) -> bytes:
@@ -102,46 +124,53 @@ class _Batch:
         self._writer = writer
         self._directory: Path | None = None
         self._lock = -1
-        self._written: dict[str, tuple[Path, Stored]] = {}
+        self._written: dict[str, str] = {}
         self._waiting: list[tuple[int, Stored]] = []
         self._size_bytes = 0
+        self.known: Stored | None = None
 
     @property
     def has_room(self) -> bool:
         return len(self._waiting) < BATCH_FILES_MAX and self._size_bytes < BATCH_SIZE_BYTES_MAX
 
-    def add(self, number: int, path: SomePath, put_one: Callable[[SomePath], Stored]) -> Stored | None:
-        """Take one file in; the answer when it is final already, else None."""
-        writer = self._writer
+    @property
+    def is_empty(self) -> bool:
+        return not self._waiting
+
+    def add(self, number: int, path: SomePath) -> bool:
+        """Take a small file in; False for a large one.
+
+        It is answered by ``finish``, or at once by ``known`` when the store has it already.
+        """
+        writer, self.known = self._writer, None
         with SourceFile(path) as source:
-            small = source.size <= min(SMALL_SIZE_BYTES_MAX, writer.chunk_size_bytes)
-            if small:
-                data = read_source(source)
-                source.check_unchanged(len(data))
-        if not small:
-            return put_one(path)
+            if source.size > min(SMALL_SIZE_BYTES_MAX, writer.chunk_size_bytes):
+                return False
+            data = read_source(source)
+            source.check_unchanged(len(data))
         digests = digest_buffer(data, writer.chunk_size_bytes)
         stored = Stored(digests.sha1, digests.size, None)
         if digests.sha1 not in self._written:
             if writer.holds(digests.sha1, digests.size):
-                return stored
-            self._write(data, digests, stored)
+                self.known = stored
+                return True
+            self._write(data, digests)
         self._waiting.append((number, stored))
-        return None
+        return True
 
-    def _write(self, data: bytes, digests: Digests, stored: Stored) -> None:
+    def _write(self, data: bytes, digests: Digests) -> None:
         with translated("writing", self._writer.layout.root, needed=len(data)):
             directory = self._open()
-            path = directory / digests.sha1
+            path = f"{directory}/{digests.sha1}"
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
             try:
                 write_all(fd, memoryview(data))
             except BaseException:
-                path.unlink()
+                os.unlink(path)  # noqa: PTH108 - a string, for speed
                 raise
             finally:
                 os.close(fd)
-        self._written[digests.sha1] = (path, stored)
+        self._written[digests.sha1] = path
         self._size_bytes += len(data)
 
     def _open(self) -> Path:
@@ -164,15 +193,32 @@ class _Batch:
                 os.close(lock)
         return self._directory
 
-    def finish(self) -> list[tuple[int, Result]]:
-        """Flush, then name, what was written; the answers of the files that waited for it."""
+    def flush(self) -> None:
+        """Flush what was written.
+
+        :raises DiskFull, DiskError: it could not be.
+        """
+        if self._directory is None or not self._writer.durable:
+            return
+        with translated("flushing", self._directory, needed=self._size_bytes):
+            if sync_file_system(self._directory):
+                return
+            for path in self._written.values():
+                fd = os.open(path, os.O_RDONLY)
+                try:
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
+
+    def finish(self, flushing: Future[None]) -> list[tuple[int, Result]]:
+        """Name what was written and flushed; the answers of the files that waited for it."""
         failed: dict[str, KacheryError] = {}
         try:
-            self._flush()
+            flushing.result()
         except KacheryError as error:
             return [(number, error) for number, _ in self._waiting]
-        for sha1, (path, _) in self._written.items():
-            final = self._writer.layout.file(sha1)
+        for sha1, path in self._written.items():
+            final = self._writer.layout.file_name(sha1)
             try:
                 with translated("writing", final):
                     rename_into(path, final, durable=False)
@@ -180,24 +226,8 @@ class _Batch:
                 failed[sha1] = error
         return [(number, failed.get(stored.sha1, stored)) for number, stored in self._waiting]
 
-    def _flush(self) -> None:
-        if self._directory is None or not self._writer.durable:
-            return
-        with translated("flushing", self._directory, needed=self._size_bytes):
-            if sync_file_system(self._directory):
-                return
-            for path, _ in self._written.values():
-                fd = os.open(path, os.O_RDONLY)
-                try:
-                    os.fsync(fd)
-                finally:
-                    os.close(fd)
-
-    def __enter__(self) -> _Batch:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None,
-                 traceback: TracebackType | None) -> None:
+    def close(self) -> None:
+        """Remove what has no name; a second call does nothing."""
         if self._directory is None:
             return
         with suppress(OSError):
@@ -205,3 +235,4 @@ class _Batch:
                 left.unlink()
             self._directory.rmdir()
         os.close(self._lock)
+        self._directory = None

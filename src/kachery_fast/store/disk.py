@@ -7,7 +7,7 @@ tells a dead file from one in use. ``OSError`` is translated here, once.
 """
 
 # Plain system calls on strings: at ten thousand files a second a Path costs more than the call.
-# ruff: noqa: PTH102, PTH104, PTH108, PTH116
+# ruff: noqa: PTH102, PTH104, PTH108, PTH116, PTH120
 
 from __future__ import annotations
 
@@ -278,41 +278,43 @@ def _lock_own(fd: int) -> bool:
     return os.fstat(fd).st_nlink > 0
 
 
-def rename_into(source: str | Path, final: Path, *, durable: bool) -> None:
+def rename_into(source: str | Path, final: str | Path, *, durable: bool) -> None:
     """Rename ``source`` to ``final``, making its directories when missing.
 
     :raises OSError: as from the system, for the caller's ``translated``.
     """
-    made: list[Path] = []
+    made: list[str] = []
+    directory = os.path.dirname(final)
     try:
         os.rename(source, final)
     except FileNotFoundError:
-        made = make_directories(final.parent)
+        made = make_directories(directory)
         os.rename(source, final)
     if durable:
         # A new directory's own entry stands in its parent.
-        for directory in {final.parent, *(path.parent for path in made)}:
-            sync_directory(directory)
+        for changed in {directory, *(os.path.dirname(path) for path in made)}:
+            sync_directory(changed)
 
 
-def make_directories(path: Path) -> list[Path]:
+def make_directories(path: str | Path) -> list[str]:
     """Make ``path`` and its parents, mode 0777 and the umask; return those that this call made.
 
     :raises OSError: as from the system.
     """
+    path = str(path)
     try:
         os.mkdir(path, 0o777)
     except FileExistsError:
         return []
     except FileNotFoundError:
-        made = make_directories(path.parent)
+        made = make_directories(os.path.dirname(path))
         with suppress(FileExistsError):
             os.mkdir(path, 0o777)
         return [*made, path]
     return [path]
 
 
-def sync_directory(path: Path) -> None:
+def sync_directory(path: str | Path) -> None:
     """Flush the entries of a directory to the disk.
 
     :raises OSError: as from the system; file systems that cannot flush a directory are left alone.

@@ -1,0 +1,105 @@
+"""Move multi-gigabyte recordings between workstations by content URI.
+
+    import kachery_fast as kf
+
+    uri = kf.store_file("recording.dat")             # on one machine
+    path = kf.load_file(uri, channel="my-lab")       # on another
+
+This is the front door: public names only, each loaded from its room when it is first used, so that the import costs
+next to nothing. Everything raises errors of the one tree under ``KacheryError``; nothing returns None for failure.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from ._version import __version__
+
+if TYPE_CHECKING:
+    from .client.files import (
+        Loaded,
+        info,
+        link_file,
+        load,
+        load_bytes,
+        load_file,
+        store_file,
+        store_files,
+        verify,
+        why,
+    )
+    from .client.formats import (
+        load_json,
+        load_npy,
+        load_pkl,
+        load_text,
+        store_json,
+        store_npy,
+        store_pkl,
+        store_text,
+    )
+    from .client.progress import Progress, ProgressCallback
+    from .errors import KacheryError
+
+__all__ = [
+    "KacheryError",
+    "Loaded",
+    "Progress",
+    "ProgressCallback",
+    "__version__",
+    "info",
+    "link_file",
+    "load",
+    "load_bytes",
+    "load_file",
+    "load_json",
+    "load_npy",
+    "load_pkl",
+    "load_text",
+    "store_file",
+    "store_files",
+    "store_json",
+    "store_npy",
+    "store_pkl",
+    "store_text",
+    "verify",
+    "why",
+]
+
+_ROOMS = {
+    "KacheryError": "errors",
+    "Loaded": "client.files",
+    "Progress": "client.progress",
+    "ProgressCallback": "client.progress",
+    "info": "client.files",
+    "link_file": "client.files",
+    "load": "client.files",
+    "load_bytes": "client.files",
+    "load_file": "client.files",
+    "load_json": "client.formats",
+    "load_npy": "client.formats",
+    "load_pkl": "client.formats",
+    "load_text": "client.formats",
+    "store_file": "client.files",
+    "store_files": "client.files",
+    "store_json": "client.formats",
+    "store_npy": "client.formats",
+    "store_pkl": "client.formats",
+    "store_text": "client.formats",
+    "verify": "client.files",
+    "why": "client.files",
+}
+
+
+def __getattr__(name: str) -> Any:
+    room = _ROOMS.get(name)
+    if room is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{room}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

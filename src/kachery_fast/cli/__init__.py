@@ -1,0 +1,81 @@
+"""The command line: parse, call, print.
+
+``kachery-fast --help`` has to be quick, so no command's module is imported before the command is used; the table here
+holds the one line of help of each.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any, NamedTuple
+
+import click
+
+from .._version import __version__
+
+__all__ = ["main", "program"]
+
+
+class _Entry(NamedTuple):
+    module: str
+    attribute: str
+    help: str
+
+
+_COMMANDS = {
+    "store": _Entry("files", "store", "Copy files into the local store and print their URIs."),
+    "link": _Entry("files", "link", "Make files part of the local store where they lie."),
+    "load": _Entry("files", "load", "Get a file by its URI and print where it is."),
+    "cat": _Entry("files", "cat", "Write the bytes of a file, or a range of them, to the standard output."),
+    "why": _Entry("files", "why", "Say where a file is, or why it cannot be had."),
+    "verify": _Entry("files", "verify", "Read files of the local store and check their bytes."),
+    "info": _Entry("node", "info", "Show the local store, the node and its channels."),
+    "node": _Entry("node", "node", "Start, stop and connect the node of this machine."),
+    "hub": _Entry("hub", "hub", "Run a hub, with its embedded bucket and broker."),
+    "channel": _Entry("channel", "channel", "Make channels on a hub, and say who may do what on them."),
+    "bench": _Entry("bench", "bench", "Measure what this machine can do."),
+}
+
+
+class _LazyGroup(click.Group):
+    """A group that imports a command's module when the command is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        entry = _COMMANDS.get(cmd_name)
+        if entry is None:
+            return None
+        command = getattr(importlib.import_module(f".{entry.module}", __name__), entry.attribute)
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{entry.module}.{entry.attribute} is not a command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.help) for name, entry in _COMMANDS.items()])
+
+
+@click.command(cls=_LazyGroup, name="kachery-fast", context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="kachery-fast")
+def program() -> None:
+    """Move multi-gigabyte recordings between workstations by content URI.
+
+    Exit codes: 0 done, 1 internal, 2 usage, 3 not found, 4 not permitted, 5 unreachable, 6 damaged or changed data,
+    7 disk, 8 timed out, 9 conflict, 130 interrupted.
+    """
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Run the command line and exit. Settings that cannot be used are errors like any other."""
+    try:
+        program(arguments, prog_name="kachery-fast", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Interrupted.", err=True)
+        sys.exit(130)
+    sys.exit(0)

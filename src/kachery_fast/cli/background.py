@@ -1,0 +1,80 @@
+"""Starting a program of ours in the background, and knowing that it runs."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ..errors import DiskError, NodeError
+
+__all__ = ["log_tail", "start_detached"]
+
+_POLL_SECONDS = 0.05
+_TAIL_SIZE_BYTES = 2000
+
+
+def start_detached(argv: Sequence[str], log_path: Path, ready: Callable[[], bool], timeout_seconds: float = 30.0,
+                   *, environ: dict[str, str] | None = None) -> int:
+    """Start ``argv`` in a session of its own, its output appended to ``log_path``, and wait until it is ready.
+
+    :param ready: asked again and again; a program that serves answers True once it does.
+    :param environ: its environment; this process's own when None.
+    :return: its process id. It lives on when this process ends.
+    :raises NodeError: it ended before it was ready, or was not ready in time and was ended; the error shows the end
+        of its log.
+    :raises DiskError: the log cannot be written.
+    """
+    try:
+        log_path.parent.mkdir(parents=True, exist_ok=True)
+        log = log_path.open("ab")
+    except OSError as error:
+        raise DiskError(action="the writing", path=log_path, why=error.strerror) from error
+    with log:
+        begin = log.tell()
+        process = subprocess.Popen(  # noqa: S603 - our own program
+            list(argv), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/",
+            env=environ, close_fds=True)
+    try:
+        _wait(process, ready, timeout_seconds, log_path, begin)
+    except BaseException:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        raise
+    process.returncode = 0  # it is meant to outlive us: keep Popen from complaining about that
+    return process.pid
+
+
+def _wait(process: subprocess.Popen[bytes], ready: Callable[[], bool], timeout_seconds: float, log_path: Path,
+          begin: int) -> None:
+    end = time.monotonic() + timeout_seconds
+    while True:
+        code = process.poll()
+        if code is not None:
+            raise NodeError(what=f"it ended at once, with exit code {code}. {log_tail(log_path, begin)}")
+        if ready():
+            return
+        if time.monotonic() > end:
+            raise NodeError(what=f"it was not ready after {timeout_seconds:g} s and was ended. "
+                                 f"{log_tail(log_path, begin)}")
+        time.sleep(_POLL_SECONDS)
+
+
+def log_tail(log_path: Path, begin: int = 0) -> str:
+    """Return a sentence with the last lines of a log, none older than byte ``begin``, and where to find it."""
+    try:
+        size = log_path.stat().st_size
+        with log_path.open("rb") as log:
+            log.seek(max(begin, size - _TAIL_SIZE_BYTES))
+            lines = log.read(_TAIL_SIZE_BYTES).decode("utf-8", "replace").strip().splitlines()
+    except OSError as error:
+        return f"Its log {log_path} cannot be read ({error.strerror})."
+    if not lines:
+        return f"Its log {log_path} is empty."
+    return f"Its log {log_path} ends with: " + " | ".join(line.strip() for line in lines[-5:])

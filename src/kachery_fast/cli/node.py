@@ -1,0 +1,201 @@
+"""Commands on the node of this machine: info, and node start, info, join, leave, stop."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Any
+
+import click
+
+from ..client.connection import NodeConnection
+from ..config import Settings, load_settings
+from ..errors import AlreadyExists, NodeError
+from .background import start_detached
+from .output import command_errors, emit, human_size, json_option
+
+__all__ = ["info", "node"]
+
+# How long a node may take to end: it lets go of its transfers first.
+_STOP_SECONDS = 30.0
+
+
+@click.command(short_help="Show the local store, the node and its channels.")
+@json_option
+@command_errors
+def info(as_json: bool) -> None:
+    """Show the local store, the node and its channels."""
+    from ..client import files as client
+
+    found = client.info()
+    emit(found, lambda: _info_text(found), as_json)
+
+
+@click.group(short_help="Start, stop and connect the node of this machine.")
+def node() -> None:
+    """Start, stop and connect the node of this machine."""
+
+
+@node.command(short_help="Start the node.")
+@click.option("--detach", is_flag=True, help="Run in the background, the log in node.log of the storage directory.")
+@click.option("--label", help="The node's name for people; remembered.")
+@json_option
+@command_errors
+def start(detach: bool, label: str | None, as_json: bool) -> None:
+    """Start the node. It stays in the foreground, until Ctrl-C or node stop, unless told to detach."""
+    settings = load_settings()
+    connection = NodeConnection(settings)
+    if connection.is_running():
+        raise AlreadyExists(what=f"A node at {connection.url}",
+                            advice="Stop it with: kachery-fast node stop, or set KACHERY_DAEMON_PORT to another port.")
+    if label is not None:
+        from ..node.membership import set_label
+
+        set_label(settings.storage_dir, label)
+    if not detach:
+        from ..node.node import run_node
+
+        run_node(settings)
+        return
+    log_path = settings.storage_dir / "node.log"
+    pid = start_detached([sys.executable, "-m", "kachery_fast", "node", "start"], log_path, connection.is_running)
+    found = {"pid": pid, "url": connection.url, "log": str(log_path), "nodeId": connection.probe().get("nodeId")}
+    emit(found, f"The node runs at {connection.url}, process {pid}. Its log is {log_path}.", as_json)
+
+
+@node.command("info", short_help="Show the node, its channels and its transfers.")
+@json_option
+@command_errors
+def node_info(as_json: bool) -> None:
+    """Show the node, its hubs and channels, and the transfers that run."""
+    found = NodeConnection(load_settings()).info()
+    emit(found, lambda: "\n".join(_node_lines(found)), as_json)
+
+
+@node.command(short_help="Join a channel by a link from its owner.")
+@click.argument("link")
+@click.option("--label", help="The node's name for people; remembered.")
+@click.option("--permissions", metavar="LIST",
+              help="What this node wants to do there, separated by commas; without it everything that is granted.")
+@json_option
+@command_errors
+def join(link: str, label: str | None, permissions: str | None, as_json: bool) -> None:
+    """Join a channel by a link from its owner. Works with the node running or not."""
+    from ..node import membership
+
+    settings = load_settings()
+    wanted = None
+    if permissions is not None:
+        wanted = [name.strip() for name in permissions.split(",") if name.strip()]
+    joined = membership.join(settings, link, label=label, permissions=wanted)
+    running = _reload(settings)
+    then = "" if running else "\nStart the node with: kachery-fast node start"
+    emit({**joined, "running": running},
+         f"This node is on the channel {joined['channel']} of {joined['owner']} "
+         f"({_permissions(joined['permissions'])}).{then}", as_json)
+
+
+@node.command(short_help="Leave a channel.")
+@click.argument("channel")
+@json_option
+@command_errors
+def leave(channel: str, as_json: bool) -> None:
+    """Leave a channel. What was loaded from it stays in the local store."""
+    from ..node import membership
+
+    settings = load_settings()
+    membership.leave(settings, channel)
+    emit({"channel": channel, "running": _reload(settings)}, f"This node has left the channel {channel}.", as_json)
+
+
+@node.command(short_help="Stop the node.")
+@json_option
+@command_errors
+def stop(as_json: bool) -> None:
+    """Stop the node, and wait until it has ended. Transfers go on where they were at its next start."""
+    connection = NodeConnection(load_settings())
+    pid = connection.info().get("pid")
+    connection.stop()
+    end = time.monotonic() + _STOP_SECONDS
+    while connection.is_running() or _is_alive(pid):
+        if time.monotonic() > end:
+            raise NodeError(what=f"it was told to stop but still runs after {_STOP_SECONDS:g} s (process {pid}).")
+        time.sleep(0.05)
+    emit({"stopped": True, "pid": pid}, "The node has stopped.", as_json)
+
+
+def _is_alive(pid: Any) -> bool:
+    """Whether a process of this machine and user has this id; one that cannot be told counts as ended."""
+    if not isinstance(pid, int) or pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    return True
+
+
+def _reload(settings: Settings) -> bool:
+    """Have a running node take up the change; return whether there is one."""
+    connection = NodeConnection(settings)
+    if not connection.is_running():
+        return False
+    connection.reload()
+    return True
+
+
+# --- text
+
+
+def _info_text(found: dict[str, Any]) -> str:
+    store = found["store"]
+    about = "" if store["exact"] else "about "
+    lines = [
+        f"kachery-fast {found['version']}",
+        f"Local store: {found['storageDir']}",
+        f"  {about}{store['files']} files, {human_size(store['bytes'])}; {about}{store['links']} links",
+    ]
+    if found["channel"]:
+        lines.append(f"Channel, where none is named: {found['channel']}")
+    if found["node"] is None:
+        lines.append(f"Node: {found['nodeWhy']}")
+    else:
+        lines += _node_lines(found["node"])
+    return "\n".join(lines)
+
+
+def _node_lines(node_state: dict[str, Any]) -> list[str]:
+    lines = [f"Node: {node_state.get('label') or 'without a label'}, process {node_state.get('pid')}",
+             f"  id {node_state.get('nodeId')}"]
+    hubs = node_state.get("hubs", [])
+    if not hubs:
+        lines.append("  It is on no channel. Join one with: kachery-fast node join LINK")
+    for hub in hubs:
+        state = "" if hub.get("reachable") else f", not reachable: {hub.get('why') or '?'}"
+        lines.append(f"  Hub {hub.get('url')}{state}")
+        for channel in hub.get("channels", []):
+            state = "" if channel.get("connected") else f", not connected: {channel.get('why') or '?'}"
+            lines.append(f"    channel {channel.get('name')}: {_permissions(channel.get('permissions', []))}{state}")
+            members = [_member(member) for member in channel.get("members", [])]
+            if members:
+                lines.append(f"      nodes: {', '.join(members)}")
+    for transfer in node_state.get("transfers", []):
+        total = transfer.get("total")
+        of = f" of {human_size(total)}" if total else ""
+        waiting = f", {transfer['waiting']}" if transfer.get("waiting") else ""
+        lines.append(f"  Loading {transfer.get('uri')}: {human_size(transfer.get('received') or 0)}{of}{waiting}")
+    return lines
+
+
+def _permissions(names: Any) -> str:
+    """Return permissions for people, whether they come as a list or as an object of truth values."""
+    if isinstance(names, dict):
+        names = [name for name, granted in names.items() if granted]
+    return "may " + ", ".join(str(name) for name in names) if names else "may do nothing yet"
+
+
+def _member(member: Any) -> str:
+    if isinstance(member, dict):
+        return str(member.get("label") or str(member.get("nodeId") or member.get("node") or "?")[:10])
+    return str(member)[:64]

@@ -1,0 +1,134 @@
+"""What all commands share: how results, errors and progress are shown.
+
+Results go to the standard output, one line each or as JSON; everything else to the standard error. An error is one
+line there and an exit code by kind (errors.py); with ``--json`` it also is the JSON result. A progress bar is drawn
+only on a terminal.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from ..errors import KacheryError
+
+if TYPE_CHECKING:
+    from ..client.progress import Progress, ProgressCallback
+
+__all__ = [
+    "command_errors",
+    "emit",
+    "emit_error",
+    "human_size",
+    "json_option",
+    "progress_bar",
+    "quiet_option",
+    "show_error",
+]
+
+# What a shell reports for a program ended by SIGINT and by SIGPIPE.
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result, or the error, as JSON.")
+quiet_option = click.option("--quiet", "-q", is_flag=True, help="Show no progress.")
+
+
+def command_errors(command: Command) -> Command:
+    """Wrap a command's function: a KacheryError becomes a line on the standard error and its exit code.
+
+    With the option of ``json_option`` among the command's own, the error is also printed as JSON. Ctrl-C ends with
+    130, a closed pipe with 141, both quietly. Put it next to the function, below click's decorators.
+    """
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            result = command(*args, **kwargs)
+            sys.stdout.flush()
+        except KacheryError as error:
+            emit_error(error, as_json=bool(kwargs.get("as_json")))
+            sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("Interrupted.", err=True)
+            sys.exit(INTERRUPTED)
+        except BrokenPipeError:
+            # Whatever is still buffered has no reader; give it to nobody, or Python complains when it ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(BROKEN_PIPE)
+        return result
+
+    return wrapped  # type: ignore[return-value]
+
+
+def emit(data: Any, human: str | Callable[[], str], as_json: bool) -> None:
+    """Print a result: ``data`` as JSON, or ``human``, a text or what makes one."""
+    if as_json:
+        click.echo(json.dumps(data, indent=2, ensure_ascii=False))
+        return
+    text = human if isinstance(human, str) else human()
+    if text:
+        click.echo(_printable(text))
+
+
+def emit_error(error: KacheryError, *, as_json: bool) -> None:
+    """Print an error to the standard error, and with ``as_json`` as the JSON result."""
+    show_error(error)
+    if as_json:
+        click.echo(json.dumps(error.to_dict(), indent=2, ensure_ascii=False))
+
+
+def show_error(error: KacheryError) -> None:
+    """Print an error as one line to the standard error."""
+    click.echo(f"Error: {_printable(' '.join(str(error).split()))}", err=True)
+
+
+def human_size(size_bytes: float) -> str:
+    """Return a length for people, in powers of 1000: ``20.5 MB``."""
+    if size_bytes < 1000:
+        return f"{size_bytes:.0f} bytes"
+    for unit in ("kB", "MB", "GB", "TB"):
+        size_bytes /= 1000
+        if size_bytes < 999.95 or unit == "TB":
+            break
+    return f"{size_bytes:.1f} {unit}"
+
+
+def _printable(text: str) -> str:
+    """Return ``text`` without control characters: names and messages come from other people's machines."""
+    return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
+
+
+@contextmanager
+def progress_bar(title: str, *, hidden: bool) -> Iterator[ProgressCallback | None]:
+    """Yield a callback that draws a bar (bytes, rate, time left, what is waited for), or None where none is wanted.
+
+    :param hidden: whether the user asked for quiet; without a terminal at the standard error there is no bar either.
+    """
+    if hidden or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bars
+
+    bars = Bars(TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
+                TimeRemainingColumn(), TextColumn("{task.fields[waiting]}", style="dim", markup=False),
+                console=Console(stderr=True), transient=True, redirect_stdout=False, redirect_stderr=False)
+    with bars:
+        task = bars.add_task(_printable(title), total=None, waiting="")
+
+        def show(progress: Progress) -> None:
+            bars.update(task, completed=progress.done_bytes, total=progress.total_bytes,
+                        waiting=_printable(progress.waiting))
+
+        yield show

@@ -1,0 +1,275 @@
+"""The way to the node of this machine: its local HTTP API on loopback.
+
+The node wants the code that stands in ``client-auth`` of its storage directory, so whoever can read that file may use
+the node. The code changes every few minutes and the one before stays valid; it is read afresh for each request, and
+once more when it is refused. One connection serves one request: on loopback a new one costs a tenth of a millisecond,
+and closing it is how a request is withdrawn.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
+from typing import Any
+
+from ..config import Settings
+from ..errors import ClientAuthRefused, KacheryError, NodeError, NodeNotRunning, Stalled
+from .progress import Progress, ProgressCallback
+
+__all__ = ["Answer", "NodeConnection"]
+
+AUTH_HEADER = "KACHERY-CLIENT-AUTH-CODE"
+_JSON = "application/json"
+# Longest answer, and longest line of the progress stream, that is taken from a node.
+_ANSWER_SIZE_BYTES_MAX = 64 * 1024 * 1024
+_LINE_SIZE_BYTES_MAX = 1024 * 1024
+
+logger = logging.getLogger("kachery_fast.client")
+
+
+class NodeConnection:
+    """Requests to the node whose address and storage directory are in ``settings``.
+
+    Every method raises NodeNotRunning when nothing answers, ClientAuthRefused when the code cannot be read or is
+    refused, NodeError when the answer makes no sense, and whatever error of the project the node reports.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.url = f"http://{settings.node_host}:{settings.node_port}"
+        self._auth_path = settings.storage_dir / "client-auth"
+
+    # --- the node itself
+
+    def probe(self) -> dict[str, Any]:
+        """Return what any client may know: ``daemonVersion``, ``nodeId`` and ``kacheryStorageDir``."""
+        with self._request("GET", "/probe", auth=False, timeout=self._settings.connect_timeout_seconds) as answer:
+            return answer.json()
+
+    def is_running(self) -> bool:
+        """Whether a node answers at the address."""
+        try:
+            self.probe()
+        except KacheryError:
+            return False
+        return True
+
+    def info(self) -> dict[str, Any]:
+        """Return the node's state: identity, hubs, channels and running transfers."""
+        with self._request("GET", "/api/info", timeout=self._settings.stall_seconds) as answer:
+            return answer.json()
+
+    def reload(self) -> None:
+        """Have the node read its configuration anew."""
+        self._post("/api/reload", {})
+
+    def stop(self) -> None:
+        """Have the node end."""
+        self._post("/api/stop", {})
+
+    # --- files
+
+    def load(self, uri: str, channel: str | None, progress: ProgressCallback | None = None) -> dict[str, Any]:
+        """Have the node bring a file into its store; return ``path``, ``size``, ``sha1``, ``source`` and ``seconds``.
+
+        Leaving this method early, on Ctrl-C for example, closes the connection, which withdraws the request.
+
+        :param progress: called about four times a second.
+        :raises Stalled: the node fell silent for ``stall_seconds``.
+        """
+        body = {"uri": uri, "channel": channel}
+        with self._request("POST", "/api/load", body, timeout=self._settings.stall_seconds) as answer:
+            for event in answer.events():
+                kind = event.get("type")
+                if kind == "done":
+                    return event
+                if kind == "error":
+                    raise KacheryError.from_dict(event)
+                if progress is not None and kind == "progress":
+                    progress(Progress(int(event.get("received") or 0), event.get("total"),
+                                      str(event.get("waiting") or "")))
+        raise NodeError(what=f"it ended the load of {uri} without a result")
+
+    @contextmanager
+    def read(self, uri: str, channel: str | None, start: int, end: int | None) -> Iterator[Answer]:
+        """Open bytes ``start`` to ``end`` (exclusive; None: to the end) of a file, fetched by the node as needed.
+
+        A chunk may have to be uploaded elsewhere before the first byte comes, and the node has its own watchdogs for
+        that, so no time limit is set here.
+        """
+        body = {"uri": uri, "channel": channel, "start": start, "end": end}
+        with self._request("POST", "/api/read", body, timeout=None) as answer:
+            yield answer
+
+    def why(self, uri: str, channel: str | None) -> dict[str, Any]:
+        """Return where a file is or why it cannot be had, without loading it."""
+        return self._post("/api/why", {"uri": uri, "channel": channel})
+
+    def store(self, make_body: Callable[[], Iterable[Any]], size_bytes: int) -> dict[str, Any]:
+        """Send bytes to the node's store; return ``sha1``, ``size`` and ``manifestSha1``.
+
+        :param make_body: returns the body's buffers, ``size_bytes`` in all; called again for a second attempt.
+        """
+        with self._request("POST", "/api/store", make_body, size_bytes=size_bytes,
+                           timeout=self._settings.stall_seconds) as answer:
+            return answer.json()
+
+    # --- one request
+
+    def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        # The node answers these within its own waits for offers; twice the stall limit is ample.
+        with self._request("POST", path, body, timeout=2 * self._settings.stall_seconds) as answer:
+            return answer.json()
+
+    @contextmanager
+    def _request(self, method: str, path: str, body: Any = None, *, timeout: float | None, auth: bool = True,
+                 size_bytes: int = 0) -> Iterator[Answer]:
+        with closing(self._connect(timeout)) as connection:
+            answer = self._exchange(connection, method, path, body, auth, size_bytes)
+            if answer.status == 403 and auth:
+                error = answer.error()
+                if not isinstance(error, ClientAuthRefused):
+                    raise error
+                logger.debug("the node refused the code; reading it again")
+                connection.close()
+                answer = self._exchange(connection, method, path, body, auth, size_bytes)
+            if answer.status != 200:
+                raise answer.error()
+            yield answer
+
+    def _connect(self, timeout: float | None) -> http.client.HTTPConnection:
+        settings = self._settings
+        connection = http.client.HTTPConnection(settings.node_host, settings.node_port,
+                                                timeout=settings.connect_timeout_seconds, blocksize=1 << 20)
+        try:
+            connection.connect()
+        except OSError as error:
+            raise NodeNotRunning(url=self.url, why=error.strerror or str(error) or "no answer") from error
+        connection.sock.settimeout(timeout)
+        connection.timeout = timeout  # for the second connection, after a refused code
+        return connection
+
+    def _exchange(self, connection: http.client.HTTPConnection, method: str, path: str, body: Any, auth: bool,
+                  size_bytes: int) -> Answer:
+        headers = {}
+        if auth:
+            headers[AUTH_HEADER] = self._read_code()
+        data: Any = None
+        if callable(body):
+            data = body()
+            headers["Content-Length"] = str(size_bytes)
+            headers["Content-Type"] = "application/octet-stream"
+        elif body is not None:
+            data = json.dumps(body).encode()
+            headers["Content-Type"] = _JSON
+        with _node_errors(self.url, self._settings.stall_seconds):
+            try:
+                connection.request(method, path, data, headers)
+            except (BrokenPipeError, ConnectionResetError):
+                # A node that refuses a body answers before it has read all of it: look for that answer.
+                logger.debug("the node stopped reading a body")
+            return Answer(connection.getresponse(), self.url, self._settings.stall_seconds)
+
+    def _read_code(self) -> str:
+        try:
+            code = self._auth_path.read_text("ascii").strip()
+        except FileNotFoundError:
+            raise ClientAuthRefused(why=self._missing_code_reason(), path=self._auth_path) from None
+        except (OSError, UnicodeDecodeError) as error:
+            why = getattr(error, "strerror", None) or "its content is not a code"
+            raise ClientAuthRefused(why=f"its code could not be read ({why})", path=self._auth_path) from error
+        if not code.isalnum():
+            raise ClientAuthRefused(why="there is no code in the file", path=self._auth_path)
+        return code
+
+    def _missing_code_reason(self) -> str:
+        try:
+            storage_dir = self.probe().get("kacheryStorageDir")
+        except KacheryError:
+            storage_dir = None
+        if storage_dir in (None, str(self._settings.storage_dir)):
+            return "there is no file with its code"
+        return (f"there is no file with its code here; its storage directory is {storage_dir}, "
+                "set KACHERY_STORAGE_DIR to that")
+
+
+class Answer:
+    """A node's answer while it comes in; its methods raise the project's errors alone."""
+
+    def __init__(self, response: http.client.HTTPResponse, url: str, stall_seconds: float) -> None:
+        self._response = response
+        self._url = url
+        self._stall_seconds = stall_seconds
+        self.status = response.status
+        #: how many bytes of a raw body are still to come; None when the node did not say
+        self.remaining_bytes: int | None = response.length
+
+    def read(self, size_bytes: int) -> bytes:
+        """Return up to ``size_bytes`` of the body, empty at its end."""
+        with _node_errors(self._url, self._stall_seconds):
+            data = self._response.read(size_bytes)
+            if not data and self._response.length:
+                raise http.client.IncompleteRead(data, self._response.length)
+        self.remaining_bytes = self._response.length
+        return data
+
+    def json(self) -> dict[str, Any]:
+        """Return the body, which is one JSON object."""
+        with _node_errors(self._url, self._stall_seconds):
+            return _object_of(self._read_all())
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """Yield the JSON objects of a body that has one on each line, as they come in."""
+        while True:
+            with _node_errors(self._url, self._stall_seconds):
+                line = self._response.readline(_LINE_SIZE_BYTES_MAX)
+                if not line:
+                    return
+                event = _object_of(line)
+            yield event
+
+    def error(self) -> KacheryError:
+        """Return the error that this answer reports."""
+        with _node_errors(self._url, self._stall_seconds):
+            data = self._read_all()
+        try:
+            content = json.loads(data)
+        except ValueError:
+            content = None
+        if isinstance(content, dict) and "error" in content:
+            return KacheryError.from_dict(content)
+        text = data[:200].decode("utf-8", "replace").strip()
+        return NodeError(what=f"HTTP {self.status} {text or self._response.reason}")
+
+    def _read_all(self) -> bytes:
+        data = self._response.read(_ANSWER_SIZE_BYTES_MAX)
+        if len(data) == _ANSWER_SIZE_BYTES_MAX:
+            raise NodeError(what=f"its answer is longer than {_ANSWER_SIZE_BYTES_MAX} bytes")
+        return data
+
+
+def _object_of(data: bytes) -> dict[str, Any]:
+    content = json.loads(data)
+    if not isinstance(content, dict):
+        raise NodeError(what="its answer is not a JSON object")
+    return content
+
+
+@contextmanager
+def _node_errors(url: str, stall_seconds: float) -> Iterator[None]:
+    """Translate what http.client, the socket and the JSON reader raise, once."""
+    try:
+        yield
+    except TimeoutError as error:
+        raise Stalled(what=f"the node at {url}", seconds=stall_seconds) from error
+    except http.client.RemoteDisconnected as error:
+        raise NodeNotRunning(url=url, why="it closed the connection without an answer") from error
+    except http.client.IncompleteRead as error:
+        raise NodeError(what=f"its answer broke off, {error.expected} bytes before its end") from error
+    except http.client.HTTPException as error:
+        raise NodeError(what=f"its answer is not HTTP ({error!r})") from error
+    except (ConnectionError, ValueError) as error:
+        raise NodeError(what=f"its answer broke off or makes no sense ({error})") from error

@@ -14,8 +14,8 @@ PACKAGE = "src/kachery_fast"
 COVERAGE = os.environ.get("KACHERY_COVERAGE", "") == "1"
 
 
-def extension(name: str) -> Extension:
-    """Return the extension ``kachery_fast.<name>`` with the kernels linked in.
+def extension(name: str, *c_names: str) -> Extension:
+    """Return the extension ``kachery_fast.<name>``, made of its ``.pyx`` and the C files named.
 
     No ``-m`` flags: the kernels choose their instructions by function attributes and at run time, so that one wheel
     runs on every machine of its architecture.
@@ -25,8 +25,8 @@ def extension(name: str) -> Extension:
         macros += [("CYTHON_TRACE", "1"), ("CYTHON_TRACE_NOGIL", "1"), ("CYTHON_USE_SYS_MONITORING", "0")]
     return Extension(
         f"kachery_fast.{name}",
-        sources=[f"{PACKAGE}/{name}.pyx", f"{PACKAGE}/_sha1.c"],
-        depends=[f"{PACKAGE}/_sha1.h", f"{PACKAGE}/_core.pxd"],
+        sources=[f"{PACKAGE}/{name}.pyx", *(f"{PACKAGE}/{c_name}.c" for c_name in c_names)],
+        depends=[f"{PACKAGE}/{file}" for file in ("_sha1.h", "_relay.h", "_disk.h", "_core.pxd")],
         include_dirs=[PACKAGE],
         define_macros=macros,
         extra_compile_args=["-O1" if COVERAGE else "-O3", "-fvisibility=hidden", "-pthread"],
@@ -36,7 +36,7 @@ def extension(name: str) -> Extension:
 
 setup(
     ext_modules=cythonize(
-        [extension("_core"), extension("_chunker")],
+        [extension("_core", "_sha1", "_relay"), extension("_chunker", "_sha1")],
         build_dir="build/cython-coverage" if COVERAGE else "build/cython",
         include_path=["src"],
         compiler_directives={

@@ -16,9 +16,7 @@ cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
-from libc.errno cimport EINTR, EIO, errno
 from libc.stdint cimport uint8_t, uint64_t
-from libc.stdlib cimport free, malloc
 
 from kachery_fast._core cimport (
     KF_SHA1_DIGEST_SIZE,
@@ -45,104 +43,26 @@ cdef enum:
     SPAN_SIZE_BYTES = 8 << 20
     # Below this, giving the lock away costs more than the hashing.
     LOCKED_SIZE_BYTES = 4096
-    # What the reading thread is ahead by: SLOT_COUNT slots, small enough to stay in the cache that the cores share.
-    SLOT_SIZE_BYTES = 256 << 10
-    SLOT_COUNT = 8
     # A file up to this length is read and hashed on one core: starting a thread would take longer.
     SMALL_FILE_SIZE_BYTES = 1 << 20
-    # How long the hashing thread waits for the reading one before it looks for signals.
-    WAIT_NANOSECONDS = 50000000
 
 
-cdef extern from *:
-    """
-    #include <errno.h>
-    #include <fcntl.h>
-    #include <pthread.h>
-    #include <signal.h>
-    #include <sys/ioctl.h>
-    #include <sys/stat.h>
-    #include <time.h>
-    #include <unistd.h>
-    #if defined(__linux__)
-    #include <linux/fs.h>
-    #endif
+cdef extern from "_relay.h" nogil:
+    enum:
+        KF_RELAY_END
+        KF_RELAY_MORE
 
-    /* A copy that shares the blocks of the source, where the file system can. The target must be readable too,
-     * because the clone, which nobody else writes to, is what gets hashed. */
-    static int kf_clone(int source, int target)
-    {
-    #if defined(FICLONE)
-        if ((fcntl(target, F_GETFL) & O_ACCMODE) == O_RDWR)
-            return ioctl(target, FICLONE, source);
-    #endif
-        (void)source;
-        (void)target;
-        return -1;
-    }
-
-    static void kf_expect_sequential(int fd)
-    {
-    #if defined(POSIX_FADV_SEQUENTIAL)
-        (void)posix_fadvise(fd, 0, 0, POSIX_FADV_SEQUENTIAL);
-    #else
-        (void)fd;
-    #endif
-    }
-
-    /* The length that a file claims to have; 0 where it claims none. */
-    static long long kf_claimed_size(int fd)
-    {
-        struct stat status;
-        return fstat(fd, &status) == 0 ? (long long)status.st_size : 0;
-    }
-
-    /* A thread that no signal is delivered to: they belong to the threads that know Python. */
-    static int kf_start_thread(pthread_t *thread, void *(*run)(void *), void *argument)
-    {
-        sigset_t all, before;
-        int failed;
-        sigfillset(&all);
-        pthread_sigmask(SIG_SETMASK, &all, &before);
-        failed = pthread_create(thread, NULL, run, argument);
-        pthread_sigmask(SIG_SETMASK, &before, NULL);
-        return failed;
-    }
-
-    static int kf_wait(pthread_cond_t *condition, pthread_mutex_t *mutex, long nanoseconds)
-    {
-        struct timespec until;
-        clock_gettime(CLOCK_REALTIME, &until);
-        until.tv_nsec += nanoseconds;
-        if (until.tv_nsec >= 1000000000L) {
-            until.tv_nsec -= 1000000000L;
-            until.tv_sec++;
-        }
-        return pthread_cond_timedwait(condition, mutex, &until);
-    }
-    """
-    ctypedef struct pthread_t:
+    ctypedef struct kf_relay:
         pass
-    ctypedef struct pthread_mutex_t:
-        pass
-    ctypedef struct pthread_cond_t:
-        pass
-    int pthread_mutex_init(pthread_mutex_t *, void *) noexcept nogil
-    int pthread_mutex_destroy(pthread_mutex_t *) noexcept nogil
-    int pthread_mutex_lock(pthread_mutex_t *) noexcept nogil
-    int pthread_mutex_unlock(pthread_mutex_t *) noexcept nogil
-    int pthread_cond_init(pthread_cond_t *, void *) noexcept nogil
-    int pthread_cond_destroy(pthread_cond_t *) noexcept nogil
-    int pthread_cond_signal(pthread_cond_t *) noexcept nogil
-    int pthread_cond_wait(pthread_cond_t *, pthread_mutex_t *) noexcept nogil
-    int pthread_join(pthread_t, void **) noexcept nogil
-    Py_ssize_t pread(int, void *, size_t, long long) noexcept nogil
-    Py_ssize_t pwrite(int, const void *, size_t, long long) noexcept nogil
-    int kf_clone(int, int) noexcept nogil
-    void kf_expect_sequential(int) noexcept nogil
-    long long kf_claimed_size(int) noexcept nogil
-    int kf_start_thread(pthread_t *, void *(*)(void *) noexcept nogil, void *) noexcept nogil
-    int kf_wait(pthread_cond_t *, pthread_mutex_t *, long) noexcept nogil
+
+    kf_relay *kf_relay_open(int source, int target, int *error) noexcept
+    int kf_relay_hash(kf_relay *relay, kf_fused *fused, size_t span_size) noexcept
+    void kf_relay_close(kf_relay *relay) noexcept
+    int kf_hash_small(int source, int target, kf_fused *fused, size_t size) noexcept
+    long long kf_claimed_size(int fd) noexcept
+    int kf_clone(int source, int target) noexcept
+    int kf_expect(int source, int target, long long size) noexcept
+    int kf_cut(int target, long long size) noexcept
 
 
 # --- kernels
@@ -382,187 +302,60 @@ def digest_buffer(buffer, chunk_size_bytes, *, kernel=None) -> Digests:
     return stream.finish()
 
 
-# --- files: one thread reads (and writes the copy), the calling one hashes the same memory
+# --- files
 
-ctypedef struct Relay:
-    int source
-    int target  # -1: no copy
-    uint8_t *memory
-    Py_ssize_t filled[SLOT_COUNT]
-    uint64_t produced  # slots, ever
-    uint64_t consumed
-    bint ended  # the source is at its end, or failed
-    bint stopped  # the hashing thread wants no more
-    int error
-    pthread_mutex_t lock
-    pthread_cond_t moved
-
-
-cdef Py_ssize_t transfer(int source, int target, uint8_t *memory, Py_ssize_t size, long long offset) noexcept nogil:
-    """Read up to ``size`` bytes at ``offset`` and write them to the target, if any. 0 at the end, -errno on failure.
-
-    What is hashed is what was written, byte for byte, even when the source changes meanwhile.
-    """
-    cdef Py_ssize_t got = 0
-    cdef Py_ssize_t written = 0
-    cdef Py_ssize_t result
-    while got < size:
-        result = pread(source, memory + got, size - got, offset + got)
-        if result == 0:
-            break
-        if result > 0:
-            got += result
-        elif errno != EINTR:
-            return -errno
-    while target >= 0 and written < got:
-        result = pwrite(target, memory + written, got - written, offset + written)
-        if result > 0:
-            written += result
-        elif result == 0:
-            return -EIO
-        elif errno != EINTR:
-            return -errno
-    return got
-
-
-cdef void *run_relay(void *argument) noexcept nogil:
-    """The reading thread: fill the slots in turn until the end, a failure, or the word to stop."""
-    cdef Relay *relay = <Relay *>argument
-    cdef long long offset = 0
-    cdef Py_ssize_t got
-    cdef uint64_t slot
-    while True:
-        pthread_mutex_lock(&relay.lock)
-        while relay.produced - relay.consumed == SLOT_COUNT and not relay.stopped:
-            pthread_cond_wait(&relay.moved, &relay.lock)
-        slot = relay.produced % SLOT_COUNT
-        if relay.stopped:
-            pthread_mutex_unlock(&relay.lock)
-            return NULL
-        pthread_mutex_unlock(&relay.lock)
-        got = transfer(relay.source, relay.target, relay.memory + slot * SLOT_SIZE_BYTES, SLOT_SIZE_BYTES, offset)
-        pthread_mutex_lock(&relay.lock)
-        if got > 0:
-            relay.filled[slot] = got
-            relay.produced += 1
-            offset += got
-        else:
-            relay.ended = True
-            relay.error = <int>(-got)
-        pthread_cond_signal(&relay.moved)
-        pthread_mutex_unlock(&relay.lock)
-        if got <= 0:
-            return NULL
-
-
-cdef int eat_span(Relay *relay, kf_fused *fused) noexcept nogil:
-    """Hash what the relay brings, up to a span. 1: more may come; 0: all is hashed; -1: out of memory."""
-    cdef Py_ssize_t eaten = 0
-    cdef uint64_t slot
-    cdef bint ended
-    cdef bint waiting
-    while eaten < SPAN_SIZE_BYTES:
-        pthread_mutex_lock(&relay.lock)
-        if relay.produced == relay.consumed and not relay.ended:
-            kf_wait(&relay.moved, &relay.lock, WAIT_NANOSECONDS)
-        waiting = relay.produced == relay.consumed
-        ended = relay.ended
-        slot = relay.consumed % SLOT_COUNT
-        pthread_mutex_unlock(&relay.lock)
-        if waiting:
-            return 0 if ended else 1
-        if kf_fused_update(fused, relay.memory + slot * SLOT_SIZE_BYTES, relay.filled[slot]) != 0:
-            return -1
-        eaten += relay.filled[slot]
-        pthread_mutex_lock(&relay.lock)
-        relay.consumed += 1
-        pthread_cond_signal(&relay.moved)
-        pthread_mutex_unlock(&relay.lock)
-    return 1
-
-
-cdef int digest_by_relay(int source, int target, kf_fused *fused, object progress) except -1:
-    cdef Relay relay
-    cdef pthread_t thread
-    cdef int state = 1
-    cdef int failed
-    relay.source = source
-    relay.target = target
-    relay.produced = 0
-    relay.consumed = 0
-    relay.ended = False
-    relay.stopped = False
-    relay.error = 0
-    relay.memory = <uint8_t *>malloc(SLOT_COUNT * SLOT_SIZE_BYTES)
-    if relay.memory == NULL:
-        raise MemoryError
-    pthread_mutex_init(&relay.lock, NULL)
-    pthread_cond_init(&relay.moved, NULL)
-    failed = kf_start_thread(&thread, run_relay, &relay)
-    try:
-        if failed:
-            raise OSError(failed, os.strerror(failed))
-        while state == 1:
-            with nogil:
-                state = eat_span(&relay, fused)
-            if state < 0:
-                raise MemoryError
-            PyErr_CheckSignals()
-            if progress is not None and state == 1:
-                progress(fused.whole.size_bytes)
-    finally:
-        if not failed:
-            with nogil:
-                pthread_mutex_lock(&relay.lock)
-                relay.stopped = True
-                pthread_cond_signal(&relay.moved)
-                pthread_mutex_unlock(&relay.lock)
-                pthread_join(thread, NULL)
-        pthread_cond_destroy(&relay.moved)
-        pthread_mutex_destroy(&relay.lock)
-        free(relay.memory)
-    if relay.error:
-        raise OSError(relay.error, os.strerror(relay.error))
+cdef int check(int failed) except -1:
+    """Raise the OSError of an errno; 0 is none."""
+    if failed:
+        raise OSError(failed, os.strerror(failed))
     return 0
 
 
-cdef bint digest_small(int source, int target, kf_fused *fused, Py_ssize_t claimed) except -1:
-    """Read and hash on this thread alone. False when the file is longer than it claimed (nothing is lost then)."""
-    cdef Py_ssize_t size = claimed + 1  # one more, to see the end
-    cdef uint8_t *memory = <uint8_t *>malloc(size)
-    cdef Py_ssize_t got
+cdef int hash_by_relay(int source, int target, kf_fused *fused, object progress) except -1:
+    """Hash (and copy) with a second thread that reads (and writes); no trace of it is left, whatever happens."""
+    cdef kf_relay *relay
+    cdef int result = KF_RELAY_MORE
     cdef int failed = 0
-    if memory == NULL:
-        raise MemoryError
+    cdef uint64_t reported = 0
+    with nogil:
+        relay = kf_relay_open(source, target, &failed)
+    check(failed)
     try:
-        with nogil:
-            got = transfer(source, target, memory, size, 0)
-            if 0 < got < size:
-                failed = kf_fused_update(fused, memory, got)
+        while result == KF_RELAY_MORE:
+            with nogil:
+                result = kf_relay_hash(relay, fused, SPAN_SIZE_BYTES)
+            PyErr_CheckSignals()
+            if progress is not None and fused.whole.size_bytes - reported >= SPAN_SIZE_BYTES:
+                reported = fused.whole.size_bytes
+                progress(reported)
     finally:
-        free(memory)
-    if failed:
-        raise MemoryError
-    if got < 0:
-        raise OSError(<int>(-got), os.strerror(<int>(-got)))
-    return got < size
+        with nogil:
+            kf_relay_close(relay)
+    return check(-result)
 
 
 cdef object digest_descriptor(int source, int target, object chunk_size_bytes, object progress):
     cdef FusedSha1 stream = FusedSha1(chunk_size_bytes)
+    cdef kf_fused *fused = &stream.fused
     cdef long long claimed
-    cdef bint done = False
+    cdef int result = KF_RELAY_MORE
+    cdef int failed = 0
+    cdef bint cloned
     with nogil:
         claimed = kf_claimed_size(source)
-    if 0 <= claimed <= SMALL_FILE_SIZE_BYTES:
-        done = digest_small(source, target, &stream.fused, claimed)
-    if not done:
+        if claimed <= SMALL_FILE_SIZE_BYTES:
+            result = kf_hash_small(source, target, fused, claimed)
+    if result == KF_RELAY_MORE:
         with nogil:
-            if target >= 0 and kf_clone(source, target) == 0:
-                source = target
-                target = -1
-            kf_expect_sequential(source)
-        digest_by_relay(source, target, &stream.fused, progress)
+            cloned = target >= 0 and kf_clone(source, target) == 0
+            failed = kf_expect(source, -1 if cloned else target, claimed)
+        check(failed)
+        hash_by_relay(target if cloned else source, -1 if cloned else target, fused, progress)
+        with nogil:
+            failed = kf_cut(target, fused.whole.size_bytes) if target >= 0 else 0
+        check(failed)
+    else:
+        check(-result)
     digests = stream.finish()
     if progress is not None:
         progress(digests.size)
@@ -572,7 +365,7 @@ cdef object digest_descriptor(int source, int target, object chunk_size_bytes, o
 def digest_file(int fd, chunk_size_bytes, *, progress=None) -> Digests:
     """Return the digests of a file, from its first byte to its end; the descriptor's position does not matter.
 
-    A second thread reads ahead, within 2 MiB of memory.
+    A second thread reads ahead, within 8 MiB of memory.
 
     :param fd: a descriptor open for reading, of something that ``pread`` works on.
     :param chunk_size_bytes: the length of a chunk, a positive multiple of 64.

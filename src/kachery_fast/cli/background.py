@@ -47,7 +47,7 @@ def start_detached(argv: Sequence[str], log_path: Path, ready: Callable[[], bool
                 process.kill()
                 process.wait()
         raise
-    process.returncode = 0  # it is meant to outlive us: keep Popen from complaining about that
+    process.returncode = 0  # it is meant to outlive this process; Popen would warn of that
     return process.pid
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import click
@@ -40,9 +42,10 @@ def node() -> None:
 @node.command(short_help="Start the node.")
 @click.option("--detach", is_flag=True, help="Run in the background, the log in node.log of the storage directory.")
 @click.option("--label", help="The node's name for people; remembered.")
+@click.option("--verbose", "-v", is_flag=True, help="Log more.")
 @json_option
 @command_errors
-def start(detach: bool, label: str | None, as_json: bool) -> None:
+def start(detach: bool, label: str | None, verbose: bool, as_json: bool) -> None:
     """Start the node. It stays in the foreground, until Ctrl-C or node stop, unless told to detach."""
     settings = load_settings()
     connection = NodeConnection(settings)
@@ -56,10 +59,15 @@ def start(detach: bool, label: str | None, as_json: bool) -> None:
     if not detach:
         from ..node.node import run_node
 
+        logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        logging.getLogger("kachery_fast").setLevel(logging.DEBUG if verbose else logging.INFO)
         run_node(settings)
         return
     log_path = settings.storage_dir / "node.log"
-    pid = start_detached([sys.executable, "-m", "kachery_fast", "node", "start"], log_path, connection.is_running)
+    argv = [sys.executable, "-m", "kachery_fast", "node", "start", *(["--verbose"] if verbose else [])]
+    # It starts in another directory, where a relative path would be another one.
+    environ = {**os.environ, "KACHERY_STORAGE_DIR": str(settings.storage_dir)}
+    pid = start_detached(argv, log_path, connection.is_running, environ=environ)
     found = {"pid": pid, "url": connection.url, "log": str(log_path), "nodeId": connection.probe().get("nodeId")}
     emit(found, f"The node runs at {connection.url}, process {pid}. Its log is {log_path}.", as_json)
 
@@ -118,22 +126,25 @@ def stop(as_json: bool) -> None:
     pid = connection.info().get("pid")
     connection.stop()
     end = time.monotonic() + _STOP_SECONDS
-    while connection.is_running() or _is_alive(pid):
+    while connection.is_running() or _lives(pid):
         if time.monotonic() > end:
             raise NodeError(what=f"it was told to stop but still runs after {_STOP_SECONDS:g} s (process {pid}).")
         time.sleep(0.05)
     emit({"stopped": True, "pid": pid}, "The node has stopped.", as_json)
 
 
-def _is_alive(pid: Any) -> bool:
-    """Whether a process of this machine and user has this id; one that cannot be told counts as ended."""
+def _lives(pid: Any) -> bool:
+    """Whether this process has not ended; one that cannot be told counts as ended."""
     if not isinstance(pid, int) or pid <= 0:
         return False
     try:
         os.kill(pid, 0)
+        # Ended, but not yet collected by its parent: state Z, after the name in brackets (proc(5)).
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2][:3]
+    except FileNotFoundError:
+        return not Path("/proc/self/stat").exists()
     except OSError:
         return False
-    return True
 
 
 def _reload(settings: Settings) -> bool:

@@ -65,8 +65,7 @@ def _walk(context: click.Context, command: click.Command) -> Iterator[tuple[str,
 def _section(path: str, command: click.Command) -> list[str]:
     level = "#" * min(path.count(" ") + 2, 4)
     lines = [f"{level} {path}", ""]
-    is_group = isinstance(command, click.Group)
-    if not is_group:
+    if not isinstance(command, click.Group) or command.invoke_without_command:
         usage = [path, *(_argument(parameter) for parameter in command.params
                          if isinstance(parameter, click.Argument)), "[OPTIONS]"]
         lines += ["    " + " ".join(usage), ""]

@@ -319,6 +319,9 @@ def open_range(uri: str, start: int | None = None, end: int | None = None, *,
 
 def _read_by_node(settings: Settings, uri: str, channel: str, start: int, end: int | None) -> Iterator[bytes]:
     with NodeConnection(settings).read(uri, channel, start, end) as answer:
+        if end is not None and answer.remaining_bytes is not None and answer.remaining_bytes < end - start:
+            raise InvalidArgument(what=f"Bytes {start} to {end} are not within {uri}, which has "
+                                       f"{start + answer.remaining_bytes} or fewer.")
         while piece := answer.read(1024 * 1024):
             yield piece
 

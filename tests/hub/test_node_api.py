@@ -11,12 +11,11 @@ from typing import Any
 import pytest
 
 from kachery_fast.errors import KacheryError, NotPermitted, RateLimited, StaleMessage, TooLarge
-from kachery_fast.hub.app import Hub
 from kachery_fast.hub.node_api import CORRUPT_CHECKS_PER_NODE_MAX, JOIN_FAILURES_PER_MINUTE_MAX
 from kachery_fast.protocol.messages import GetNodeConfig, GetPubsubToken, SignUploads, encode_hub_request
 
 from ..network import LOOPS, run_on
-from .support import ALL, CHANNEL, OWNER, Clock, World, hub_settings, node_id, node_key, running_world
+from .support import ALL, CHANNEL, OWNER, Clock, World, node_id, node_key, running_world
 
 CONTENT = b"a chunk of a recording" * 1000
 SHA1 = hashlib.sha1(CONTENT).hexdigest()
@@ -407,15 +406,5 @@ def test_a_signature_is_checked_before_freshness_and_freshness_before_registrati
             assert (await refused(world, json.dumps(envelope).encode()))["error"] == "SignatureInvalid"
             with pytest.raises(StaleMessage):
                 raise KacheryError.from_dict(await refused(world, encode_hub_request(old, node_key("other"))))
-
-    run_on("asyncio-debug", scenario())
-
-
-def test_two_hubs_cannot_share_a_directory(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with running_world(tmp_path):
-            second = Hub(hub_settings(tmp_path))
-            with pytest.raises(KacheryError, match="exists already"):
-                await second.start()
 
     run_on("asyncio-debug", scenario())

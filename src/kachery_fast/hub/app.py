@@ -14,12 +14,12 @@ import socket
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from importlib.metadata import version
 from typing import Any
 
 import msgspec
 from aiohttp import web
 
+from .._version import __version__
 from ..config import Settings
 from ..embedded.broker import Broker, TokenKey, is_websocket
 from ..embedded.bucket import BucketServer, UploadSigner
@@ -30,7 +30,7 @@ from .directory import HubDirectory
 from .engines.embedded import EmbeddedBucket, EmbeddedPubsub
 from .limits import address_group
 from .node_api import NodeApi
-from .owner_api import OwnerApi, OwnerRequest
+from .owner_api import OwnerApi
 from .registry import Registry, sqlite_url
 
 __all__ = ["Hub", "run_hub"]
@@ -57,7 +57,6 @@ class Hub:
         self._clock = clock
         self._given_url = public_url.rstrip("/") if public_url else None
         self._directory = HubDirectory(settings.hub_dir)
-        self._version = version("kachery-fast")
         # What was opened, to be closed in reverse.
         self._parts = AsyncExitStack()
         self._port: Port | None = None
@@ -144,13 +143,6 @@ class Hub:
         self._directory.secret("owner-token", content=token)
         return owner
 
-    async def perform(self, owner: str, request: OwnerRequest) -> dict[str, Any]:
-        """Do what an owner asks, as ``POST /api/owner`` does, for a caller that needs no token.
-
-        :raises KacheryError: it cannot be done.
-        """
-        return await self._owner_api.perform(owner, request)
-
     # --- HTTP
 
     def _application(self) -> web.Application:
@@ -190,12 +182,12 @@ class Hub:
         if is_websocket(request):
             return await self._broker.serve(request)
         return web.Response(text=(
-            f"This is a kachery-fast hub, version {self._version}.\n"
+            f"This is a kachery-fast hub, version {__version__}.\n"
             "It introduces nodes to one another; recordings move between them by content URI.\n"
             "To join a channel, ask its owner for an invitation link and run: kachery-fast node join LINK\n"))
 
     async def _health(self, _request: web.Request) -> web.Response:
-        return _json({"ok": True, "version": self._version, "time": int(self._clock() * 1000)})
+        return _json({"ok": True, "version": __version__, "time": int(self._clock() * 1000)})
 
     async def _join_page(self, request: web.Request) -> web.Response:
         # Only characters that an invitation can have are shown, so nothing in the link ends up in a shell.

@@ -37,9 +37,12 @@ class HubDirectory:
             os.close(descriptor)
             advice = "Stop it first with: kachery-fast hub stop"
             raise AlreadyExists(what=f"A hub on {self.path}", advice=advice) from None
+        self._lock = descriptor
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-        self._lock = descriptor
+        (self.path / "address").unlink(missing_ok=True)  # of a hub that was killed
+        # SQLite gives its journals the mode of the database.
+        (self.path / "hub.db").touch(mode=0o600)
 
     def release(self) -> None:
         """Give the directory free for another hub."""

@@ -146,6 +146,8 @@ class OwnerApi:
         if isinstance(request, DeleteChannel):
             answer["objectsRemoved"] = await asyncio.get_running_loop().run_in_executor(
                 None, self._bucket.remove_channel, request.channel)
+        if isinstance(request, ListChannels):
+            answer["hub"] = self._public_url()
         if isinstance(request, Invite):
             answer["link"] = f"{self._public_url()}/join/{answer['code']}"
         if not isinstance(request, (ListChannels, ShowChannel)):

@@ -1,0 +1,193 @@
+"""``kachery-fast hub``: run a hub, stop one."""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from ..config import Settings, load_settings
+from ..errors import HubError, InvalidArgument, NotOnHub
+from ..protocol.names import check_channel_name, check_owner_id
+from .background import start_detached
+from .output import command_errors, emit, json_option
+
+if TYPE_CHECKING:
+    from ..hub.app import Hub
+
+__all__ = ["hub"]
+
+# The invitation that a first start prints is for everybody in the lab, for a week.
+_INVITATION_DAYS = 7
+_STOP_SECONDS = 15.0
+
+
+class _Wish(NamedTuple):
+    """What the caller wants to be there once the hub runs."""
+
+    channel: str | None
+    as_json: bool
+    detached: bool
+
+
+@click.group(invoke_without_command=True)
+@click.option("--host", help="The address to listen on; 0.0.0.0 for other machines.")
+@click.option("--port", type=int, help="The port to listen on; 0: the system picks one.")
+@click.option("--dir", "directory", type=click.Path(path_type=Path), help="Where the hub keeps everything.")
+@click.option("--channel", metavar="NAME", help="Make this channel when missing, and an invitation to it.")
+@click.option("--owner", metavar="ID", help="Who owns the hub's channels, at its first start. [default: you@machine]")
+@click.option("--public-url", metavar="URL", help="The hub's address as other machines know it, behind a proxy.")
+@click.option("--detach", is_flag=True, help="Run in the background; stop it with: kachery-fast hub stop")
+@click.option("--verbose", "-v", is_flag=True, help="Log every request that changes something or is refused.")
+@json_option
+@click.pass_context
+@command_errors
+def hub(
+    context: click.Context, host: str | None, port: int | None, directory: Path | None, channel: str | None,
+    owner: str | None, public_url: str | None, detach: bool, verbose: bool, as_json: bool,
+) -> None:
+    """Run a hub: registry, API, embedded bucket and embedded broker, on one port and in one directory.
+
+    It prints its address and what to do next, and runs until Ctrl-C.
+    """
+    if context.invoked_subcommand is not None:
+        context.obj = directory
+        return
+    settings = load_settings(hub_host=host, hub_port=port, hub_dir=directory)
+    _require_packages()
+    if channel is not None:
+        check_channel_name(channel)
+    if owner is not None:
+        check_owner_id(owner)
+    wish = _Wish(channel, as_json, detach)
+    if detach:
+        arguments = [*(["--owner", owner] if owner else []), *(["--public-url", public_url] if public_url else [])]
+        _run_detached(settings, arguments)
+        asyncio.run(_announce(settings, wish))
+        return
+    from ..hub.app import run_hub
+
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+    async def ready(running: Hub) -> None:
+        found = await running.ensure_owner(owner or _default_owner())
+        if owner not in (None, found):
+            raise InvalidArgument(what=f"The hub in {settings.hub_dir} belongs to {found}, not to {owner}.")
+        await _announce(settings, wish)
+
+    _run_on_best_loop(run_hub(settings, public_url=public_url, ready=ready))
+
+
+@hub.command("stop")
+@click.option("--dir", "directory", type=click.Path(path_type=Path), help="The hub's directory.")
+@json_option
+@click.pass_context
+@command_errors
+def stop(context: click.Context, directory: Path | None, as_json: bool) -> None:
+    """Stop the hub that runs on a directory of this machine."""
+    from ..hub.directory import running_hub
+
+    path = load_settings(hub_dir=directory or context.obj).hub_dir
+    process_id = running_hub(path)
+    if process_id is None:
+        raise NotOnHub(kind="process; none runs on the directory", name=str(path), advice="Nothing was stopped.")
+    os.kill(process_id, signal.SIGTERM)
+    end = time.monotonic() + _STOP_SECONDS
+    while running_hub(path) == process_id:
+        if time.monotonic() > end:
+            raise HubError(url=str(path), why=f"its process {process_id} did not end within {_STOP_SECONDS:g} s")
+        time.sleep(0.05)
+    emit({"stopped": process_id, "dir": str(path)}, "The hub was stopped.", as_json)
+
+
+def _run_detached(settings: Settings, arguments: list[str]) -> None:
+    from ..hub.directory import HubDirectory
+
+    path = settings.hub_dir
+    directory = HubDirectory(path)
+    directory.acquire()
+    directory.release()
+    address = path / "address"
+    command = [
+        sys.executable, "-m", "kachery_fast", "hub", "--verbose", "--host", settings.hub_host,
+        "--port", str(settings.hub_port), "--dir", str(path), *arguments]
+    # The token is there when the owner is: the last thing before the hub says that it is ready.
+    start_detached(command, path / "hub.log", lambda: address.exists() and (path / "owner-token").exists())
+
+
+async def _announce(settings: Settings, wish: _Wish) -> None:
+    """Make the channel that was asked for, and print where the hub is and what to do next."""
+    from ..net.hub import OwnerClient
+
+    path = settings.hub_dir
+    url = (path / "address").read_text().strip()
+    token = (path / "owner-token").read_text().strip()
+    async with OwnerClient(url, token, settings) as client:
+        standing = await client.call("listChannels")
+        answer: dict[str, Any] = {
+            "url": standing["hub"], "localUrl": url, "dir": str(path), "owner": standing["owner"],
+            "ownerToken": str(path / "owner-token")}
+        if wish.channel is not None:
+            if wish.channel not in [item["name"] for item in standing["channels"]]:
+                await client.call("createChannel", name=wish.channel)
+            invitation = await client.call("invite", channel=wish.channel, uses=None, days=_INVITATION_DAYS)
+            answer.update(channel=wish.channel, invitation=invitation["code"], link=invitation["link"])
+    emit(answer, _next_steps(answer, wish), wish.as_json)
+    sys.stdout.flush()
+
+
+def _next_steps(answer: dict[str, Any], wish: _Wish) -> str:
+    end = "Stop it with: kachery-fast hub stop" if wish.detached else "Stop it with Ctrl-C."
+    lines = [f"The hub runs at {answer['url']} and keeps its data in {answer['dir']}. {end}"]
+    if answer["url"].startswith(("http://127.", "http://localhost", "http://[::1]")):
+        lines.append("Only this machine can reach it; for others start it with --host 0.0.0.0")
+    lines += [f"Owner of its channels: {answer['owner']} (token in {answer['ownerToken']})", ""]
+    if "link" in answer:
+        lines += [
+            f"On each machine that is to join the channel {answer['channel']!r}:",
+            "    kachery-fast node start --detach",
+            f"    kachery-fast node join {answer['link']}",
+            f"The invitation holds for {_INVITATION_DAYS} days and lets nodes request and provide files."]
+    else:
+        lines += [
+            "Next, make a channel and an invitation to it:",
+            "    kachery-fast channel create NAME",
+            "    kachery-fast channel invite NAME"]
+    return "\n".join(lines)
+
+
+def _require_packages() -> None:
+    try:
+        import sqlalchemy  # noqa: F401
+    except ModuleNotFoundError:
+        raise InvalidArgument(
+            what="A hub needs packages that are not installed. Install them with: pip install 'kachery-fast[hub]'"
+        ) from None
+
+
+def _default_owner() -> str:
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a user without an entry in the password file
+        user = f"user{os.getuid()}"
+    return f"{user}@{socket.gethostname()}"
+
+
+def _run_on_best_loop(coroutine: Coroutine[Any, Any, None]) -> None:
+    try:
+        import uvloop
+    except ModuleNotFoundError:
+        asyncio.run(coroutine)
+    else:
+        uvloop.run(coroutine)

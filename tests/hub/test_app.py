@@ -1,0 +1,160 @@
+"""The hub as a program: its pages, its directory, its start and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sqlite3
+import stat
+import time
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from kachery_fast.errors import AlreadyExists, DiskError, HubError, InvalidArgument
+from kachery_fast.hub.app import Hub, run_hub
+from kachery_fast.hub.directory import HubDirectory, running_hub
+
+from ..network import LOOPS, run_on
+from .support import OWNER, hub_settings, running_world
+
+
+@pytest.mark.parametrize("loop_kind", LOOPS)
+def test_a_browser_is_told_what_this_is_and_how_to_join(tmp_path: Path, loop_kind: str) -> None:
+    async def scenario() -> None:
+        async with running_world(tmp_path, channel=False) as world, world.session.get(world.url + "/") as page:
+            assert "kachery-fast hub" in await page.text()
+            assert page.content_type == "text/plain"
+            async with world.session.get(world.url + "/join/abc-_1$(reboot)'x") as page:
+                assert f"kachery-fast node join {world.url}/join/abc-_1rebootx\n" in await page.text()
+            async with world.session.get(world.url + "/api/health") as answer:
+                health = await answer.json()
+                assert health["ok"] is True
+                assert health["time"] == int(world.clock() * 1000)
+            async with world.session.get(world.url + "/api/node") as answer:
+                assert answer.status == 405
+                assert "POST" in (await answer.json())["message"]
+            for path in ("/nothing/here", "/api", "/bucketful"):
+                async with world.session.get(world.url + path) as answer:
+                    assert answer.status == 404
+                    assert (await answer.json())["error"] == "NotOnHub"
+
+    run_on(loop_kind, scenario())
+
+
+@pytest.mark.parametrize("loop_kind", LOOPS)
+def test_the_hub_starts_and_stops_again_and_again_with_clients_connected(tmp_path: Path, loop_kind: str) -> None:
+    async def scenario() -> None:
+        settings = hub_settings(tmp_path)
+        async with aiohttp.ClientSession() as session:
+            for _ in range(3):
+                hub = Hub(settings)
+                await hub.start()
+                assert running_hub(settings.hub_dir) == os.getpid()
+                assert (settings.hub_dir / "address").read_text().strip() == hub.local_url
+                await (await session.get(hub.local_url + "/api/health")).read()
+                idle = await asyncio.open_connection("127.0.0.1", hub.port)
+                begin = time.monotonic()
+                await hub.stop()
+                assert time.monotonic() - begin < 1.5, "an idle client does not hold the hub up"
+                await hub.stop()
+                idle[1].close()
+                assert running_hub(settings.hub_dir) is None
+                assert not (settings.hub_dir / "address").exists()
+
+    run_on(loop_kind, scenario())
+
+
+def test_what_the_hub_keeps_secret_is_closed_to_others(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running_world(tmp_path) as world:
+            folder = world.settings.hub_dir
+            assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+            for name in ("upload-secret", "broker-key", "owner-token", "hub.db"):
+                assert stat.S_IMODE((folder / name).stat().st_mode) == 0o600, name
+            token = (folder / "owner-token").read_text().strip()
+            for path in folder.iterdir():
+                if path.is_file() and path.name != "owner-token":
+                    assert token.encode() not in path.read_bytes(), "only its hash is kept"
+            (folder / "upload-secret").chmod(0o644)
+            HubDirectory(folder).secret("upload-secret")
+            assert stat.S_IMODE((folder / "upload-secret").stat().st_mode) == 0o600
+
+    run_on("asyncio-debug", scenario())
+
+
+def test_a_second_hub_on_the_directory_or_the_port_is_refused_and_leaves_the_first_alone(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running_world(tmp_path) as world:
+            with pytest.raises(AlreadyExists, match="hub stop"):
+                await Hub(world.settings).start()
+            elsewhere = hub_settings(tmp_path, hub_dir=tmp_path / "elsewhere", hub_port=world.hub.port)
+            with pytest.raises(InvalidArgument, match="Cannot listen"):
+                await Hub(elsewhere).start()
+            assert running_hub(elsewhere.hub_dir) is None, "the lock was given back"
+            assert (await world.owner.call("listChannels"))["owner"] == OWNER
+
+    run_on("asyncio-debug", scenario())
+
+
+def test_a_directory_that_cannot_be_used_is_refused_and_nothing_is_left_open(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        in_the_way = tmp_path / "file"
+        in_the_way.write_text("")
+        with pytest.raises(DiskError):
+            await Hub(hub_settings(tmp_path, hub_dir=in_the_way / "hub")).start()
+        damaged = tmp_path / "damaged"
+        damaged.mkdir()
+        (damaged / "hub.db").write_bytes(b"this is no database, and longer than a header" * 100)
+        with pytest.raises(DiskError, match="not a database"):
+            await Hub(hub_settings(tmp_path, hub_dir=damaged)).start()
+        assert running_hub(damaged) is None
+
+    run_on("asyncio-debug", scenario())
+
+
+def test_a_registry_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running_world(tmp_path) as world:
+            path = world.settings.hub_dir / "hub.db"
+        connection = sqlite3.connect(path)
+        with connection:
+            connection.execute("UPDATE schema_version SET version = 2")
+        connection.close()
+        with pytest.raises(HubError, match="newer kachery-fast"):
+            await Hub(hub_settings(tmp_path)).start()
+
+    run_on("asyncio-debug", scenario())
+
+
+@pytest.mark.parametrize("loop_kind", LOOPS)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_hub_in_order(tmp_path: Path, loop_kind: str, number: signal.Signals) -> None:
+    async def scenario() -> None:
+        settings = hub_settings(tmp_path)
+
+        async def ready(hub: Hub) -> None:
+            assert running_hub(settings.hub_dir) == os.getpid()
+            os.kill(os.getpid(), number)
+
+        await run_hub(settings, ready=ready)
+        assert running_hub(settings.hub_dir) is None
+
+    run_on(loop_kind, scenario())
+
+
+def test_the_address_for_others_is_not_the_wildcard(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        given = Hub(hub_settings(tmp_path), public_url="https://hub.example.org/kachery/")
+        await given.start()
+        assert given.public_url == "https://hub.example.org/kachery"
+        await given.stop()
+        hub = Hub(hub_settings(tmp_path, hub_host="0.0.0.0"))
+        await hub.start()
+        assert hub.local_url == f"http://127.0.0.1:{hub.port}"
+        assert "0.0.0.0" not in hub.public_url
+        await hub.stop()
+
+    run_on("asyncio-debug", scenario())

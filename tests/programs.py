@@ -16,3 +16,9 @@ def need_program(name: str) -> str:
     if path is None:
         pytest.skip(f"the program {name} is not installed")
     return path
+
+
+def need_root() -> None:
+    """Skip the test unless it runs as root, as mounting and changing users need."""
+    if os.geteuid() != 0:
+        pytest.skip("this needs root: it mounts a file system or changes users")

@@ -34,6 +34,7 @@ _COMMANDS = {
     "node": _Entry("node", "node", "Start, stop and connect the node of this machine."),
     "hub": _Entry("hub", "hub", "Run a hub, with its embedded bucket and broker."),
     "channel": _Entry("channel", "channel", "Make channels on a hub, and say who may do what on them."),
+    "demo": _Entry("demo", "demo", "Show the main job on this machine: a hub, two nodes, one recording."),
     "bench": _Entry("bench", "bench", "Measure what this machine can do."),
 }
 

@@ -22,6 +22,7 @@ from ..errors import (
     ClientAuthRefused,
     InvalidArgument,
     KacheryError,
+    LinkInvalid,
     NodeError,
     NotInStore,
     NotPermitted,
@@ -179,7 +180,7 @@ class LocalApi:
         uri = parse_file_uri(asked.uri)
         loop = asyncio.get_running_loop()
         begun = loop.time()
-        located = await self._find(uri)
+        located = await self._find(uri, asked.channel)
         link = None if located is not None else self._requesting_link(uri, asked.channel)
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
@@ -216,7 +217,7 @@ class LocalApi:
         uri = parse_file_uri(asked.uri)
         if asked.start < 0 or (asked.end is not None and asked.end < asked.start):
             raise InvalidArgument(what=f"bytes {asked.start} to {asked.end} are not a range")
-        located = await self._find(uri)
+        located = await self._find(uri, asked.channel)
         if located is not None:
             end = located.size if asked.end is None else min(asked.end, located.size)
             length, spans = max(0, end - asked.start), self._stored_spans(uri.sha1, asked.start, end)
@@ -285,12 +286,16 @@ class LocalApi:
 
     # --- small parts
 
-    async def _find(self, uri: FileUri) -> Located | None:
+    async def _find(self, uri: FileUri, channel: str | None) -> Located | None:
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(None, self._node.store.find, uri.sha1)
         except NotInStore:
             return None
+        except LinkInvalid:
+            if channel or self._node.settings.channel:
+                return None  # the channel may have what the linked file no longer is
+            raise
 
     def _requesting_link(self, uri: FileUri, channel: str | None) -> ChannelLink:
         link = self._node.link_for(uri, channel)

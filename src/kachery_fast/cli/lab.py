@@ -1,0 +1,258 @@
+"""A lab on one machine: a hub and nodes, each in a process and a directory of its own, driven by the command line.
+
+The demo, the tests and the benchmarks run on it, so all of them go through what a user goes through.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ..client.connection import NodeConnection
+from ..config import load_settings
+from ..errors import KacheryError, NodeError
+from .background import log_tail
+
+__all__ = ["Lab", "LabNode", "Program"]
+
+_READY_SECONDS = 60.0
+_STOP_SECONDS = 20.0
+_POLL_SECONDS = 0.02
+
+
+class Program:
+    """One ``kachery-fast`` process that serves.
+
+    :param arguments: the command line after ``kachery-fast``. :param log_path: where its output goes.
+    """
+
+    def __init__(self, arguments: Sequence[str], environ: dict[str, str], log_path: Path) -> None:
+        self.arguments = list(arguments)
+        self.environ = environ
+        self.log_path = log_path
+        self.peak_rss_bytes = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log_begin = 0
+
+    @property
+    def pid(self) -> int:
+        """The process id. :raises NodeError: it does not run."""
+        if self._process is None:
+            raise NodeError(what=f"kachery-fast {' '.join(self.arguments)} does not run")
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether it was started and not ended here."""
+        return self._process is not None
+
+    def start(self) -> None:
+        """Start it in a session of its own, so that a terminal's Ctrl-C reaches only who is to end it."""
+        self.log_path.parent.mkdir(parents=True, exist_ok=True)
+        with self.log_path.open("ab") as log:
+            self._log_begin = log.tell()
+            self._process = subprocess.Popen(  # noqa: S603 - our own program
+                [sys.executable, "-m", "kachery_fast", *self.arguments], env=self.environ, stdin=subprocess.DEVNULL,
+                stdout=log, stderr=log, start_new_session=True)
+
+    def check(self) -> None:
+        """:raises NodeError: it has ended by itself; the error shows the end of its log."""
+        if self._process is not None and self._process.poll() is not None:
+            raise NodeError(what=f"kachery-fast {' '.join(self.arguments)} ended with exit code "
+                                 f"{self._process.returncode}. {log_tail(self.log_path, self._log_begin)}")
+
+    def stop(self) -> int:
+        """End it by SIGTERM, by SIGKILL if it does not, and return its exit code; 0 if it does not run."""
+        if self._process is None:
+            return 0
+        return self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it at once, as kill -9 does."""
+        if self._process is not None:
+            self._end(signal.SIGKILL)
+
+    def _end(self, number: int) -> int:
+        process = self._process
+        if process is None or process.returncode is not None:
+            self._process = None
+            return 0 if process is None else int(process.returncode)
+        os.kill(process.pid, number)
+        end = time.monotonic() + _STOP_SECONDS
+        while True:
+            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+            if pid:
+                break
+            if time.monotonic() > end:
+                os.kill(process.pid, signal.SIGKILL)
+            time.sleep(_POLL_SECONDS)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        # ru_maxrss: kilobytes on Linux, bytes on macOS (getrusage(2) of each)
+        self.peak_rss_bytes = max(self.peak_rss_bytes,
+                                  usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+        self._process = None
+        return process.returncode
+
+
+class LabNode:
+    """A node of the lab: its storage directory, port, process, and the commands of its user."""
+
+    def __init__(self, lab: Lab, name: str, **environ: str) -> None:
+        self.name = name
+        self.storage_dir = lab.directory / name
+        self.port = free_port()
+        self.environ = {**lab.environ, "KACHERY_STORAGE_DIR": str(self.storage_dir),
+                        "KACHERY_DAEMON_PORT": str(self.port), "KACHERY_CHANNEL": lab.channel, **environ}
+        self.program = Program(["node", "start"], self.environ, lab.directory / f"{name}.log")
+        self.settings = load_settings(self.environ)
+
+    @property
+    def connection(self) -> NodeConnection:
+        """A client's connection to it."""
+        return NodeConnection(self.settings)
+
+    def join(self, link: str, *more: str) -> dict[str, Any]:
+        """Run ``kachery-fast node join LINK``."""
+        found: dict[str, Any] = self.json("node", "join", link, "--label", self.name, *more)
+        return found
+
+    def start(self, *, connected: bool = True) -> None:
+        """Start the process and wait until it answers, and, where it is on a channel, until messages flow."""
+        self.program.start()
+        end = time.monotonic() + _READY_SECONDS
+        while not self._is_ready(connected):
+            self.program.check()
+            if time.monotonic() > end:
+                raise NodeError(what=f"the node {self.name} was not ready in time. {log_tail(self.program.log_path)}")
+            time.sleep(_POLL_SECONDS)
+
+    def _is_ready(self, connected: bool) -> bool:
+        try:
+            found = self.connection.info()
+        except KacheryError:
+            return False
+        channels = [channel for hub in found["hubs"] for channel in hub["channels"]]
+        return not connected or (bool(channels) and all(channel["connected"] for channel in channels))
+
+    def run(self, *arguments: str, timeout_seconds: float = 600.0) -> subprocess.CompletedProcess[bytes]:
+        """Run ``kachery-fast ARGUMENTS`` as this node's user."""
+        return subprocess.run([sys.executable, "-m", "kachery_fast", *arguments],  # noqa: S603 - our own program
+                              env=self.environ, check=False, stdin=subprocess.DEVNULL, capture_output=True,
+                              timeout=timeout_seconds)
+
+    def begin(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start ``kachery-fast ARGUMENTS`` as this node's user, and return the process."""
+        return subprocess.Popen([sys.executable, "-m", "kachery_fast", *arguments],  # noqa: S603 - our own program
+                                env=self.environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                stderr=subprocess.PIPE)
+
+    def json(self, *arguments: str) -> Any:
+        """Run a command with ``--json`` and return its result.
+
+        :raises KacheryError: the error that the command ended with.
+        """
+        return result_of(self.run(*arguments, "--json"))
+
+
+class Lab:
+    """A hub, its channel, and nodes; ``close`` ends every process, whatever happened.
+
+    :param directory: where everything is kept; not removed by ``close``. :param channel: the channel's name.
+    :param environ: settings for all processes, by environment variable.
+    """
+
+    def __init__(self, directory: Path, channel: str = "demo", environ: dict[str, str] | None = None) -> None:
+        self.directory = directory
+        self.channel = channel
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("KACHERY_")}
+        self.environ = {**clean, **(environ or {})}
+        self.hub_dir = directory / "hub"
+        self.hub_port = free_port()
+        self.hub = Program(["hub", "--dir", str(self.hub_dir), "--port", str(self.hub_port), "--channel", channel,
+                            "--owner", "lab@localhost"], self.environ, directory / "hub.log")
+        self.nodes: dict[str, LabNode] = {}
+
+    @property
+    def hub_url(self) -> str:
+        """The hub's address."""
+        return f"http://127.0.0.1:{self.hub_port}"
+
+    @property
+    def bucket_dir(self) -> Path:
+        """Where the embedded bucket keeps the channel's objects."""
+        return self.hub_dir / "bucket" / self.channel
+
+    def start_hub(self) -> None:
+        """Start the hub, also again on what it has kept, and wait until it is ready."""
+        (self.hub_dir / "address").unlink(missing_ok=True)
+        self.hub.start()
+        end = time.monotonic() + _READY_SECONDS
+        while not ((self.hub_dir / "address").exists() and (self.hub_dir / "owner-token").exists()):
+            self.hub.check()
+            if time.monotonic() > end:
+                raise NodeError(what=f"the hub was not ready in time. {log_tail(self.hub.log_path)}")
+            time.sleep(_POLL_SECONDS)
+
+    def owner(self, *arguments: str) -> Any:
+        """Run ``kachery-fast channel ARGUMENTS --json`` as the channel's owner and return its result."""
+        token = (self.hub_dir / "owner-token").read_text(encoding="ascii").strip()
+        environ = {**self.environ, "KACHERY_HUB_TOKEN": token}
+        return result_of(subprocess.run(  # noqa: S603 - our own program
+            [sys.executable, "-m", "kachery_fast", "channel", *arguments, "--hub", self.hub_url, "--json"],
+            env=environ, check=False, stdin=subprocess.DEVNULL, capture_output=True, timeout=60))
+
+    def invite(self, *permissions: str) -> str:
+        """Make an invitation to the channel and return its link."""
+        more = ["--permissions", ",".join(permissions)] if permissions else []
+        return str(self.owner("invite", self.channel, "--uses", "1", *more)["link"])
+
+    def add_node(self, name: str, *, start: bool = True, permissions: Sequence[str] = (), **environ: str) -> LabNode:
+        """Make a node, join it to the channel, and start it."""
+        node = self.nodes[name] = LabNode(self, name, **environ)
+        node.join(self.invite(*permissions))
+        if start:
+            node.start()
+        return node
+
+    def close(self) -> None:
+        """End every process."""
+        for program in [*(node.program for node in self.nodes.values()), self.hub]:
+            program.stop()
+
+    def __enter__(self) -> Lab:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.close()
+
+
+def result_of(done: subprocess.CompletedProcess[bytes]) -> Any:
+    """Return the JSON that a command printed.
+
+    :raises KacheryError: the error that it printed instead.
+    """
+    try:
+        found = json.loads(done.stdout)
+    except ValueError:
+        text = (done.stderr or done.stdout).decode("utf-8", "replace").strip()
+        raise NodeError(what=f"the command ended with exit code {done.returncode}: {text[-2000:]}") from None
+    if done.returncode:
+        raise KacheryError.from_dict(found)
+    return found
+
+
+def free_port() -> int:
+    """Return a port of the loopback interface that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

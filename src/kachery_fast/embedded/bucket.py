@@ -23,7 +23,7 @@ from urllib.parse import parse_qsl
 from ..config import Settings
 from ..errors import InvalidArgument, InvalidName, UploadRefused, UrlExpired
 from .bucket_files import ObjectFiles, is_object_name
-from .bucket_http import ConnectionLimits, RateLimit, RequestHandler
+from .bucket_http import ConnectionLimits, RateLimit, RequestHandler, refuse_busy
 
 __all__ = ["BucketServer", "SignedPut", "UploadSigner"]
 
@@ -32,7 +32,8 @@ _log = logging.getLogger("kachery_fast.embedded")
 _IDLE_SECONDS = 15.0
 _QUERY = ("X-Kachery-Expires", "X-Kachery-Size", "X-Kachery-Signature")
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,15}", re.ASCII)
-_BUSY = (b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+_REFUSING_THREADS = 2
+_REFUSALS_MAX = 64
 
 
 class SignedPut(NamedTuple):
@@ -109,6 +110,7 @@ class BucketServer:
         self._upload_rate, self._download_rate = (RateLimit(rate) if rate else None for _ in range(2))
         self._connections_max = settings.bucket_connections_max
         self._threads = ThreadPoolExecutor(self._connections_max, thread_name_prefix="kachery-bucket")
+        self._refusing = ThreadPoolExecutor(_REFUSING_THREADS, thread_name_prefix="kachery-bucket-busy")
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
         self._closed = False
@@ -119,17 +121,15 @@ class BucketServer:
         Beyond ``bucket_connections_max`` connections the answer is 503 with Retry-After.
         """
         with self._lock:
-            busy = self._closed or len(self._open) >= self._connections_max
-            if not busy:
-                self._open.add(sock)
-                self._threads.submit(self._run, sock)
-        if busy:
-            with suppress(OSError), sock:
-                sock.setblocking(False)
-                with suppress(BlockingIOError):
-                    sock.recv(65536)  # closing on unread bytes would take the answer back
-                sock.send(_BUSY)
-                sock.shutdown(socket.SHUT_WR)
+            crowd = len(self._open)
+            if self._closed or crowd >= self._connections_max + _REFUSALS_MAX:
+                sock.close()
+                return
+            self._open.add(sock)
+            if crowd < self._connections_max:
+                self._threads.submit(self._run, sock, self._converse)
+            else:
+                self._refusing.submit(self._run, sock, refuse_busy)
 
     def close(self) -> None:
         """Break off every connection and wait for the threads."""
@@ -139,6 +139,7 @@ class BucketServer:
                 with suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)
         self._threads.shutdown()
+        self._refusing.shutdown()
 
     def size(self, name: str) -> int:
         """Return an object's size in bytes. :raises ObjectMissing: :raises InvalidName: :raises DiskError:"""
@@ -156,10 +157,13 @@ class BucketServer:
         """Yield the names of all objects that begin with ``prefix``, in no order."""
         return self._files.names(prefix)
 
-    def _run(self, sock: socket.socket) -> None:
+    def _converse(self, sock: socket.socket) -> None:
+        RequestHandler(sock, self._files, self._signer.verify, prefix=self.prefix, limits=self._limits,
+                       upload_rate=self._upload_rate, download_rate=self._download_rate).run()
+
+    def _run(self, sock: socket.socket, work: Callable[[socket.socket], None]) -> None:
         try:
-            RequestHandler(sock, self._files, self._signer.verify, prefix=self.prefix, limits=self._limits,
-                           upload_rate=self._upload_rate, download_rate=self._download_rate).run()
+            work(sock)
         except OSError as error:
             _log.info("a bucket connection broke off: %s", error)
         except Exception:

@@ -33,7 +33,7 @@ from ..errors import (
 )
 from .bucket_files import ObjectFiles
 
-__all__ = ["ConnectionLimits", "RateLimit", "RequestHandler"]
+__all__ = ["ConnectionLimits", "RateLimit", "RequestHandler", "refuse_busy"]
 
 HEAD_SIZE_BYTES_MAX = 16384
 _HEAD_READ_BYTES = 16384
@@ -124,7 +124,7 @@ class RequestHandler:
                     self._serve(request)
                 except _Refusal as refusal:
                     self._refuse(refusal, head_only=False)
-            self._linger()
+            _linger(self._sock)
 
     # --- requests
 
@@ -132,6 +132,7 @@ class RequestHandler:
         """The next request; None when the client is gone."""
         parser = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_SIZE_BYTES_MAX)
         deadline = 0.0
+        fed_bytes = len(self._ahead)
         if self._ahead:
             parser.receive_data(self._ahead)
         while True:
@@ -142,6 +143,9 @@ class RequestHandler:
                 raise _Refusal(error.error_status_hint, "InvalidRequest", str(error)) from error
             if isinstance(event, h11.Request):
                 self._ahead = parser.trailing_data[0]
+                if fed_bytes - len(self._ahead) > HEAD_SIZE_BYTES_MAX:
+                    self._keep = False
+                    raise _Refusal(431, "InvalidRequest", "The head of the request is too long.")
                 return event
             if event is not h11.NEED_DATA:
                 return None
@@ -149,7 +153,9 @@ class RequestHandler:
             if parser.trailing_data[0] and not deadline:
                 deadline = now + self._limits.stall_seconds
             self._sock.settimeout(max(0.001, deadline - now) if deadline else self._limits.idle_seconds)
-            parser.receive_data(self._sock.recv(_HEAD_READ_BYTES))
+            data = self._sock.recv(_HEAD_READ_BYTES)
+            fed_bytes += len(data)
+            parser.receive_data(data)
 
     def _serve(self, request: h11.Request) -> None:
         self._sock.settimeout(self._limits.stall_seconds)
@@ -283,14 +289,24 @@ class RequestHandler:
         while self._keep and self._body_bytes:
             self._receive(min(self._body_bytes, _SPAN_BYTES))
 
-    def _linger(self) -> None:
-        """Let the client read the last answer before the socket closes: closing on unread bytes would reset it."""
-        self._sock.shutdown(socket.SHUT_WR)
-        deadline = time.monotonic() + _LINGER_SECONDS
-        while (left := deadline - time.monotonic()) > 0:
-            self._sock.settimeout(left)
-            if not self._sock.recv(_SPAN_BYTES):
-                return
+def refuse_busy(sock: socket.socket) -> None:
+    """Answer the first request on a connection with 503, and close."""
+    with suppress(ConnectionError, TimeoutError), sock:
+        sock.settimeout(_LINGER_SECONDS)
+        sock.recv(_HEAD_READ_BYTES)
+        sock.sendall(b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\n"
+                     b"Connection: close\r\n\r\n")
+        _linger(sock)
+
+
+def _linger(sock: socket.socket) -> None:
+    """Let the client read the last answer before the socket closes: closing on unread bytes would reset it."""
+    sock.shutdown(socket.SHUT_WR)
+    deadline = time.monotonic() + _LINGER_SECONDS
+    while (left := deadline - time.monotonic()) > 0:
+        sock.settimeout(left)
+        if not sock.recv(_SPAN_BYTES):
+            return
 
 
 def _range(text: str, size: int) -> tuple[int, int] | None:

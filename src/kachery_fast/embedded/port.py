@@ -15,7 +15,6 @@ __all__ = ["Port", "serve_port"]
 
 _log = logging.getLogger("kachery_fast.embedded")
 
-_FIRST_BYTES_SECONDS = 10.0
 _METHOD_SIZE_MAX = 16
 _ACCEPT_PAUSE_SECONDS = 0.1
 
@@ -24,8 +23,9 @@ class Port:
     """A listening port; ``port`` is its number."""
 
     def __init__(self, listener: socket.socket, app_factory: Callable[[], asyncio.BaseProtocol],
-                 bucket: BucketServer) -> None:
+                 bucket: BucketServer, first_bytes_seconds: float) -> None:
         self._listener = listener
+        self._first_bytes_seconds = first_bytes_seconds
         self._app_factory = app_factory
         self._bucket = bucket
         self._prefix = bucket.prefix.encode("ascii")
@@ -52,20 +52,25 @@ class Port:
                 continue
             task = loop.create_task(self._sort(sock))
             self._sorting.add(task)
-            task.add_done_callback(self._sorting.discard)
+            task.add_done_callback(lambda task, sock=sock: self._sorted(task, sock))  # type: ignore[misc]
+
+    def _sorted(self, task: asyncio.Task[None], sock: socket.socket) -> None:
+        self._sorting.discard(task)
+        if task.cancelled():
+            sock.close()  # a task cancelled before its first step could not
 
     async def _sort(self, sock: socket.socket) -> None:
         try:
-            for_bucket = await asyncio.wait_for(self._is_for_bucket(sock), _FIRST_BYTES_SECONDS)
+            for_bucket = await asyncio.wait_for(self._is_for_bucket(sock), self._first_bytes_seconds)
             if for_bucket:
                 self._bucket.serve(sock)
             else:
                 await asyncio.get_running_loop().connect_accepted_socket(self._app_factory, sock)
         except (OSError, asyncio.TimeoutError):
             sock.close()
-        except BaseException:
+        except Exception:
+            _log.exception("a connection could not be handed over")
             sock.close()
-            raise
 
     async def _is_for_bucket(self, sock: socket.socket) -> bool:
         """Look at the first bytes without taking them. :raises ConnectionError: the client closed."""
@@ -83,11 +88,12 @@ class Port:
 
 
 async def serve_port(host: str, port: int, app_factory: Callable[[], asyncio.BaseProtocol],
-                     bucket: BucketServer) -> Port:
+                     bucket: BucketServer, *, first_bytes_seconds: float = 10.0) -> Port:
     """Listen, and hand each connection over by its first request's path.
 
     :param port: 0: the system picks one. :param app_factory: makes a protocol of the web application, e.g. aiohttp's
         ``AppRunner.server``.
+    :param first_bytes_seconds: a connection that has not said by then what it wants is closed.
     :raises InvalidArgument: the address cannot be listened on.
     """
     try:
@@ -97,7 +103,7 @@ async def serve_port(host: str, port: int, app_factory: Callable[[], asyncio.Bas
     except OSError as error:
         raise InvalidArgument(what=f"Cannot listen on {host}:{port}: {error.strerror or error}.") from error
     listener.setblocking(False)
-    return Port(listener, app_factory, bucket)
+    return Port(listener, app_factory, bucket, first_bytes_seconds)
 
 
 async def _readable(sock: socket.socket) -> None:

@@ -1,0 +1,555 @@
+"""The embedded bucket's semantics, asked by raw sockets and by curl."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kachery_fast.embedded.bucket import UploadSigner
+from kachery_fast.embedded.bucket_files import ObjectFiles
+from kachery_fast.embedded.bucket_http import ConnectionLimits, RateLimit, RequestHandler
+from kachery_fast.errors import InvalidArgument, InvalidName, ObjectMissing, UploadRefused, UrlExpired
+from tests.embedded.bucket_server import (
+    NAME,
+    SECRET,
+    Bucket,
+    Clock,
+    get_request,
+    put_request,
+    read_all,
+    running_bucket,
+    take_apart,
+)
+from tests.programs import need_program
+
+DATA = b"".join(hashlib.sha256(b"%d" % n).digest() for n in range(65536)) + b"odd"  # 2 MiB and 3 bytes
+OTHER = "ch1/sha1/02/5b/46/025b4666424a0116c45970c27af4e2f90177af60"
+FEED = ("ch1/feeds/47/9d/11/479d11" + "a" * 58 + "/subfeeds/0a/1b/2c/0a1b2c" + "d" * 34)
+
+
+@pytest.fixture
+def bucket(tmp_path: Path) -> Iterator[Bucket]:
+    with running_bucket(tmp_path / "root") as bucket:
+        yield bucket
+
+
+# --- signatures
+
+
+def test_a_signature_holds_for_its_life_and_its_object_alone() -> None:
+    clock = Clock()
+    signer = UploadSigner(SECRET, clock=clock)
+    signed = signer.sign(NAME, 18, 300, "http://hub:1/bucket/")
+    url, _, query = signed.url.partition("?")
+    assert url == f"http://hub:1/bucket/{NAME}"
+    assert signed.headers == {"x-goog-if-generation-match": "0", "x-goog-content-length-range": "18,18"}
+    assert signer.verify(NAME, query) == 18
+    clock.now += 299
+    assert signer.verify(NAME, query) == 18
+    clock.now += 1
+    with pytest.raises(UrlExpired):
+        signer.verify(NAME, query)
+    clock.now -= 300
+    with pytest.raises(UploadRefused):
+        signer.verify(OTHER, query)
+    with pytest.raises(UploadRefused):
+        UploadSigner(b"another secret of a hub", clock=clock).verify(NAME, query)
+
+
+@pytest.mark.parametrize("name", ["", "x", "../x", NAME.upper(), f"/{NAME}", f"{NAME}/"])
+def test_only_object_names_are_signed(name: str) -> None:
+    with pytest.raises(InvalidName):
+        UploadSigner(SECRET).sign(name, 1, 1, "http://hub/bucket")
+
+
+def test_a_short_secret_is_refused() -> None:
+    with pytest.raises(InvalidArgument):
+        UploadSigner(b"short")
+
+
+# --- names
+
+
+@pytest.mark.parametrize("name", [
+    NAME, NAME.replace("sha1/", "task_results/"), f"{FEED}/subfeed.json", f"{FEED}/0", f"{FEED}/120",
+    f"A.b-c_9{NAME[3:]}",
+])
+def test_objects_of_every_kind_go_in_and_out(bucket: Bucket, name: str) -> None:
+    assert bucket.put(name, b"some bytes").status == 200
+    answer = bucket.talk(get_request(f"/bucket/{name}"))
+    assert (answer.status, answer.body) == (200, b"some bytes")
+    assert bucket.files() == [name]
+
+
+TRICKS = [
+    NAME[4:], f"/{NAME}", f"./{NAME}", f"ch1/../{NAME}", f"ch1/%2e%2e/{NAME}", f"ch1/..%2f{NAME}",
+    f"{NAME}%00", f"{NAME}%20", NAME.replace("/", "//", 1), NAME.replace("/", "\\"),
+    NAME.replace("/", "%2f"), NAME.upper(), NAME.replace("ch1", ""), NAME.replace("025b4666", "025B4666"),
+    NAME.replace("02/5b/46", "02/5b/47"), NAME[:-1], f"{NAME}0", f"{NAME}/", f"{NAME}/.",
+    NAME.replace("sha1", "md5"), NAME.replace("ch1", ".incoming"), NAME.replace("ch1", "-ch1"),
+    NAME.replace("ch1", "c" * 65), NAME.replace("ch1", "ch\u0661"), f"{FEED}/01", f"{FEED}/-1",
+    f"{FEED}/subfeed.json.bak", FEED, "", "..", "etc/passwd", f"{FEED}/{'1' * 16}",
+    NAME.replace("46/025b46", "46/025b46".replace("5", "٥")),
+]
+
+
+@pytest.mark.parametrize("trick", TRICKS)
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT"])
+def test_path_tricks_are_refused(bucket: Bucket, trick: str, method: str) -> None:
+    bucket.put(NAME, b"some bytes")
+    signed = bucket.sign(OTHER, 3)
+    if method == "PUT":
+        request = put_request(signed, b"abc", replace=(OTHER, trick))
+    else:
+        request = get_request(f"/bucket/{trick}", method=method)
+    answer = bucket.talk(request, head_only=method == "HEAD")
+    assert answer.status in (400, 403)
+    assert bucket.files() == [NAME]
+    if method == "PUT" and trick.isascii():
+        # A signature for the trick itself, as from a hub that was tricked, does not help either.
+        expires = str(int(bucket.clock()) + 100)
+        forged = bucket.signer._signature(trick, "3", expires)
+        query = f"X-Kachery-Expires={expires}&X-Kachery-Size=3&X-Kachery-Signature={forged}"
+        request = put_request(signed._replace(url=f"{bucket.url}/{trick}?{query}"), b"abc")
+        assert bucket.talk(request).status in (400, 403)
+        assert bucket.files() == [NAME]
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT"])
+@pytest.mark.parametrize("where", ["object", "folder", "channel"])
+def test_symlinks_are_not_followed(bucket: Bucket, tmp_path: Path, where: str, method: str) -> None:
+    outside = tmp_path / "outside" / NAME
+    outside.parent.mkdir(parents=True)
+    if method == "GET" or where == "object":
+        outside.write_bytes(b"a secret")
+    link = bucket.root / {"object": NAME, "folder": os.path.dirname(NAME), "channel": "ch1"}[where]
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(tmp_path / "outside" / link.relative_to(bucket.root))
+    answer = bucket.talk(get_request(f"/bucket/{NAME}")) if method == "GET" else bucket.put(NAME, b"over it!")
+    assert answer.status in (404, 412)
+    assert b"secret" not in answer.body
+    assert method == "GET" or where != "object" or outside.read_bytes() == b"a secret"
+    assert method == "GET" or where == "object" or not outside.exists()
+
+
+# --- refused uploads
+
+
+def _other_object(bucket: Bucket) -> bytes:
+    return put_request(bucket.sign(NAME, 3), b"abc", replace=(NAME, OTHER))
+
+
+REFUSED: dict[str, tuple[Any, int]] = {
+    "no signature": (lambda b: put_request(b.sign(NAME, 3), b"abc", replace=("X-Kachery-Signature", "X-Other")), 403),
+    "no query": (lambda b: put_request(b.sign(NAME, 3)._replace(url=f"{b.url}/{NAME}"), b"abc"), 403),
+    "forged": (lambda b: put_request(b.sign(NAME, 3), b"abc", replace=("Signature=", "Signature=0")), 403),
+    "not ASCII": (lambda b: put_request(b.sign(NAME, 3), b"abc", replace=("Signature=", "Signature=%C3%A9")), 403),
+    "later expiry": (lambda b: put_request(b.sign(NAME, 3), b"abc", replace=("Expires=1", "Expires=2")), 403),
+    "other size signed": (lambda b: put_request(b.sign(NAME, 3), b"abcd", replace=("Size=3", "Size=4"),
+                                                x_goog_content_length_range="4,4"), 403),
+    "size twice": (lambda b: put_request(b.sign(NAME, 3), b"abc", replace=("Size=3", "Size=4&X-Kachery-Size=3")), 403),
+    "size in other digits": (lambda b: put_request(b.sign(NAME, 3), b"abc", replace=("Size=3", "Size=03")), 403),
+    "other object": (_other_object, 403),
+    "other channel": (lambda b: put_request(b.sign(NAME, 3), b"abc", replace=("ch1/", "ch2/")), 403),
+    "longer body": (lambda b: put_request(b.sign(NAME, 3), b"abcd"), 413),
+    "shorter body": (lambda b: put_request(b.sign(NAME, 3), b"ab"), 400),
+    "no length": (lambda b: put_request(b.sign(NAME, 3), b"", content_length=None), 411),
+    "chunked": (lambda b: put_request(b.sign(NAME, 3), b"3\r\nabc\r\n0\r\n\r\n", content_length=None,
+                                      transfer_encoding="chunked"), 411),
+    "two lengths": (lambda b: put_request(b.sign(NAME, 3), b"abc", content_length="3\r\ncontent-length: 4"), 400),
+    "length and chunked": (lambda b: put_request(b.sign(NAME, 3), b"abc", transfer_encoding="chunked"), 411),
+    "not create-only": (lambda b: put_request(b.sign(NAME, 3), b"abc", x_goog_if_generation_match=None), 403),
+    "of another generation": (lambda b: put_request(b.sign(NAME, 3), b"abc", x_goog_if_generation_match="7"), 403),
+    "no length range": (lambda b: put_request(b.sign(NAME, 3), b"abc", x_goog_content_length_range=None), 403),
+    "other length range": (lambda b: put_request(b.sign(NAME, 3), b"abc", x_goog_content_length_range="0,9"), 403),
+    "POST": (lambda b: put_request(b.sign(NAME, 3), b"abc", method="POST"), 405),
+    "DELETE": (lambda b: put_request(b.sign(NAME, 3), b"", method="DELETE"), 405),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_an_upload_that_is_not_what_was_signed_is_refused(bucket: Bucket, case: str) -> None:
+    make, status = REFUSED[case]
+    assert bucket.talk(make(bucket)).status == status
+    assert bucket.files() == []
+    assert bucket.put(NAME, b"abc").status == 200  # the same object, rightly signed, still goes in
+
+
+def test_an_expired_upload_is_refused_and_says_so(bucket: Bucket) -> None:
+    request = put_request(bucket.sign(NAME, 3), b"abc")
+    bucket.clock.now += 300
+    answer = bucket.talk(request)
+    assert answer.status == 403
+    assert b"<Code>ExpiredToken</Code>" in answer.body
+    assert bucket.files() == []
+
+
+def test_a_signature_does_not_read_or_delete(bucket: Bucket) -> None:
+    bucket.put(NAME, b"abc")
+    request = put_request(bucket.sign(NAME, 0), b"", method="DELETE")
+    assert bucket.talk(request).status == 405
+    assert bucket.files() == [NAME]
+
+
+def test_an_object_is_created_once_and_the_second_body_is_not_awaited(bucket: Bucket) -> None:
+    assert bucket.put(NAME, b"first").status == 200
+    assert bucket.put(NAME, b"other").status == 412
+    head = put_request(bucket.sign(NAME, 1 << 40), b"", content_length=str(1 << 40))
+    assert bucket.talk(head).status == 412
+    assert bucket.talk(get_request(f"/bucket/{NAME}")).body == b"first"
+
+
+def test_of_racing_creators_exactly_one_wins(bucket: Bucket) -> None:
+    requests = [put_request(bucket.sign(NAME, 4), body, connection="close") for body in (b"one!", b"two!", b"3rd!")]
+    sockets = [bucket.connect() for _ in requests]
+    for sock, request in zip(sockets, requests, strict=True):
+        sock.sendall(request[:-1])
+    while len(bucket.files()) < len(requests):  # all three were let in
+        pass
+    barrier = threading.Barrier(len(requests))
+
+    def finish(sock: socket.socket, request: bytes) -> None:
+        barrier.wait()
+        sock.sendall(request[-1:])
+    threads = [threading.Thread(target=finish, args=pair) for pair in zip(sockets, requests, strict=True)]
+    for thread in threads:
+        thread.start()
+    statuses = [take_apart(read_all(sock)).status for sock in sockets]
+    for thread, sock in zip(threads, sockets, strict=True):
+        thread.join()
+        sock.close()
+    assert sorted(statuses) == [200, 412, 412]
+    winner = requests[statuses.index(200)][-4:]
+    assert bucket.talk(get_request(f"/bucket/{NAME}")).body == winner
+    assert bucket.files() == [NAME]
+
+
+@pytest.mark.parametrize("how", ["close", "reset"])
+def test_a_truncated_upload_leaves_nothing(bucket: Bucket, how: str) -> None:
+    with bucket.connect() as sock:
+        sock.sendall(put_request(bucket.sign(NAME, len(DATA)), DATA)[:-1])
+        while not bucket.files():
+            pass
+        if how == "reset":
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    while bucket.files():
+        pass
+    assert bucket.talk(get_request(f"/bucket/{NAME}")).status == 404
+    assert bucket.put(NAME, DATA).status == 200
+
+
+def test_what_an_earlier_run_left_unfinished_is_removed(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    with running_bucket(root) as bucket:
+        bucket.put(NAME, b"abc")
+    (root / ".incoming" / "deadbeef").write_bytes(b"half an obj")
+    with running_bucket(root) as bucket:
+        assert bucket.files() == [NAME]
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="this system cannot allocate ahead")
+def test_a_full_disk_is_told_before_the_body_travels(bucket: Bucket) -> None:
+    size = 1 << 43
+    answer = bucket.talk(put_request(bucket.sign(NAME, size), b"", content_length=str(size)))
+    assert answer.status == 507
+    assert b"<Code>InsufficientStorage</Code>" in answer.body
+    assert bucket.files() == []
+
+
+def test_continue_is_said_only_when_the_body_is_wanted(bucket: Bucket) -> None:
+    request = put_request(bucket.sign(NAME, 3), b"", content_length="3", expect="100-continue")
+    with bucket.connect() as sock:
+        sock.sendall(request)
+        assert sock.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        sock.sendall(b"abc")
+        sock.shutdown(socket.SHUT_WR)
+        assert take_apart(read_all(sock)).status == 200
+    with bucket.connect() as sock:
+        sock.sendall(request)
+        assert take_apart(read_all(sock)).status == 412
+
+
+def test_uploads_may_be_forced_to_the_disk(tmp_path: Path) -> None:
+    with running_bucket(tmp_path / "root", fsync=True) as bucket:
+        assert bucket.put(NAME, DATA).status == 200
+        assert bucket.talk(get_request(f"/bucket/{NAME}")).body == DATA
+
+
+# --- reading
+
+
+@pytest.mark.parametrize(("text", "start", "stop"), [
+    ("bytes=0-0", 0, 1), ("bytes=10-19", 10, 20), (f"bytes=5-{len(DATA) - 1}", 5, None), ("bytes=7-", 7, None),
+    ("bytes=-3", -3, None), (f"bytes=0-{10**14}", 0, None), (f"bytes=-{10**14}", 0, None), ("bytes= 1-2", 1, 3),
+])
+def test_single_ranges_are_served(bucket: Bucket, text: str, start: int, stop: int | None) -> None:
+    bucket.put(NAME, DATA)
+    answer = bucket.talk(get_request(f"/bucket/{NAME}", range=text))
+    expected = DATA[start:stop]
+    first = start % len(DATA)
+    assert answer.status == 206
+    assert answer.body == expected
+    assert answer.headers["content-range"] == f"bytes {first}-{first + len(expected) - 1}/{len(DATA)}"
+    assert answer.headers["accept-ranges"] == "bytes"
+
+
+@pytest.mark.parametrize("text", ["bytes=-", "bytes=5-2", "bytes=a-b", "lines=1-2", "bytes=0-1,3-4", "bytes=1",
+                                  f"bytes={10**15}-"])
+def test_other_range_headers_are_ignored(bucket: Bucket, text: str) -> None:
+    bucket.put(NAME, DATA)
+    answer = bucket.talk(get_request(f"/bucket/{NAME}", range=text))
+    assert (answer.status, answer.body) == (200, DATA)
+
+
+@pytest.mark.parametrize("text", [f"bytes={len(DATA)}-", f"bytes={len(DATA)}-{len(DATA) + 5}", "bytes=-0"])
+def test_ranges_beyond_the_end_are_416(bucket: Bucket, text: str) -> None:
+    bucket.put(NAME, DATA)
+    answer = bucket.talk(get_request(f"/bucket/{NAME}", range=text))
+    assert answer.status == 416
+    assert answer.headers["content-range"] == f"bytes */{len(DATA)}"
+
+
+def test_if_range_and_head(bucket: Bucket) -> None:
+    bucket.put(NAME, DATA)
+    head = bucket.talk(get_request(f"/bucket/{NAME}", method="HEAD"), head_only=True)
+    assert (head.status, head.headers["content-length"], head.body, head.rest) == (200, str(len(DATA)), b"", b"")
+    for etag, status in ((head.headers["etag"], 206), ('"other"', 200)):
+        assert bucket.talk(get_request(f"/bucket/{NAME}", range="bytes=0-1", if_range=etag)).status == status
+    missing = bucket.talk(get_request(f"/bucket/{OTHER}", method="HEAD"), head_only=True)
+    assert (missing.status, missing.rest) == (404, b"")
+
+
+def test_an_empty_object_is_an_object(bucket: Bucket) -> None:
+    assert bucket.put(NAME, b"").status == 200
+    answer = bucket.talk(get_request(f"/bucket/{NAME}"))
+    assert (answer.status, answer.body) == (200, b"")
+
+
+def test_an_object_cut_short_on_the_disk_never_looks_whole(bucket: Bucket) -> None:
+    path = bucket.root / NAME
+    path.parent.mkdir(parents=True)
+    path.touch()
+    os.truncate(path, 1 << 30)
+    with bucket.connect() as sock:
+        sock.sendall(get_request(f"/bucket/{NAME}"))
+        sock.recv(1)
+        os.truncate(path, 1000)
+        received = 1 + len(read_all(sock))
+    assert received < 1 << 30
+
+
+# --- the connection
+
+
+def test_a_head_may_arrive_byte_by_byte(bucket: Bucket) -> None:
+    request = put_request(bucket.sign(NAME, 3), b"abc", connection="close")
+    with bucket.connect() as sock:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for n in range(len(request)):
+            sock.sendall(request[n:n + 1])
+        assert take_apart(read_all(sock)).status == 200
+
+
+def test_pipelined_requests_are_answered_in_order(bucket: Bucket) -> None:
+    get = get_request(f"/bucket/{NAME}", close=False)
+    requests = [get, put_request(bucket.sign(NAME, len(DATA)), DATA), get,
+                put_request(bucket.sign(NAME, 3), b"abc"), put_request(bucket.sign(OTHER, 3), b"abc"),
+                get_request(f"/bucket/{OTHER}")]
+    answers = []
+    with bucket.connect() as sock:
+        threading.Thread(target=sock.sendall, args=(b"".join(requests),)).start()
+        rest = read_all(sock)
+    while rest:
+        answer = take_apart(rest)
+        answers.append((answer.status, answer.body))
+        rest = answer.rest
+    assert [status for status, _ in answers] == [404, 200, 200, 412, 200, 200]
+    assert answers[2][1] == DATA
+    assert answers[5][1] == b"abc"
+
+
+def test_a_big_body_that_is_not_wanted_ends_the_connection(bucket: Bucket) -> None:
+    answer = bucket.talk(put_request(bucket.sign(NAME, len(DATA)), DATA, replace=("Size=", "Size=1")))
+    assert answer.status == 403
+    assert answer.headers["connection"] == "close"
+    assert answer.rest == b""
+
+
+@pytest.mark.parametrize(("request_bytes", "status"), [
+    (b"GET /bucket/" + b"x" * 20000 + b" HTTP/1.1\r\nhost: x\r\n\r\n", 431),
+    (b"GET /bucket/x HTTP/1.1\r\nhost: x\r\n" + b"".join(b"a%d: b\r\n" % n for n in range(3000)) + b"\r\n", 431),
+    (b"nonsense\r\n\r\n", 400), (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400),
+    (b"GET /bucket/x HTTP/1.1\r\n\r\n", 400), (b"GET /bucket/x\x00 HTTP/1.1\r\nhost: x\r\n\r\n", 400),
+    (get_request("/other/place"), 421), (get_request("/bucket"), 421), (get_request("//bucket/x"), 421),
+    (get_request("http://x/bucket/x"), 421),
+])
+def test_strange_requests_are_refused_and_the_connection_ends(bucket: Bucket, request_bytes: bytes,
+                                                              status: int) -> None:
+    answer = bucket.talk(request_bytes)
+    assert answer.status == status
+    assert answer.headers["connection"] == "close"
+
+
+def test_http_1_0_and_a_get_with_a_body_end_the_connection(bucket: Bucket) -> None:
+    bucket.put(NAME, b"abc")
+    old = bucket.talk(f"GET /bucket/{NAME} HTTP/1.0\r\n\r\n".encode())
+    assert (old.status, old.body, old.headers["connection"]) == (200, b"abc", "close")
+    smuggled = get_request(f"/bucket/{OTHER}")
+    request = get_request(f"/bucket/{NAME}", close=False, content_length=str(len(smuggled))) + smuggled
+    answer = bucket.talk(request)
+    assert (answer.status, answer.body, answer.rest) == (200, b"abc", b"")
+
+
+def test_connections_beyond_the_limit_are_asked_to_come_back(tmp_path: Path) -> None:
+    with running_bucket(tmp_path / "root", bucket_connections_max=2) as bucket:
+        held = [bucket.connect() for _ in range(2)]
+        for sock in held:
+            sock.sendall(get_request(f"/bucket/{NAME}", close=False))
+            assert sock.recv(12) == b"HTTP/1.1 404"
+        busy = bucket.talk(get_request(f"/bucket/{NAME}"))
+        assert (busy.status, busy.headers["retry-after"]) == (503, "1")
+        held.pop().close()
+        while bucket.talk(get_request(f"/bucket/{NAME}")).status == 503:
+            pass
+        held.pop().close()
+
+
+def test_closing_the_server_breaks_off_every_connection(tmp_path: Path) -> None:
+    with running_bucket(tmp_path / "root") as bucket:
+        idle, uploading = bucket.connect(), bucket.connect()
+        uploading.sendall(put_request(bucket.sign(NAME, 10), b"12345", content_length="10"))
+        while not bucket.files():
+            pass
+        bucket.server.close()
+        assert read_all(idle) == read_all(uploading) == b""
+        assert bucket.files() == []
+        with bucket.connect() as late:
+            assert read_all(late) == b""
+        idle.close()
+        uploading.close()
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /buck", get_request(f"/bucket/{NAME}", close=False), b"body"])
+def test_idle_and_silent_clients_are_dropped(tmp_path: Path, sent: bytes) -> None:
+    signer = UploadSigner(SECRET)
+    if sent == b"body":
+        sent = put_request(signer.sign(NAME, 10, 100, "http://x/bucket"), b"12345", content_length="10")
+    files = ObjectFiles(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as client:
+        handler = RequestHandler(listener.accept()[0], files, signer.verify, prefix="/bucket/", upload_rate=None,
+                                 download_rate=None, limits=ConnectionLimits(idle_seconds=0.05, stall_seconds=0.05))
+        client.sendall(sent)
+        handler.run()
+        answered = read_all(client)
+    assert answered[:12] == (b"HTTP/1.1 404" if sent.endswith(b"\r\n\r\n") else b"")
+    assert list(files.names()) == []
+    assert os.listdir(tmp_path / ".incoming") == []
+
+
+def test_a_client_that_takes_nothing_is_dropped(tmp_path: Path) -> None:
+    files = ObjectFiles(tmp_path)
+    (tmp_path / NAME).parent.mkdir(parents=True)
+    (tmp_path / NAME).touch()
+    os.truncate(tmp_path / NAME, 1 << 30)
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as client:
+        client.sendall(get_request(f"/bucket/{NAME}"))
+        RequestHandler(listener.accept()[0], files, UploadSigner(SECRET).verify, prefix="/bucket/", upload_rate=None,
+                       download_rate=None, limits=ConnectionLimits(idle_seconds=5, stall_seconds=0.05)).run()
+        assert len(read_all(client)) < 1 << 30
+
+
+def test_a_rate_is_held_by_all_together() -> None:
+    clock = Clock()
+    slept: list[float] = []
+    rate = RateLimit(1000.0, clock=clock, sleep=slept.append)
+    for _ in range(3):
+        rate.take(500)
+    clock.now += 10
+    rate.take(100)
+    assert slept == pytest.approx([0.5, 1.0, 1.5, 0.1])
+
+
+def test_a_bucket_held_to_a_rate_still_moves_the_right_bytes(tmp_path: Path) -> None:
+    with running_bucket(tmp_path / "root", rate_limit_bytes_per_second=50_000_000) as bucket:
+        assert bucket.put(NAME, DATA).status == 200
+        answer = bucket.talk(get_request(f"/bucket/{NAME}", range=f"bytes=1-{len(DATA) - 2}"))
+        assert answer.body == DATA[1:-1]
+        assert answer.rest == b""
+
+
+# --- the hub's care
+
+
+def test_the_hub_measures_hashes_lists_and_removes_objects(bucket: Bucket) -> None:
+    bucket.put(NAME, DATA)
+    bucket.put(OTHER.replace("ch1", "ch2"), b"abc")
+    bucket.put(f"{FEED}/0", b"{}")
+    (bucket.root / "stray").write_bytes(b"not an object")
+    server = bucket.server
+    assert server.size(NAME) == len(DATA)
+    assert server.sha1(NAME) == hashlib.sha1(DATA).hexdigest()
+    assert set(server.names()) == {NAME, f"{FEED}/0", OTHER.replace("ch1", "ch2")}
+    assert set(server.names("ch1/")) == {NAME, f"{FEED}/0"}
+    assert set(server.names("ch1/sha1/02/")) == {NAME}
+    assert set(server.names("ch3/")) == set()
+    server.remove(NAME)
+    for ask in (server.size, server.sha1, server.remove):
+        with pytest.raises(ObjectMissing):
+            ask(NAME)
+        with pytest.raises(InvalidName):
+            ask("../stray")
+    assert bucket.talk(get_request(f"/bucket/{NAME}")).status == 404
+    assert bucket.put(NAME, DATA).status == 200
+
+
+# --- a foreign client
+
+
+def test_curl_uploads_and_downloads(bucket: Bucket, tmp_path: Path) -> None:
+    curl = need_program("curl")
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(DATA)
+    signed = bucket.sign(NAME, len(DATA))
+    headers = [part for name, value in signed.headers.items() for part in ("-H", f"{name}: {value}")]
+
+    def run(*arguments: str) -> str:
+        return subprocess.run([curl, "-sS", "-o", str(target), "-w", "%{http_code}", *arguments], check=True,
+                              capture_output=True, text=True, timeout=30).stdout
+    assert run("-T", str(source), *headers, signed.url) == "200"
+    assert run("-T", str(source), *headers, signed.url) == "412"
+    assert run("-T", str(source), *headers, "-H", "Expect: 100-continue", signed.url) == "412"
+    assert run("-T", str(source), signed.url) == "403"
+    assert run(f"{bucket.url}/{NAME}") == "200"
+    assert target.read_bytes() == DATA
+    assert run("-r", "100-299", f"{bucket.url}/{NAME}") == "206"
+    assert target.read_bytes() == DATA[100:300]
+    assert run("--path-as-is", f"{bucket.url}/../root/{NAME}") == "400"
+    assert run("--head", f"{bucket.url}/{NAME}") == "200"
+    assert f"Content-Length: {len(DATA)}" in target.read_text()
+
+
+if sys.platform == "linux":
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small file system")
+    def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path) -> None:
+        root = tmp_path / "root"
+        root.mkdir()
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(root)], check=False).returncode:
+            pytest.skip("this machine lets nobody mount")
+        try:
+            with running_bucket(root) as bucket:
+                assert bucket.put(NAME, DATA).status == 200
+                assert bucket.put(OTHER, DATA).status == 507
+                assert bucket.files() == [NAME]
+                bucket.server.remove(NAME)
+                assert bucket.put(OTHER, DATA).status == 200
+        finally:
+            subprocess.run(["umount", "-l", str(root)], check=True)

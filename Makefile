@@ -1,0 +1,58 @@
+# make demo | test | lint | bench | clean: each sets up what it needs in .venv, from a fresh clone, without root.
+#
+# Needed beforehand: Python 3.10 or newer with its venv module and headers, and a C compiler.
+#   PYTHON=/path/to/python   choose the interpreter (read when .venv is made)
+#   FILE=/path               make demo: move this file instead of one made on the spot
+#   ARGS='...'               further arguments for demo, pytest or the benchmarks
+# Works with GNU make 3.81, which is what macOS has.
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+BENCH_STAMP := $(VENV)/.installed-bench
+SOURCES := pyproject.toml setup.py $(wildcard src/kachery_fast/*.pyx src/kachery_fast/*.pxd \
+             src/kachery_fast/*.c src/kachery_fast/*.h)
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+
+export FILE ARGS PYTHON
+
+.PHONY: help setup demo test lint bench clean
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -7
+
+setup: $(STAMP)
+
+demo: $(STAMP)
+	@if [ -n "$$FILE" ]; then exec $(BIN)/kachery-fast demo $$ARGS "$$FILE"; \
+	else exec $(BIN)/kachery-fast demo $$ARGS; fi
+
+test: lint
+	$(BIN)/python -m pytest $$ARGS
+
+lint: $(STAMP)
+	$(BIN)/python -m ruff check src tests benchmarks setup.py
+	$(BIN)/python -m mypy
+	$(BIN)/cython-lint src/kachery_fast/*.pyx src/kachery_fast/*.pxd
+
+bench: $(BENCH_STAMP)
+	$(BIN)/python -m benchmarks $$ARGS
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage src/*.egg-info
+	rm -f src/kachery_fast/*.so
+	find src tests benchmarks -type d -name __pycache__ -prune -exec rm -rf {} +
+
+$(STAMP): $(SOURCES) .ci/find-python
+	@if [ ! -x $(BIN)/python ]; then \
+	  python=$$(.ci/find-python) || exit 1; \
+	  echo "Making $(VENV) with $$("$$python" --version) ($$python)"; \
+	  "$$python" -m venv $(VENV) || exit 1; \
+	fi
+	@echo "Installing kachery-fast and what it needs into $(VENV) (a minute or two)"
+	@$(PIP) install --quiet --editable '.[hub,test]'
+	@touch $@
+
+$(BENCH_STAMP): $(STAMP)
+	@echo "Installing what the benchmarks need besides"
+	@$(PIP) install --quiet --editable '.[hub,test,bench]'
+	@touch $@

@@ -1,0 +1,201 @@
+"""What holds for every test: a clean environment, loopback only, nothing skipped in silence, nothing left behind.
+
+* The developer's ``HOME``, ``KACHERY_*`` and ``XDG_*`` variables do not reach the tests, nor do the programs that
+  tests start write into the developer's directory for temporary files.
+* Whatever listens, listens on loopback: a bind to another address of this process fails, and a program that a test
+  started is looked at when the test has run.
+* With ``KACHERY_TEST_NO_SKIP=1`` a skipped test is a failure, unless it is marked ``live``.
+* At the end no process started by a test may be left, nor a directory for temporary files of theirs.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import shutil
+import socket
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+# Every program that a test starts inherits this variable; so one that has left our process tree is known by it.
+_MARK = "KACHERY_TEST_RUN"
+_KEPT = ("KACHERY_TEST_", "KACHERY_COVERAGE")
+_END_SECONDS = 5.0
+
+
+class _Surroundings:
+    """The environment of this run, made before any test module is imported."""
+
+    def __init__(self) -> None:
+        self.before = dict(os.environ)
+        self.mark = uuid.uuid4().hex
+        self.root = Path(tempfile.mkdtemp(prefix="kachery-fast-tests-")).resolve()
+        self.complaints: list[str] = []
+        # pytest's own directories stay where they are looked for.
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+        for name in [name for name in os.environ if name.startswith(("KACHERY_", "XDG_"))]:
+            if not name.startswith(_KEPT):
+                del os.environ[name]
+        for variable, folder in (("HOME", "home"), ("TMPDIR", "tmp")):
+            (self.root / folder).mkdir()
+            os.environ[variable] = str(self.root / folder)
+        os.environ[_MARK] = self.mark
+        tempfile.tempdir = None
+
+    def restore(self) -> None:
+        os.environ.clear()
+        os.environ.update(self.before)
+        tempfile.tempdir = None
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    def processes(self) -> list[psutil.Process]:
+        """The living processes of this run, other than this one."""
+        found = {child.pid: child for child in psutil.Process().children(recursive=True)}
+        for process in psutil.process_iter():
+            try:
+                if process.pid != os.getpid() and process.environ().get(_MARK) == self.mark:
+                    found[process.pid] = process
+            except (psutil.Error, OSError):
+                continue  # ended meanwhile, or another user's
+        return [process for process in found.values() if _lives(process)]
+
+
+_surroundings: _Surroundings | None = None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    global _surroundings
+    if _surroundings is None:
+        _surroundings = _Surroundings()
+        sys.addaudithook(_refuse_outside)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    global _surroundings
+    if _surroundings is not None:
+        _surroundings.restore()
+        _surroundings = None
+
+
+# --- loopback only
+
+
+def _refuse_outside(event: str, arguments: tuple[Any, ...]) -> None:
+    """Python's audit hook: a socket of this process binds to loopback or not at all."""
+    if event != "socket.bind" or _surroundings is None:
+        return
+    bound, address = arguments
+    if bound.family in (socket.AF_INET, socket.AF_INET6) and not _is_loopback(str(address[0])):
+        raise AssertionError(f"a test binds to {address[0]!r}, which is not loopback")
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if _must_not_skip(report) and item.get_closest_marker("live") is None:
+        _fail(report)
+    if report.when == "call" and report.passed:
+        outside = _outside_listeners()
+        if outside:
+            report.outcome = "failed"
+            report.longrepr = f"listening beyond loopback: {', '.join(outside)}"
+    return report
+
+
+def _outside_listeners() -> list[str]:
+    """What the programs that this test started listen on, other than loopback."""
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        try:
+            connections = child.net_connections("inet")
+        except (psutil.Error, OSError):
+            continue
+        found += [f"{child.name()} on {connection.laddr.ip}:{connection.laddr.port}" for connection in connections
+                  if connection.status == psutil.CONN_LISTEN and not _is_loopback(connection.laddr.ip)]
+    return found
+
+
+# --- nothing skipped in silence
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    if _must_not_skip(report):
+        _fail(report)
+    return report
+
+
+def _must_not_skip(report: pytest.TestReport | pytest.CollectReport) -> bool:
+    wanted = os.environ.get("KACHERY_TEST_NO_SKIP", "") == "1"
+    return wanted and report.outcome == "skipped" and not hasattr(report, "wasxfail")
+
+
+def _fail(report: pytest.TestReport | pytest.CollectReport) -> None:
+    why = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    report.outcome = "failed"
+    report.longrepr = f"KACHERY_TEST_NO_SKIP=1, but this was skipped: {why}"
+
+
+# --- nothing left behind
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Complain of what the tests left: processes, and entries of the directory for temporary files."""
+    if _surroundings is None:
+        return
+    complaints = _surroundings.complaints
+    end = time.monotonic() + _END_SECONDS
+    left = _surroundings.processes()
+    while left and time.monotonic() < end:  # ended by their tests, but not gone yet
+        time.sleep(0.05)
+        left = [process for process in left if _lives(process)]
+    for process in left:
+        complaints.append(f"process {process.pid} was left running: {' '.join(_command(process))}")
+        process.kill()
+    complaints += [f"left in the directory for temporary files: {path.name}"
+                   for path in sorted((_surroundings.root / "tmp").iterdir())]
+    if complaints and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _surroundings is not None and _surroundings.complaints:
+        terminalreporter.section("left behind by the tests", red=True, bold=True)
+        for complaint in _surroundings.complaints:
+            terminalreporter.write_line(complaint)
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return list(process.cmdline())
+    except psutil.Error:
+        return ["?"]

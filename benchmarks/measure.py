@@ -115,7 +115,7 @@ def make_file(path: str | Path, size_bytes: int, seed: int = 0) -> Path:
     with path.open("wb", buffering=0) as file:
         while left:
             np.bitwise_xor(words, generator.integers(0, 1 << 64, dtype=np.uint64), out=block)
-            content = memoryview(block).cast("B")[: min(left, BLOCK_SIZE_BYTES)]
+            content = block.data.cast("B")[: min(left, BLOCK_SIZE_BYTES)]
             while content:
                 written = file.write(content)
                 left -= written

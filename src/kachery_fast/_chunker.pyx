@@ -12,9 +12,9 @@ import os
 cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.errno cimport EFAULT, EINTR, EIO, ENXIO, EOPNOTSUPP, errno
+from libc.errno cimport EFAULT, EIO, ENXIO, EOPNOTSUPP, errno
 from libc.stdint cimport uint8_t
-from libc.stdlib cimport free, malloc
+from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy
 
 from kachery_fast._core cimport (
@@ -48,8 +48,8 @@ cdef extern from "_disk.h" nogil:
     int munmap(void *, size_t) noexcept
     int ftruncate(int, long long) noexcept
     int close(int) noexcept
-    Py_ssize_t pread(int, void *, size_t, long long) noexcept
-    Py_ssize_t pwrite(int, const void *, size_t, long long) noexcept
+    int kf_read_fully(int, uint8_t *, size_t, long long) noexcept
+    int kf_write_fully(int, const uint8_t *, size_t, long long) noexcept
     int kf_maps_safely(int) noexcept
     int kf_allocate(int, long long, long long, int) noexcept
     long long kf_free_bytes(int) noexcept
@@ -74,6 +74,7 @@ def chunk_ranges(size_bytes, chunk_size_bytes) -> list[tuple[int, int]]:
 
 
 @cython.final
+@cython.no_gc
 cdef class ChunkMemory:
     """The place of one chunk in the file, to be filled. ``Reassembly.open_chunk`` makes it.
 
@@ -103,14 +104,13 @@ cdef class ChunkMemory:
         self.release_memory()
 
     cdef void release_memory(self) noexcept:
-        if self.base == NULL:
-            return
-        if self.mapped:
-            with nogil:
-                munmap(self.base, self.base_size)
-        else:
-            free(self.base)
+        cdef uint8_t *base = self.base
         self.base = NULL
+        if base != NULL and self.mapped:
+            with nogil:
+                munmap(base, self.base_size)
+        else:
+            free(base)
 
     def __getbuffer__(self, Py_buffer *buffer, int flags):
         if self.closed:
@@ -144,7 +144,7 @@ cdef class ChunkMemory:
             if not self.mapped:
                 self.exports += 1  # nobody else releases the memory while it is being written
                 with nogil:
-                    failed = write_fully(self.owner.fd, self.data, self.size, self.start)
+                    failed = kf_write_fully(self.owner.fd, self.data, self.size, self.start)
                 self.exports -= 1
         finally:
             if self.owner is not None:
@@ -162,37 +162,8 @@ cdef class ChunkMemory:
         self.close()
 
 
-cdef int write_fully(int fd, const uint8_t *data, Py_ssize_t size, long long offset) noexcept nogil:
-    """Returns 0 or an errno."""
-    cdef Py_ssize_t written = 0
-    cdef Py_ssize_t result
-    while written < size:
-        result = pwrite(fd, data + written, size - written, offset + written)
-        if result > 0:
-            written += result
-        elif result == 0:
-            return EIO
-        elif errno != EINTR:
-            return errno
-    return 0
-
-
-cdef int read_fully(int fd, uint8_t *data, Py_ssize_t size, long long offset) noexcept nogil:
-    """Returns 0 or an errno; a file that ends early is EIO."""
-    cdef Py_ssize_t got = 0
-    cdef Py_ssize_t result
-    while got < size:
-        result = pread(fd, data + got, size - got, offset + got)
-        if result > 0:
-            got += result
-        elif result == 0:
-            return EIO
-        elif errno != EINTR:
-            return errno
-    return 0
-
-
 @cython.final
+@cython.no_gc
 cdef class Reassembly:
     """A file that is put together from its chunks, in any order, in place.
 
@@ -376,7 +347,7 @@ cdef class Reassembly:
             self.leave()
             memory.owner = None
         else:
-            memory.base = memory.data = <uint8_t *>malloc(memory.size)
+            memory.base = memory.data = <uint8_t *>calloc(memory.size, 1)
             if memory.base == NULL:
                 raise MemoryError
         memory.closed = False
@@ -415,7 +386,7 @@ cdef class Reassembly:
                 failed = self.hash_mapped(whole, chunk, start, size)
             else:
                 size = min(end - start, <long long>READ_SIZE_BYTES)
-                failed = read_fully(self.fd, buffer, size, start)
+                failed = kf_read_fully(self.fd, buffer, size, start)
                 if not failed:
                     feed(self.kernel, whole, chunk, buffer, size)
             start += size
@@ -519,7 +490,7 @@ cdef class Reassembly:
         self.enter()
         try:
             with nogil:
-                failed = read_fully(self.fd, data, last - first, first)
+                failed = kf_read_fully(self.fd, data, last - first, first)
         finally:
             self.leave()
         self.check(failed)

@@ -129,7 +129,6 @@ cdef str hexadecimal(const uint8_t *digest):
     return PyBytes_FromStringAndSize(<const char *>digest, KF_SHA1_DIGEST_SIZE).hex()
 
 
-
 cdef object digests_of(const kf_fused *fused):
     cdef uint8_t digest[KF_SHA1_DIGEST_SIZE]
     cdef size_t index

@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdint.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
@@ -113,6 +114,39 @@ static int kf_populate(void *memory, size_t size)
 #endif
 }
 
+/* Read all of a range. 0, or an errno; a file that ends early is EIO. */
+static int kf_read_fully(int fd, uint8_t *data, size_t size, long long offset)
+{
+    size_t got = 0;
+    while (got < size) {
+        const ssize_t result = pread(fd, data + got, size - got, (off_t)offset + (off_t)got);
+        if (result > 0)
+            got += (size_t)result;
+        else if (result == 0)
+            return EIO;
+        else if (errno != EINTR)
+            return errno;
+    }
+    return 0;
+}
+
+/* Write all of a range. 0, or an errno. */
+static int kf_write_fully(int fd, const uint8_t *data, size_t size, long long offset)
+{
+    size_t written = 0;
+    while (written < size) {
+        const ssize_t result = pwrite(fd, data + written, size - written, (off_t)offset + (off_t)written);
+        if (result > 0)
+            written += (size_t)result;
+        else if (result == 0)
+            return EIO;
+        else if (errno != EINTR)
+            return errno;
+    }
+    return 0;
+}
+
+/* Wait until what was written is on the disk itself. 0, or an errno. */
 static int kf_sync(int fd)
 {
 #if defined(F_FULLFSYNC)

@@ -193,7 +193,7 @@ class Proxy:
                 await self.flow.wait()
                 sink.write(data)
                 await sink.drain()
-        except OSError:
+        except (OSError, RuntimeError):  # uvloop's word for a transport that was aborted
             pass
         finally:
             self._writers.discard(sink)

@@ -5,6 +5,9 @@ The SDK is imported at first use (100 ms). What is changed about it, each reprod
 - its websocket is opened here, so that a refused connection is seen at once (the SDK waits for its request timeout),
   loopback is never routed through a proxy of the environment, and a hung peer's close takes one second, not ten;
 - a disposed transport sets no more idle timers: such a timer, when it fires, would end the connection after it;
+- a publish whose frame cannot be sent leaves a future that fails later and that nobody awaits: it is collected;
+- an ATTACH that finds no connection is no unhandled exception; the SDK attaches again when connected;
+- a message marked as a delta to an unknown one is left out; the SDK would attach again, get it again, and so on;
 - the CLOSE sent at the end may find no websocket; that is no error;
 - its log lines carry tokens and blame every retry, so they are switched off unless someone sets their level.
 """
@@ -82,7 +85,9 @@ class AblyClient:
         self._listening: dict[str, Any] = {}
         self._up = False
         self._failures = 0
+        self._closing: asyncio.Task[None] | None = None
         self.token_seconds = float("-inf")
+        self.heard_seconds = float("-inf")
 
     # --- life
 
@@ -101,7 +106,9 @@ class AblyClient:
             disconnected_retry_timeout=int(pause_seconds * 1000), suspended_retry_timeout=5000,
             channel_retry_timeout=int(CHANNEL_RETRY_SECONDS * 1000), auto_connect=False, **options)
         realtime.options.max_message_size = 2 * self._message_size_bytes_max + 1024
-        realtime.connection.connection_manager.on("transport.pending", self._adopt)
+        manager = realtime.connection.connection_manager
+        manager.on("transport.pending", self._adopt)
+        _collect_outcomes(manager.pending_message_queue)
         realtime.connection.on(self._on_change)
         self._realtime = realtime
         realtime.connect()
@@ -111,7 +118,13 @@ class AblyClient:
         return await self._states.get()
 
     async def close(self) -> None:
-        """Close the connection and end what the SDK has running."""
+        """Close the connection and end what the SDK has running. A cancelled call goes on closing; call it again to
+        wait for that."""
+        if self._closing is None:
+            self._closing = asyncio.get_running_loop().create_task(self._close())
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
         realtime, self._realtime = self._realtime, None
         if realtime is None:
             return
@@ -175,6 +188,7 @@ class AblyClient:
 
         def on_activity_of_the_living() -> None:
             if not transport.is_disposed:
+                self.heard_seconds = asyncio.get_running_loop().time()
                 on_activity()
 
         async def close() -> None:
@@ -233,7 +247,18 @@ class AblyClient:
             # A failed channel refuses even what it may do: only a new object asks the broker again.
             channels.release(band)
             self._listening.pop(band, None)
-        return channels.get(band, options) if options is not None else channels.get(band)
+        channel = channels.get(band, options) if options is not None else channels.get(band)
+        manager = self._realtime.connection.connection_manager
+
+        def send(message: dict[str, Any]) -> None:
+            task = asyncio.get_running_loop().create_task(manager.send_protocol_message(message))
+            task.add_done_callback(_collect)
+
+        def leave_out(error: Exception) -> None:
+            log.warning("a message on %s is left out: %s", band, error)
+
+        channel._send_message, channel._start_decode_failure_recovery = send, leave_out
+        return channel
 
     async def _call(self, call: Awaitable[Any], timeout_seconds: float) -> None:
         from ably.util.exceptions import AblyException
@@ -256,6 +281,22 @@ class AblyClient:
             if self._failures >= FAILURES_MAX:
                 self.why = "the broker does not answer"
                 self._states.put_nowait(State(False, False))
+
+
+def _collect_outcomes(queue: Any) -> None:
+    push = queue.push
+
+    def push_and_collect(pending: Any) -> None:
+        pending.future.add_done_callback(_collect)
+        push(pending)
+
+    queue.push = push_and_collect
+
+
+def _collect(future: asyncio.Future[Any]) -> None:
+    """Look at a future's exception, so that asyncio does not report it as never retrieved."""
+    if not future.cancelled():
+        future.exception()
 
 
 def _is_loopback(endpoint: str) -> bool:

@@ -8,7 +8,6 @@ band is written in the token, and enforced by the broker.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import math
@@ -138,16 +137,17 @@ class AblyChannel:
         self._on_state = on_state
         self._subscriptions: dict[str, _Subscription] = {}
         self._client: AblyClient | None = None
+        self._latest: AblyClient | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._up = asyncio.Event()
         self._closed = False
-        self._up_until: float | None = None
+        self._heard_until: float | None = None
         self._why = ""
 
     @property
     def connected(self) -> bool:
         """Whether messages flow right now."""
-        return self._up.is_set()
+        return self._up.is_set() and not self._closed
 
     @property
     def why(self) -> str:
@@ -165,10 +165,15 @@ class AblyChannel:
         self._closed = True
         supervisor, self._supervisor = self._supervisor, None
         if supervisor is not None:
-            supervisor.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await supervisor
-        self._set_state(False, "closed")
+            while not supervisor.done():
+                # Until Python 3.12, asyncio.wait_for may swallow a cancellation; so it is repeated.
+                supervisor.cancel()
+                await asyncio.wait([supervisor], timeout=1.0)
+        if self._latest is not None:
+            await self._latest.close()
+        self._set_state(False, "the channel was closed")
+        # Whoever waits for a connection sees that there will be none.
+        self._up.set()
 
     # --- publishing
 
@@ -259,8 +264,6 @@ class AblyChannel:
     # --- the connection's life
 
     async def _wait_up(self, deadline: float) -> None:
-        if self._closed:
-            raise BandUnreachable(channel=self.name, why="the connection was closed")
         remaining = deadline - asyncio.get_running_loop().time()
         try:
             if remaining <= 0:
@@ -268,13 +271,16 @@ class AblyChannel:
             await asyncio.wait_for(self._up.wait(), remaining)
         except asyncio.TimeoutError:
             raise BandUnreachable(channel=self.name, why=self._why or "no answer in time") from None
+        if self._closed:
+            raise BandUnreachable(channel=self.name, why="the channel was closed")
 
     async def _supervise(self) -> None:
         """Keep a client alive for ever; between two clients pause with back-off and full jitter."""
         attempt = 0
-        while True:
-            client = AblyClient(self._endpoint, tls=self._tls, token=self._token, client_id=self.client_id,
-                                message_size_bytes_max=self._settings.message_size_bytes_max)
+        while not self._closed:
+            client = self._latest = AblyClient(
+                self._endpoint, tls=self._tls, token=self._token, client_id=self.client_id,
+                message_size_bytes_max=self._settings.message_size_bytes_max)
             self._client, was_up = client, False
             try:
                 was_up = await self._serve(client)
@@ -284,6 +290,9 @@ class AblyChannel:
                 client.why = f"{type(error).__name__}: {error}"
             finally:
                 self._client = None
+                if was_up:
+                    # Not the moment the break was noticed: a peer that hangs is silent for long before that.
+                    self._heard_until = client.heard_seconds
                 self._set_state(False, client.why)
                 await client.close()
             attempt = 0 if was_up else attempt + 1
@@ -295,7 +304,7 @@ class AblyChannel:
         loop = asyncio.get_running_loop()
         client.start()
         deadline = loop.time() + OUTAGE_SECONDS_MAX
-        while True:
+        while not self._closed:
             try:
                 wait_seconds = None if self.connected else max(deadline - loop.time(), 0.0)
                 state = await asyncio.wait_for(client.next_state(), wait_seconds)
@@ -308,6 +317,7 @@ class AblyChannel:
                 deadline = loop.time() + OUTAGE_SECONDS_MAX
             self._why = client.why or self._why
             self._set_state(state.up, client.why)
+        return was_up
 
     async def _attach_all(self, client: AblyClient) -> bool:
         """Attach a new client to every band subscribed so far, from where the one before it was last heard.
@@ -315,8 +325,8 @@ class AblyChannel:
         :returns: False when the broker did not answer; a band that is not permitted any more is only logged.
         """
         rewind = None
-        if self._up_until is not None:
-            missed_seconds = asyncio.get_running_loop().time() - self._up_until
+        if self._heard_until is not None:
+            missed_seconds = asyncio.get_running_loop().time() - self._heard_until
             rewind = f"{min(math.ceil(missed_seconds) + 2, REWIND_SECONDS_MAX)}s"
         calls = [client.attach(band, self._receive, rewind if subscription.attached else None, ATTEMPT_SECONDS)
                  for band, subscription in self._subscriptions.items()]
@@ -336,7 +346,6 @@ class AblyChannel:
             self._up.set()
         else:
             self._up.clear()
-            self._up_until = asyncio.get_running_loop().time()
             self._why = why
         log.info("channel %s is %s %s", self.name, "connected" if up else "not connected", "" if up else f"({why})")
         if self._on_state is not None:

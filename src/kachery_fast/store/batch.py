@@ -58,6 +58,7 @@ def put_many(
     :raises DiskFull, DiskError: the names that were given could not be flushed.
     """
     answers: dict[int, Result] = {}
+    named = False
 
     def tell(done: list[tuple[int, Result]]) -> None:
         for number, answer in done:
@@ -84,9 +85,10 @@ def put_many(
                 flushed = batch, flusher.submit(batch.flush)
             tell(final)
             if before is not None:
+                named = True
                 tell(before[0].finish(before[1]))
                 before[0].close()
-    if writer.durable and writer.layout.root.exists():
+    if named and writer.durable:
         # The files are safe already; this makes their names safe too.
         with translated("flushing", writer.layout.root):
             sync_file_system(writer.layout.root)

@@ -105,7 +105,7 @@ def parse_link(data: bytes, *, sha1: str, record_path: str) -> LinkRecord:
                 raise ValueError(f"its fingerprint is of {fingerprint.size_bytes} bytes")
         return LinkRecord(path, int(size), float(found["stat"]["mtime"]),
                           manifest_sha1 if is_sha1(manifest_sha1) else None, mtime_ns, fingerprint)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise LinkInvalid(sha1=sha1, path="a file that its record does not tell",
                           why=f"the record {record_path} cannot be read: {error}") from None
 

@@ -29,7 +29,7 @@ from tests.embedded.bucket_server import (
     running_bucket,
     take_apart,
 )
-from tests.programs import need_program
+from tests.programs import need_program, need_root
 
 DATA = b"".join(hashlib.sha256(b"%d" % n).digest() for n in range(65536)) + b"odd"  # 2 MiB and 3 bytes
 OTHER = "ch1/sha1/02/5b/46/025b4666424a0116c45970c27af4e2f90177af60"
@@ -538,8 +538,8 @@ def test_curl_uploads_and_downloads(bucket: Bucket, tmp_path: Path) -> None:
 
 
 if sys.platform == "linux":
-    @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small file system")
     def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path) -> None:
+        need_root()
         root = tmp_path / "root"
         root.mkdir()
         if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(root)], check=False).returncode:

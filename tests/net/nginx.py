@@ -23,12 +23,13 @@ http {{
 
 
 @contextmanager
-def nginx(root: Path, home: Path, *, workers: int = 1, keepalive_seconds: int = 60) -> Iterator[str]:
+def nginx(root: Path, home: Path, *, program: str | None = None, workers: int = 1,
+          keepalive_seconds: int = 60) -> Iterator[str]:
     """Run nginx over ``root`` with its own files in ``home``; yields its URL.
 
-    Skips the test when nginx is not installed.
+    :param program: the path of nginx; when None it is looked up, and the test skipped where it is not installed.
     """
-    program = need_program("nginx")
+    program = need_program("nginx") if program is None else program
     home.mkdir(parents=True, exist_ok=True)
     for parent in (home, root):
         parent.chmod(0o755)

@@ -78,6 +78,7 @@ class Settings:
     channel_refresh_seconds: float
     api_body_size_bytes_max: int
     bucket_connections_max: int
+    bucket_rate_bytes_max: int
 
 
 SETTINGS: tuple[Setting, ...] = (
@@ -168,6 +169,8 @@ SETTINGS: tuple[Setting, ...] = (
             "The longest JSON body that a node or a hub reads.", minimum=1024),
     Setting("bucket_connections_max", 128, "count", "KACHERY_BUCKET_CONNECTIONS_MAX",
             "Connections the embedded bucket serves at once.", minimum=1),
+    Setting("bucket_rate_bytes_max", 0, "bytes per second", "KACHERY_BUCKET_RATE_BYTES_MAX",
+            "What the embedded bucket gives to all downloads together, and to all uploads together; 0: no bound."),
 )
 
 
@@ -201,11 +204,11 @@ def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) ->
 def _convert(setting: Setting, value: Any, source: str) -> Any:
     try:
         if setting.unit == "path":
-            return Path(os.path.expanduser(str(value))).absolute()
+            return Path(str(value)).expanduser().absolute()
         if isinstance(setting.default, str):
             return str(value)
         number = type(setting.default)(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError):
         raise InvalidSetting(name=setting.name, value=value, source=source,
                              why=f"it must be a number of {setting.unit}") from None
     if number < setting.minimum or number != number:

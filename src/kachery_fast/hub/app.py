@@ -104,7 +104,8 @@ class Hub:
         parts.push_async_callback(registry.close)
         await registry.open()
         signer = UploadSigner(bytes.fromhex(directory.secret("upload-secret")), clock=self._clock)
-        server = BucketServer(directory.path / "bucket", signer, settings)
+        server = BucketServer(directory.path / "bucket", signer, settings,
+                              rate_limit_bytes_per_second=settings.bucket_rate_bytes_max or None)
         parts.push_async_callback(asyncio.to_thread, server.close)
         broker = Broker(keys=TokenKey("kachery.hub", directory.secret("broker-key")), clock=self._clock)
         bucket, pubsub = EmbeddedBucket(server, signer), EmbeddedPubsub(broker)

@@ -19,6 +19,7 @@ import msgspec
 from ..config import Settings
 from ..errors import ChannelUnknown, DiskError, NodeError
 from ..net.hub import HubClient, split_invitation
+from ..protocol.access import Permission
 from ..protocol.messages import ChannelInfo
 from .identity import load_identity, write_whole
 
@@ -70,7 +71,7 @@ def join(settings: Settings, link: str, *, label: str | None = None,
     async def ask() -> ChannelInfo:
         hub = HubClient(url, identity.key, settings)
         try:
-            return await hub.join(code, name, permissions or [])
+            return await hub.join(code, name, permissions or [permission.value for permission in Permission])
         finally:
             await hub.close()
 

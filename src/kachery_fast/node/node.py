@@ -10,6 +10,7 @@ import os
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -26,7 +27,7 @@ from .identity import ClientAuth, load_identity
 from .link import ChannelLink
 from .membership import NodeFile, read_node_file
 from .providing import Providing
-from .transfer import Tools
+from .transfer import Tools, Traffic
 from .transfers import Transfers, request_limits
 
 __all__ = ["Node", "run_node"]
@@ -72,9 +73,10 @@ class Node:
         self._uploads = asyncio.Semaphore(settings.upload_concurrency)
         self._ranges = RangeClient(settings, concurrency=settings.download_concurrency + settings.upload_concurrency
                                    + _SMALL_REQUESTS)
-        self.transfers = Transfers(Tools(self.store, request_limits(settings), self._disk_threads,
-                                         self._verify_threads, asyncio.Semaphore(settings.download_concurrency)),
-                                   settings)
+        self._traffic = Traffic()
+        tools = Tools(self.store, request_limits(settings), self._disk_threads, self._verify_threads,
+                      asyncio.Semaphore(settings.download_concurrency), self._traffic)
+        self.transfers = Transfers(tools, settings)
         self._hubs: dict[str, _HubSide] = {}
         self._links: dict[tuple[str, str], ChannelLink] = {}
         self._providing: dict[tuple[str, str], Providing] = {}
@@ -170,7 +172,7 @@ class Node:
                                    on_request=partial(self._requested, key))
                 self._links[key] = link
                 self._providing[key] = Providing(link, self.identity.node_id, self.store, self.settings,
-                                                 self._uploads, self._disk_threads)
+                                                 self._uploads, self._disk_threads, self._traffic)
                 await link.start()
                 continue
             changed = (link.info.permissions, link.info.pubsub) != (info.permissions, info.pubsub)
@@ -238,7 +240,7 @@ class Node:
                          "channels": channels})
         return {"nodeId": self.identity.node_id, "version": self.version, "label": self._node_file.label,
                 "storageDir": str(self.settings.storage_dir), "pid": os.getpid(), "hubs": hubs,
-                "transfers": self.transfers.describe()}
+                "transfers": self.transfers.describe(), "traffic": asdict(self._traffic)}
 
 
 def run_node(settings: Settings) -> None:

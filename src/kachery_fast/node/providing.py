@@ -39,6 +39,7 @@ from ..protocol.provide import (
 )
 from ..store.files import FileStore
 from .link import ChannelLink
+from .transfer import Traffic
 
 __all__ = ["Providing"]
 
@@ -62,15 +63,17 @@ _REASONS: tuple[tuple[type[KacheryError], str], ...] = (
 class Providing:
     """Serves one channel from the local store.
 
-    :param uploads: bounds the uploads of the whole node; :param threads: runs what reads the disk.
+    :param uploads: bounds the uploads of the whole node; :param threads: runs what reads the disk;
+    :param traffic: counts what was uploaded.
     """
 
     def __init__(self, link: ChannelLink, node_id: str, store: FileStore, settings: Settings,
-                 uploads: asyncio.Semaphore, threads: Executor) -> None:
+                 uploads: asyncio.Semaphore, threads: Executor, traffic: Traffic) -> None:
         self._link = link
         self._store = store
         self._uploads = uploads
         self._threads = threads
+        self._traffic = traffic
         self._span_bytes = settings.small_read_size_bytes
         self._sign_batch_max = settings.sign_batch_max
         self._machine = FileProvider(node_id, ProvideLimits(
@@ -176,7 +179,10 @@ class Providing:
                 await loop.run_in_executor(self._threads, self._check, file.fileno(), upload)
             for attempt in range(_SIGN_TRIES_MAX):
                 try:
-                    await self._link.bucket.put_from(leave, file.fileno(), upload.start, upload.end - upload.start)
+                    length = upload.end - upload.start
+                    if await self._link.bucket.put_from(leave, file.fileno(), upload.start, length):
+                        self._traffic.uploaded_objects += 1
+                        self._traffic.uploaded_bytes += length
                     return
                 except UrlExpired:
                     if attempt + 1 == _SIGN_TRIES_MAX:

@@ -12,6 +12,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ..errors import Cancelled, KacheryError, ManifestInvalid, NodeError, NotInStore, ObjectMissing
@@ -57,19 +58,30 @@ from ..store.files import FileStore
 from .destination import Destination
 from .link import ChannelLink
 
-__all__ = ["Tools", "Transfer"]
+__all__ = ["Tools", "Traffic", "Transfer"]
 
 log = logging.getLogger("kachery_fast.node")
 
 
+@dataclass
+class Traffic:
+    """What a node has moved since its start: whole objects, and their bytes."""
+
+    uploaded_objects: int = 0
+    uploaded_bytes: int = 0
+    downloaded_objects: int = 0
+    downloaded_bytes: int = 0
+
+
 class Tools(NamedTuple):
-    """What the transfers of a node share: its store, limits, thread pools, and the bound on downloads."""
+    """What the transfers of a node share: its store, limits, thread pools, the bound on downloads, and the count."""
 
     store: FileStore
     limits: RequestLimits
     disk_threads: Executor
     verify_threads: Executor
     downloads: asyncio.Semaphore
+    traffic: Traffic
 
 
 class _Waiter(NamedTuple):
@@ -283,6 +295,8 @@ class Transfer:
             try:
                 name = object_name(self._link.name, self._machine.chunks[index].sha1)
                 await self._link.bucket.get_into(name, memory.view, progress=progress)
+                self._tools.traffic.downloaded_objects += 1
+                self._tools.traffic.downloaded_bytes += len(memory.view)
             except ObjectMissing:
                 event = ChunkAbsent(index)
             except KacheryError as error:

@@ -1,0 +1,1 @@
+"""The whole program, in real processes, as its users run it."""

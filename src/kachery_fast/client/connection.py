@@ -171,7 +171,11 @@ class NodeConnection:
             except (BrokenPipeError, ConnectionResetError):
                 # A node that refuses a body answers before it has read all of it: look for that answer.
                 logger.debug("the node stopped reading a body")
-            return Answer(connection.getresponse(), self.url, self._settings.stall_seconds)
+            try:
+                response = connection.getresponse()
+            except ConnectionResetError as error:
+                raise NodeNotRunning(url=self.url, why="it closed the connection without an answer") from error
+            return Answer(response, self.url, self._settings.stall_seconds)
 
     def _read_code(self) -> str:
         try:
@@ -265,8 +269,6 @@ def _node_errors(url: str, stall_seconds: float) -> Iterator[None]:
         yield
     except TimeoutError as error:
         raise Stalled(what=f"the node at {url}", seconds=stall_seconds) from error
-    except http.client.RemoteDisconnected as error:
-        raise NodeNotRunning(url=url, why="it closed the connection without an answer") from error
     except http.client.IncompleteRead as error:
         raise NodeError(what=f"its answer broke off, {error.expected} bytes before its end") from error
     except http.client.HTTPException as error:

@@ -177,9 +177,12 @@ def chosen_label(label: str | None, basename: str | None, default: str) -> str:
 
 def may_write(storage_dir: Path) -> bool:
     """Whether this user may write the store, or make it where there is none yet."""
-    rooms = [room for room in (storage_dir, storage_dir / "sha1", storage_dir / "tmp") if room.exists()]
-    if not rooms:
-        rooms = [next((parent for parent in storage_dir.parents if parent.exists()), storage_dir)]
+    try:
+        rooms = [room for room in (storage_dir, storage_dir / "sha1", storage_dir / "tmp") if room.exists()]
+        if not rooms:
+            rooms = [next((parent for parent in storage_dir.parents if parent.exists()), storage_dir)]
+    except OSError:  # not even to be looked at
+        return False
     effective = os.access in os.supports_effective_ids
     return all(os.access(room, os.W_OK | os.X_OK, effective_ids=effective) for room in rooms)
 

@@ -9,6 +9,7 @@ of such a file stands in its manifest; a URI that names none is of a file of one
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import fsspec
@@ -97,13 +98,20 @@ class KacheryFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has
             end = None if end is None else max(end + size, 0) if end < 0 else end
         return load_bytes(str(uri), start, end, channel=self.channel)
 
+    def get(self, rpath: Any, lpath: Any, recursive: bool = False, callback: Any = None, maxdepth: int | None = None,
+            **_: Any) -> None:
+        """Copy a file, or a list of files, to local paths; into a directory under their labels."""
+        several = isinstance(rpath, list)
+        for index, one in enumerate(rpath if several else [rpath]):
+            dest = Path(lpath[index] if isinstance(lpath, list) else lpath)
+            if dest.is_dir():
+                uri = _uri_of(one)
+                dest /= Path(uri.label).name or uri.sha1
+            self.get_file(one, dest)
+
     def get_file(self, rpath: str, lpath: Any, callback: Any = None, **_: Any) -> None:
         """Copy a file to the local path ``lpath``."""
         load(str(_uri_of(rpath)), dest=lpath, channel=self.channel)
-
-    def created(self, path: str) -> Any:
-        """Not known: the same bytes may have been made several times."""
-        raise NotImplementedError("content has no time")
 
     def ukey(self, path: str) -> str:
         """Return the SHA-1, which changes when the content does: never."""

@@ -1,0 +1,278 @@
+"""The way to the node: a real one, one that is stopped, and peers that are no node at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import kachery_fast as kf
+from kachery_fast import errors
+from kachery_fast.client.connection import NodeConnection
+from kachery_fast.config import load_settings
+from tests.cli.commands import Program, environment, free_port
+from tests.programs import need_root
+
+ABSENT = "sha1://" + "0" * 40
+
+
+def connection() -> NodeConnection:
+    return NodeConnection(load_settings())
+
+
+# --- a node
+
+
+def test_a_node_tells_who_it_is(node: Program) -> None:
+    found = connection().probe()
+    assert found["kacheryStorageDir"] == str(node.storage_dir)
+    assert found["nodeId"] == (node.storage_dir / "kachery-node-id").read_text().strip()
+    assert connection().is_running()
+    info = kf.info()["node"]
+    assert (info["nodeId"], info["hubs"], info["transfers"]) == (found["nodeId"], [], [])
+
+
+def test_errors_of_the_node_arrive_as_they_are(node: Program) -> None:
+    with pytest.raises(errors.ChannelUnknown, match="it is on: none"):
+        kf.load_file(ABSENT, channel="lab")
+    with pytest.raises(errors.ChannelUnknown):
+        kf.load_bytes(ABSENT, 0, 10, channel="lab")
+    with pytest.raises(errors.InvalidUri):
+        connection().load("nonsense", None)
+
+
+def test_the_node_loads_and_reads_what_its_store_has(node: Program, tmp_path: Path) -> None:
+    data = hashlib.shake_128(b"node").digest(3_000_000)
+    (tmp_path / "x.dat").write_bytes(data)
+    uri = kf.store_file(tmp_path / "x.dat")
+    done = connection().load(uri, None)
+    assert (done["size"], done["source"]) == (len(data), "store")
+    with connection().read(uri, None, 5, 2_000_000) as answer:
+        pieces = list(iter(lambda: answer.read(300_000), b""))
+    assert b"".join(pieces) == data[5:2_000_000]
+    assert "in the local store" in kf.why(uri)["verdict"]
+
+
+def test_bytes_are_stored_through_the_node(node: Program) -> None:
+    pieces = [os.urandom(1_000_000) for _ in range(3)]
+    answer = connection().store(lambda: iter(pieces), 3_000_000)
+    assert answer["sha1"] == hashlib.sha1(b"".join(pieces)).hexdigest()
+    assert kf.load_bytes(answer["sha1"]) == b"".join(pieces)
+
+
+def test_a_stopped_node_is_said_to_be_stopped(program: Program) -> None:
+    with program.node():
+        assert connection().is_running()
+        connection().stop()
+        end = time.monotonic() + 20
+        while connection().is_running():
+            assert time.monotonic() < end
+            time.sleep(0.02)
+    with pytest.raises(errors.NodeNotRunning, match="kachery-fast node start"):
+        connection().info()
+    with pytest.raises(errors.NodeNotRunning):
+        kf.load_file(ABSENT, channel="lab")
+
+
+# --- the code
+
+
+def test_a_wrong_code_is_refused(node: Program) -> None:
+    (node.storage_dir / "client-auth").write_text("wrongwrongwr")
+    with pytest.raises(errors.ClientAuthRefused, match="client-auth"):
+        connection().info()
+
+
+def test_a_code_that_changes_meanwhile_is_read_again(node: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = (node.storage_dir / "client-auth").read_text()
+    codes = iter(["outdatedcode", code])
+    monkeypatch.setattr(NodeConnection, "_read_code", lambda _: next(codes))
+    data = b"twice"
+    sent: list[bytes] = []
+
+    def body() -> list[bytes]:
+        sent.append(data)
+        return [data]
+
+    answer = connection().store(body, len(data))
+    assert answer["sha1"] == hashlib.sha1(data).hexdigest()
+    assert sent == [data, data]
+
+
+def test_another_storage_directory_is_pointed_out(
+        node: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KACHERY_STORAGE_DIR", str(tmp_path / "other"))
+    with pytest.raises(errors.ClientAuthRefused, match=f"set KACHERY_STORAGE_DIR to that.*{tmp_path}/other"):
+        connection().info()
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"two words\r\nX-Header: 1"])
+def test_a_file_without_a_code_is_refused(node: Program, content: bytes) -> None:
+    (node.storage_dir / "client-auth").write_bytes(content)
+    with pytest.raises(errors.ClientAuthRefused, match="code"):
+        connection().info()
+
+
+# Imports everything as root, then acts as a user who may read the store but not write it, nor read the code.
+AS_NOBODY = """
+import os, sys
+import kachery_fast as kf
+import kachery_fast.client.formats, kachery_fast.client.connection, kachery_fast.errors, encodings.ascii, encodings.idna, fcntl
+os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
+for act in (lambda: kf.load_text(sys.argv[1]), lambda: kf.store_text("other"), lambda: kf.info()["nodeWhy"]):
+    try:
+        print(act())
+    except kf.KacheryError as error:
+        print(type(error).__name__, error)
+"""
+
+
+@pytest.fixture
+def shared_dir() -> Iterator[Path]:
+    """A directory that others may reach: those of pytest are closed to them."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+def as_nobody(program: Program, uri: str) -> list[str]:
+    done = subprocess.run([sys.executable, "-c", AS_NOBODY, uri], env=program.env, capture_output=True, text=True,
+                          timeout=60, check=False, umask=0o022)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_a_user_without_permission_reads_but_is_told_what_else_is_needed(shared_dir: Path) -> None:
+    need_root()
+    program = Program(shared_dir / "store")
+    (shared_dir / "t.txt").write_text("readable")
+    uri = program.ok("store", str(shared_dir / "t.txt")).strip()
+    loaded, stored, _ = as_nobody(program, uri)
+    assert loaded == "readable"
+    assert stored.startswith("NodeNotRunning")
+    assert "because you may not write" in stored
+    with program.node():
+        loaded, stored, state = as_nobody(program, uri)
+    assert loaded == "readable"
+    for text in (stored, state):
+        assert "must be able to read" in text
+        assert str(shared_dir / "store" / "client-auth") in text
+
+
+def test_who_may_read_the_code_stores_through_the_node(shared_dir: Path) -> None:
+    need_root()
+    program = Program(shared_dir / "store")
+    (shared_dir / "t.txt").write_text("readable")
+    uri = program.ok("store", str(shared_dir / "t.txt")).strip()
+    with program.node():
+        (shared_dir / "store" / "client-auth").chmod(0o644)
+        _, stored, _ = as_nobody(program, uri)
+        assert stored == f"sha1://{hashlib.sha1(b'other').hexdigest()}/file.txt"
+        path = program.ok("load", stored).strip()
+    assert Path(path).stat().st_uid == 0
+
+
+# --- peers that are no node, or a broken one
+
+
+@contextmanager
+def peer(answer: bytes, monkeypatch: pytest.MonkeyPatch, *, hold: bool = False) -> Iterator[None]:
+    """A listener at the node's address that answers every connection with these bytes."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        monkeypatch.setenv("KACHERY_DAEMON_PORT", str(listener.getsockname()[1]))
+        storage_dir = load_settings().storage_dir
+        storage_dir.mkdir(exist_ok=True)
+        (storage_dir / "client-auth").write_text("abcdefghijkl")
+        held: list[socket.socket] = []
+
+        def serve() -> None:
+            while True:
+                try:
+                    caller, _ = listener.accept()
+                except OSError:
+                    return
+                caller.recv(65536)
+                caller.sendall(answer)
+                if hold:
+                    held.append(caller)
+                else:
+                    caller.close()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+            for caller in held:
+                caller.close()
+
+
+def reply(body: bytes, status: str = "200 OK", length: int | None = None) -> bytes:
+    size = len(body) if length is None else length
+    return f"HTTP/1.1 {status}\r\nContent-Length: {size}\r\n\r\n".encode() + body
+
+
+@pytest.mark.usefixtures("store_dir")
+@pytest.mark.parametrize(("answer", "kind"), [
+    (b"", errors.NodeNotRunning),
+    (b"SSH-2.0-OpenSSH_9.2\r\n", errors.NodeError),
+    (reply(b"<html>"), errors.NodeError),
+    (reply(b"[1]"), errors.NodeError),
+    (reply(b'{"type":"done"', length=100), errors.NodeError),
+    (reply(b'{"type":"progress","received":1,"total":2,"waiting":"x"}\n'), errors.NodeError),
+    (reply(b"no such page", "404 Not Found"), errors.NodeError),
+    (reply(b'{"error":"SomethingNew","message":"of tomorrow"}', "400 Bad Request"), errors.NodeError),
+    (reply(b'{"error":"NotAvailable","details":{"uri":"u"}}', "404 Not Found"), errors.NotAvailable),
+    (reply(b'{"type":"error","error":"DiskFull","details":{"path":"/x"}}\n'), errors.DiskFull),
+])
+def test_answers_that_make_no_sense_are_errors(
+        answer: bytes, kind: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    with peer(answer, monkeypatch), pytest.raises(kind) as caught:
+        kf.load_file(ABSENT, channel="lab")
+    assert type(caught.value) is kind
+
+
+@pytest.mark.usefixtures("store_dir")
+def test_bytes_that_break_off_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    with peer(reply(b"12345", length=10), monkeypatch), pytest.raises(errors.NodeError, match="broke off"):
+        kf.load_bytes(ABSENT, 0, 10, channel="lab")
+    with peer(reply(b"12345"), monkeypatch), pytest.raises(errors.InvalidArgument, match="not within"):
+        kf.load_bytes(ABSENT, 0, 10, channel="lab")
+
+
+@pytest.mark.usefixtures("store_dir")
+def test_a_node_that_falls_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KACHERY_STALL_SECONDS", "0.2")
+    told: list[kf.Progress] = []
+    line = b'{"type":"progress","received":1,"total":2,"waiting":"asking"}\n'
+    with peer(reply(line, length=1000), monkeypatch, hold=True), pytest.raises(errors.Stalled, match=r"0\.2 s"):
+        kf.load_file(ABSENT, channel="lab", progress=told.append)
+    assert told == [kf.Progress(1, 2, "asking")]
+
+
+@pytest.mark.usefixtures("store_dir")
+def test_what_a_callback_raises_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk or a closed pipe behind a callback must not look like a fault of the node."""
+    def fail(_: kf.Progress) -> None:
+        raise BrokenPipeError
+
+    with peer(reply(b'{"type":"progress"}\n'), monkeypatch), pytest.raises(BrokenPipeError):
+        kf.load_file(ABSENT, channel="lab", progress=fail)
+
+
+def test_a_client_does_not_wait_for_an_address_that_is_not_there(store_dir: Path) -> None:
+    port = free_port()
+    assert not NodeConnection(load_settings(environment(store_dir, port))).is_running()

@@ -30,7 +30,7 @@ test: lint
 	$(BIN)/python -m pytest $$ARGS
 
 lint: $(STAMP)
-	$(BIN)/python -m ruff check src tests benchmarks setup.py
+	$(BIN)/python -m ruff check src tests benchmarks docs setup.py .ci/compare_benchmarks.py
 	$(BIN)/python -m mypy
 	$(BIN)/cython-lint src/kachery_fast/*.pyx src/kachery_fast/*.pxd
 

@@ -43,18 +43,14 @@ def counter_stream(size_bytes: int) -> bytes:
 def manifest(digests: _core.Digests, chunk_size_bytes: int) -> bytes:
     chunks = [
         {"start": start, "end": end, "sha1": sha1}
-        for (start, end), sha1 in zip(
-            chunk_ranges(digests.size, chunk_size_bytes), digests.chunk_sha1s, strict=True
-        )
+        for (start, end), sha1 in zip(chunk_ranges(digests.size, chunk_size_bytes), digests.chunk_sha1s, strict=True)
     ]
     content = {"size": digests.size, "sha1": digests.sha1, "chunks": chunks}
     return json.dumps(content, separators=(",", ":")).encode()
 
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60
-    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60)
 
 
 @pytest.mark.parametrize("kernel", _core.KERNELS)
@@ -81,9 +77,7 @@ def test_lengths_near_the_border_of_a_megabyte_chunk_are_as_hashlib(kernel: str)
     chunk_blocks=st.integers(1, 40),
     offset=st.integers(0, 70),
 )
-def test_any_split_of_the_stream_gives_the_same(
-    kernel: str, pieces: list[int], chunk_blocks: int, offset: int
-) -> None:
+def test_any_split_of_the_stream_gives_the_same(kernel: str, pieces: list[int], chunk_blocks: int, offset: int) -> None:
     fused = _core.FusedSha1(chunk_blocks * 64, kernel=kernel)
     single = _core.Sha1(kernel=kernel)
     start = offset
@@ -104,9 +98,7 @@ def test_golden_manifests_for_both_chunk_sizes(vector: dict[str, int | str]) -> 
         assert found.sha1 == vector["sha1"]
         if f"manifest_sha1_{name}" in vector:
             assert len(found.chunk_sha1s) == vector[f"chunks_{name}"]
-            assert (
-                hashlib.sha1(manifest(found, chunk_size_bytes)).hexdigest() == vector[f"manifest_sha1_{name}"]
-            )
+            assert hashlib.sha1(manifest(found, chunk_size_bytes)).hexdigest() == vector[f"manifest_sha1_{name}"]
         else:
             assert len(found.chunk_sha1s) <= 1
 

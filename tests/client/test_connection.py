@@ -126,7 +126,8 @@ def test_a_file_without_a_code_is_refused(node: Program, content: bytes) -> None
 AS_NOBODY = """
 import os, sys
 import kachery_fast as kf
-import kachery_fast.client.formats, kachery_fast.client.connection, kachery_fast.errors, encodings.ascii, encodings.idna, fcntl
+import encodings.ascii, encodings.idna, fcntl
+import kachery_fast.client.formats, kachery_fast.client.connection, kachery_fast.errors
 os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
 for act in (lambda: kf.load_text(sys.argv[1]), lambda: kf.store_text("other"), lambda: kf.info()["nodeWhy"]):
     try:

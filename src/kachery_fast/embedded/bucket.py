@@ -1,7 +1,7 @@
 """The embedded bucket: an object server with Google Cloud Storage's semantics over a directory.
 
 Reads are public; an object is created once, by a PUT to a signed URL that binds its name, its exact size, create-only
-and a short life. One thread serves one connection; bytes go by ``sendfile`` and ``recv_into``.
+and a short life. One thread serves one connection; bytes go by ``sendfile`` and ``splice``, past Python.
 """
 
 from __future__ import annotations

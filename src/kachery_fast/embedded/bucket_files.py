@@ -157,16 +157,7 @@ class Incoming:
                 os.posix_fallocate(self.fd, 0, size_bytes)
         except OSError as error:
             self.close()
-            raise self._translated(error, "creating") from error
-
-    def write(self, data: memoryview, offset: int) -> None:
-        """Write all of ``data`` at a byte offset. :raises DiskFull: :raises DiskError:"""
-        try:
-            while data:
-                count = os.pwrite(self.fd, data, offset)
-                data, offset = data[count:], offset + count
-        except OSError as error:
-            raise self._translated(error, "writing") from error
+            raise self.translated(error, "creating") from error
 
     def commit(self) -> None:
         """Give the file its name. :raises ObjectExists: somebody was faster. :raises DiskFull: :raises DiskError:"""
@@ -184,7 +175,7 @@ class Incoming:
         except FileExistsError:
             raise ObjectExists(object=self._name) from None
         except OSError as error:
-            raise self._translated(error, "creating") from error
+            raise self.translated(error, "creating") from error
 
     def close(self) -> None:
         """Close and remove the temporary file; no-op the second time."""
@@ -194,7 +185,8 @@ class Incoming:
             with suppress(OSError):
                 self._temporary.unlink()
 
-    def _translated(self, error: OSError, action: str) -> DiskFull | DiskError:
+    def translated(self, error: OSError, action: str) -> DiskFull | DiskError:
+        """What it means that the disk refused."""
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             folder = os.statvfs(self._temporary.parent)
             return DiskFull(what=f"the object {self._name}", path=self._temporary.parent,

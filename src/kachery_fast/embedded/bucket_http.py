@@ -2,7 +2,7 @@
 
 What Google Cloud Storage's XML API answers, this answers (https://cloud.google.com/storage/docs/xml-api): its
 statuses, its error bodies, its create-only precondition. h11 reads the heads; bodies go by ``sendfile`` to the
-socket and by ``recv_into`` from it.
+socket and by ``splice`` from it.
 """
 
 from __future__ import annotations
@@ -31,13 +31,15 @@ from ..errors import (
     UploadRefused,
     UrlExpired,
 )
+from ..splice import FileReceiver, FileRefused
 from .bucket_files import ObjectFiles
 
 __all__ = ["ConnectionLimits", "RateLimit", "RequestHandler", "refuse_busy"]
 
 HEAD_SIZE_BYTES_MAX = 16384
 _HEAD_READ_BYTES = 16384
-_SPAN_BYTES = 256 * 1024
+_SPAN_BYTES = 1024 * 1024
+_LIMITED_SPAN_BYTES = 256 * 1024  # while a rate is held: small enough to share it evenly
 _DRAIN_BYTES_MAX = 65536
 _LINGER_SECONDS = 2.0
 _RANGE = re.compile(r"bytes=(\d{0,15})-(\d{0,15})")
@@ -107,7 +109,6 @@ class RequestHandler:
         self._upload_rate = upload_rate
         self._download_rate = download_rate
         self._ahead = b""  # received, and not yet used
-        self._buffer: memoryview | None = None
         self._body_bytes = 0  # of the request's body, not yet read
         self._expecting = False  # the client waits for 100 Continue before it sends the body
         self._keep = True
@@ -221,41 +222,47 @@ class RequestHandler:
         try:
             if self._expecting:
                 self._sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
-            offset = 0
-            while self._body_bytes:
-                data = self._receive(min(self._body_bytes, _SPAN_BYTES))
-                incoming.write(data, offset)
-                offset += len(data)
-                if self._upload_rate is not None:
-                    self._upload_rate.take(len(data))
+            with FileReceiver(self._sock, incoming.fd) as receiver:
+                self._receive(receiver, size)
             incoming.commit()
+        except FileRefused as error:
+            raise incoming.translated(error.error, "writing") from error
         finally:
             incoming.close()
         self._answer(200, {}, 0)
 
     # --- bytes
 
-    def _receive(self, count: int) -> memoryview:
-        """Exactly ``count`` (at most a span) bytes of the body, valid until the next call."""
-        if self._buffer is None:
-            self._buffer = memoryview(bytearray(_SPAN_BYTES))
-        filled = min(count, len(self._ahead))
-        self._buffer[:filled] = self._ahead[:filled]
-        self._ahead = self._ahead[filled:]
-        while filled < count:
-            received = self._sock.recv_into(self._buffer[filled:count])
-            if not received:
+    def _receive(self, receiver: FileReceiver, size: int) -> None:
+        """The whole body: what came along with the head, then the rest from the socket."""
+        early, self._ahead = self._ahead[:size], self._ahead[size:]
+        receiver.write(early, 0)
+        self._body_bytes -= len(early)
+        span = _SPAN_BYTES if self._upload_rate is None else _LIMITED_SPAN_BYTES
+        while self._body_bytes:
+            count = receiver.move(size - self._body_bytes, min(self._body_bytes, span))
+            if not count:
                 raise ConnectionResetError
-            filled += received
-        self._body_bytes -= count
-        return self._buffer[:count]
+            self._body_bytes -= count
+            if self._upload_rate is not None:
+                self._upload_rate.take(count)
+
+    def _skip(self) -> None:
+        """Read and drop the rest of a body."""
+        skipped, self._ahead = self._ahead[:self._body_bytes], self._ahead[self._body_bytes:]
+        self._body_bytes -= len(skipped)
+        while self._body_bytes:
+            data = self._sock.recv(min(self._body_bytes, _DRAIN_BYTES_MAX))
+            if not data:
+                raise ConnectionResetError
+            self._body_bytes -= len(data)
 
     def _send_file(self, fd: int, offset: int, length: int) -> None:
         poller = select.poll()
         poller.register(self._sock, select.POLLOUT)
         rate = self._download_rate
         end = offset + length
-        span = length if rate is None else _SPAN_BYTES
+        span = length if rate is None else _LIMITED_SPAN_BYTES
         while offset < end:
             if not poller.poll(self._limits.stall_seconds * 1000):
                 raise TimeoutError
@@ -286,8 +293,8 @@ class RequestHandler:
                 f"<Error><Code>{refusal.code}</Code><Message>{text}</Message></Error>").encode()
         self._answer(refusal.status, {"Content-Type": "application/xml; charset=UTF-8", **refusal.headers}, len(data),
                      b"" if head_only else data)
-        while self._keep and self._body_bytes:
-            self._receive(min(self._body_bytes, _SPAN_BYTES))
+        if self._keep:
+            self._skip()
 
 def refuse_busy(sock: socket.socket) -> None:
     """Answer the first request on a connection with 503, and close."""
@@ -305,7 +312,7 @@ def _linger(sock: socket.socket) -> None:
     deadline = time.monotonic() + _LINGER_SECONDS
     while (left := deadline - time.monotonic()) > 0:
         sock.settimeout(left)
-        if not sock.recv(_SPAN_BYTES):
+        if not sock.recv(_DRAIN_BYTES_MAX):
             return
 
 

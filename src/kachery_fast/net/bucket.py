@@ -26,8 +26,9 @@ from ..errors import (
     WrongSize,
 )
 from .ranges import Meter, Progress, RangeClient, Response
+from .targets import FileSpan, Target, rest_of, size_of
 
-__all__ = ["Bucket", "HttpBucket", "SignedUpload"]
+__all__ = ["Bucket", "FileSpan", "HttpBucket", "SignedUpload", "Target"]
 
 T = TypeVar("T")
 
@@ -46,14 +47,15 @@ class SignedUpload(NamedTuple):
 class Bucket(Protocol):
     """What a node needs of a bucket; ``HttpBucket`` and ``memory.MemoryBucket`` have it."""
 
-    async def get_into(self, object_name: str, memory: memoryview, *, progress: Progress | None = None) -> None:
-        """Receive a whole object into ``memory``, which has exactly its size in bytes.
+    async def get_into(self, object_name: str, target: Target, *, progress: Progress | None = None) -> None:
+        """Receive a whole object into memory or a ``FileSpan``, which has exactly its size in bytes.
 
         A broken transfer goes on from the byte it reached. ``progress`` may be called from another thread, with the
         bytes received since its last call, or with a negative number when bytes are received again.
 
         :raises ObjectMissing, UploadRefused: 404; 401 or 403. :raises WrongSize: the object is of another size.
         :raises PartialTransfer, Stalled, BucketUnreachable: still so after ``retry_attempts_max`` tries in a row.
+        :raises DiskFull, DiskError: the file of a ``FileSpan`` took no more.
         """
 
     async def get_small(self, object_name: str, limit_bytes: int) -> bytes:
@@ -86,12 +88,12 @@ class HttpBucket:
         self._sleep = sleep
         self._uniform = uniform
 
-    async def get_into(self, object_name: str, memory: memoryview, *, progress: Progress | None = None) -> None:
-        url, size, at = self._url(object_name), len(memory), 0
+    async def get_into(self, object_name: str, target: Target, *, progress: Progress | None = None) -> None:
+        url, size, at = self._url(object_name), size_of(target), 0
         tries = _Tries(self, object_name)
         while True:
             try:
-                received = await self._client.receive(url, memory[at:], start=at or None, total=size,
+                received = await self._client.receive(url, rest_of(target, at), start=at or None, total=size,
                                                       progress=progress)
             except (PartialTransfer, Stalled, BucketUnreachable) as error:
                 got = int(error.details.get("received", 0))

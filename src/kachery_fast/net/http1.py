@@ -21,6 +21,8 @@ from typing import Any, NamedTuple
 import h11
 
 from ..errors import BucketUnreachable, FileChanged, InvalidArgument, PartialTransfer, Stalled, TooLarge, WrongSize
+from ..splice import FileRefused
+from .targets import Sink, Target, disk_error, open_sink, size_of
 
 __all__ = ["Connection", "Origin", "Progress", "Received", "Request", "Response", "StaleConnection"]
 
@@ -86,7 +88,6 @@ class Connection:
         self._request = Request("", origin, "", {}, "")
         self._parser = h11.Connection(h11.CLIENT)
         self._heard = self._body_begun = False
-        self._copying = True
         self._moved = self._told = 0
         self._progress: Progress | None = None
 
@@ -140,30 +141,40 @@ class Connection:
         """Whether an idle connection was closed, or spoken on, by the server meanwhile."""
         return self._socket is None or bool(_poll(self._socket, select.POLLIN, 0.0))
 
-    def receive(self, request: Request, memory: memoryview, *, start: int | None, total: int | None,
+    def receive(self, request: Request, target: Target, *, start: int | None, total: int | None,
                 progress: Progress | None) -> Received:
-        """Send a GET and receive its body into all of ``memory``; see ``RangeClient.receive``."""
-        with self._exchange(request, len(memory), progress):
-            head = self._ask()
-            status, headers = head.status_code, _headers(head)
-            if status != (200 if start is None else 206):
-                return Received(self._small_answer(head, ERROR_BODY_SIZE_BYTES_MAX), 0, None)
-            size = _object_size(request, head, headers, len(memory), start, total)
-            self._body_begun = True
-            while self._moved < len(memory):
-                event = self._parser.next_event() if self._copying else h11.NEED_DATA
-                if isinstance(event, h11.Data):
-                    memory[self._moved:self._moved + len(event.data)] = event.data
-                    self._moved += len(event.data)
-                else:
-                    self._copying = False
-                    count = self._sock.recv_into(memory[self._moved:self._moved + self._span_bytes])
-                    if not count:
-                        raise ConnectionResetError("the server closed the connection")
-                    self._moved += count
-                self._tell(self._span_bytes if self._moved < len(memory) else 1)
-            self.reusable = _keeps_alive(head, headers) and not self._parser.trailing_data[0]
-            return Received(Response(status, headers), self._moved, size)
+        """Send a GET and receive its body into all of ``target``; see ``RangeClient.receive``."""
+        length = size_of(target)
+        try:
+            with self._exchange(request, length, progress):
+                head = self._ask()
+                status, headers = head.status_code, _headers(head)
+                if status != (200 if start is None else 206):
+                    return Received(self._small_answer(head, ERROR_BODY_SIZE_BYTES_MAX), 0, None)
+                size = _object_size(request, head, headers, length, start, total)
+                self._body_begun = True
+                with open_sink(target, self._sock) as sink:
+                    self._fill(sink, length)
+                self.reusable = _keeps_alive(head, headers) and not self._parser.trailing_data[0]
+                return Received(Response(status, headers), self._moved, size)
+        except FileRefused as error:
+            raise disk_error(error, target, request.name) from error
+
+    def _fill(self, sink: Sink, length: int) -> None:
+        """First what came along with the head, by way of h11; then from the socket straight to where it belongs."""
+        copying = True
+        while self._moved < length:
+            event = self._parser.next_event() if copying else h11.NEED_DATA
+            if isinstance(event, h11.Data):
+                sink.write(event.data, self._moved)
+                self._moved += len(event.data)
+            else:
+                copying = False
+                count = sink.move(self._moved, min(self._span_bytes, length - self._moved))
+                if not count:
+                    raise ConnectionResetError("the server closed the connection")
+                self._moved += count
+            self._tell(self._span_bytes if self._moved < length else 1)
 
     def fetch(self, request: Request, limit_bytes: int) -> Response:
         """Send a GET or HEAD and return its answer, body included.
@@ -223,7 +234,6 @@ class Connection:
         self._request = request
         self._parser = h11.Connection(h11.CLIENT, max_incomplete_event_size=ERROR_BODY_SIZE_BYTES_MAX)
         self._heard = self._body_begun = False
-        self._copying = True
         self._moved = self._told = 0
         self._progress = progress
         self.reusable = False

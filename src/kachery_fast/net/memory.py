@@ -11,6 +11,7 @@ from ..errors import BandUnreachable, FileChanged, KacheryError, NotPermitted, O
 from .bucket import SignedUpload
 from .channel import Message, Receive
 from .ranges import Progress
+from .targets import FileSpan, Target, size_of
 
 __all__ = ["MemoryBroker", "MemoryBucket", "MemoryChannel"]
 
@@ -158,12 +159,15 @@ class MemoryBucket:
         """Let the next operations on the object raise ``errors``, one each."""
         self._failures[object_name].extend(errors)
 
-    async def get_into(self, object_name: str, memory: memoryview, *, progress: Progress | None = None) -> None:
+    async def get_into(self, object_name: str, target: Target, *, progress: Progress | None = None) -> None:
         """As ``Bucket.get_into``."""
         data = await self._read(object_name)
-        if len(data) != len(memory):
-            raise WrongSize(object=object_name, found=len(data), expected=len(memory))
-        memory[:] = data
+        if len(data) != size_of(target):
+            raise WrongSize(object=object_name, found=len(data), expected=size_of(target))
+        if isinstance(target, FileSpan):
+            os.pwrite(target.fd, data, target.offset)
+        else:
+            target[:] = data
         if progress is not None:
             progress(len(data))
 

@@ -80,6 +80,7 @@ class ChannelLink:
         self.hub = hub
         self.bucket: Bucket = HttpBucket(info.bucket_url, ranges, settings)
         self.on_restored: list[Callable[[], None]] = []
+        self.on_members: list[Callable[[], None]] = []
         self._identity = identity
         self._settings = settings
         self._refresh = refresh
@@ -121,8 +122,13 @@ class ChannelLink:
 
     def update(self, info: ChannelInfo) -> None:
         """Take over what the hub says now."""
+        former = self._members
         self.info = info
         self._members = {member.node_id: member for member in info.members}
+        if {node_id: member.permissions for node_id, member in former.items()} != {
+                node_id: member.permissions for node_id, member in self._members.items()}:
+            for changed in list(self.on_members):
+                changed()
 
     # --- life
 
@@ -174,7 +180,7 @@ class ChannelLink:
     def _state_changed(self, connected: bool, why: str) -> None:
         log.info("channel %s: %s", self.name, "connected" if connected else f"not connected ({why})")
         if connected and self._was_connected:
-            for restored in self.on_restored:
+            for restored in list(self.on_restored):
                 restored()
         self._was_connected = self._was_connected or connected
 

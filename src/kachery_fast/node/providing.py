@@ -6,6 +6,8 @@ import asyncio
 import hashlib
 import logging
 import os
+import threading
+from collections import OrderedDict
 from concurrent.futures import Executor
 from typing import Any
 
@@ -25,6 +27,7 @@ from ..errors import (
     UrlExpired,
 )
 from ..net.bucket import SignedUpload
+from ..protocol.manifest import Manifest
 from ..protocol.provide import (
     Asked,
     Event,
@@ -46,6 +49,8 @@ __all__ = ["Providing"]
 log = logging.getLogger("kachery_fast.node")
 
 _SIGN_TRIES_MAX = 3
+# About 40 MB of memory; files of one chunk have no manifest and are bounded by their number.
+_MANIFEST_CHUNKS_KEPT = 200_000
 _REASONS: tuple[tuple[type[KacheryError], str], ...] = (
     (NotInStore, "evicted"),
     (LinkInvalid, "changed-on-disk"),
@@ -85,6 +90,8 @@ class Providing:
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._lookups: dict[str, asyncio.Lock] = {}
+        self._manifests: OrderedDict[tuple[str, str | None], tuple[str | None, Manifest | None]] = OrderedDict()
+        self._manifests_lock = threading.Lock()
 
     @property
     def load(self) -> int:
@@ -135,12 +142,25 @@ class Providing:
     def _find(self, query: LookUp) -> LookedUp:
         try:
             located = self._store.find(query.sha1)
-            manifest_sha1, manifest = self._store.manifest_for(query.sha1, query.manifest_sha1)
+            manifest_sha1, manifest = self._manifest(query)
         except NotInStore:
             return LookedUp(query, reason="unknown")
         except KacheryError as error:
             return LookedUp(query, reason=_reason(error), detail=error.message)
         return LookedUp(query, located.size, manifest, manifest_sha1)
+
+    def _manifest(self, query: LookUp) -> tuple[str | None, Manifest | None]:
+        """Return the manifest to serve by, from memory if it was used lately: that of a 2 TB file is 10 MB to parse."""
+        key = (query.sha1, query.manifest_sha1)
+        with self._manifests_lock:
+            known = self._manifests.pop(key, None)
+        found = known if known is not None else self._store.manifest_for(*key)
+        with self._manifests_lock:
+            self._manifests[key] = found
+            while len(self._manifests) > 1 and sum(
+                    1 if m is None else len(m.chunks) for _, m in self._manifests.values()) > _MANIFEST_CHUNKS_KEPT:
+                self._manifests.popitem(last=False)
+        return found
 
     async def _upload_all(self, uploads: list[Upload]) -> None:
         """Sign in one request, then upload each; a failure to sign fails them all."""

@@ -114,11 +114,14 @@ class Transfer:
         self._destination: Destination | None = None
         self._to_verify = asyncio.Event()
         self._in_flight: dict[int, int] = {}
+        self._held: deque[int] = deque()
         self._stopping = False
         self._note = ""
         self._ended = False
+        self.over = asyncio.Event()
         link.listen(request_id, self._heard)
         link.on_restored.append(self._band_restored)
+        link.on_members.append(self._members_changed)
 
     # --- what the node's API sees
 
@@ -158,6 +161,11 @@ class Transfer:
     def wanted(self) -> bool:
         """Whether anybody waits."""
         return bool(self._waiters)
+
+    @property
+    def ending(self) -> bool:
+        """Whether it takes no further wishes; ``over`` is set once nothing of it is left."""
+        return self._ended or self._machine.phase is Phase.FAILED
 
     def size_and_read(self) -> tuple[int, Destination]:
         """Return the file's size and the place to read verified bytes from, once a wish for a part is fulfilled."""
@@ -209,6 +217,10 @@ class Transfer:
 
     def _band_restored(self) -> None:
         self._post(BandRestored())
+
+    def _members_changed(self) -> None:
+        self._machine.inquiry.providers = self._link.providers()
+        self._post(Tick())
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(self._guard(work))
@@ -284,6 +296,7 @@ class Transfer:
         async with self._tools.downloads:
             if await self._in_thread(destination.has_sound_chunk, index):
                 self._post(ChunkHeld(index))
+                self._post(ChunkGood(index))
                 return
             memory = await self._in_thread(destination.open_chunk, index)
             self._in_flight[index] = 0
@@ -304,6 +317,8 @@ class Transfer:
             finally:
                 self._in_flight.pop(index, None)
                 await asyncio.shield(self._in_thread(destination.close_chunk, memory))
+        if isinstance(event, ChunkHeld):
+            self._held.append(index)
         self._post(event)
 
     async def _verify(self) -> None:
@@ -327,10 +342,12 @@ class Transfer:
         return True
 
     async def _verify_parts(self) -> bool:
-        held = self._machine.book.needed_in(State.HELD)
-        for index in held:
+        if not self._held:
+            return False
+        index = self._held.popleft()
+        if self._machine.book[index] is State.HELD:
             await self._judge(index, await self._in_verify_thread(self._opened().verify_chunk, index))
-        return bool(held)
+        return True
 
     async def _judge(self, index: int, good: bool) -> None:
         if good:
@@ -395,6 +412,7 @@ class Transfer:
         self._ended = self._stopping = True
         self._link.unlisten(self._machine.request_id)
         self._link.on_restored.remove(self._band_restored)
+        self._link.on_members.remove(self._members_changed)
         if self._timer is not None:
             self._timer.cancel()
         current = asyncio.current_task()
@@ -405,6 +423,7 @@ class Transfer:
         if self._destination is not None:
             await self._in_thread(self._close_destination, keep)
         self._on_end()
+        self.over.set()
 
     def _close_destination(self, keep: bool) -> None:
         if self._destination is not None:

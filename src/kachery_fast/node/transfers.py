@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncIterator
+from dataclasses import fields
 from typing import Any
 
 from ..config import Settings
@@ -23,10 +24,7 @@ _READ_SPAN_BYTES = 4 * 1024 * 1024
 
 def request_limits(settings: Settings) -> RequestLimits:
     """Return the requester's share of the settings."""
-    names = ("offer_wait_seconds", "offer_gather_seconds", "want_rounds_max", "patience_seconds",
-             "provider_silence_seconds", "assign_chunks_max", "download_concurrency", "corrupt_retries_max",
-             "absent_probes_max", "retry_base_seconds", "retry_cap_seconds")
-    return RequestLimits(**{name: getattr(settings, name) for name in names})
+    return RequestLimits(**{field.name: getattr(settings, field.name) for field in fields(RequestLimits)})
 
 
 class Transfers:
@@ -66,7 +64,12 @@ class Transfers:
         :raises KacheryError: as ``load``, also while the spans are read.
         """
         await self._want(uri, link, start, start + 1 if end is None else min(end, start + 1))
-        size, _ = self._active[uri.sha1].size_and_read()
+        transfer = self._active.get(uri.sha1)
+        if transfer is None:
+            loop = asyncio.get_running_loop()
+            size = (await loop.run_in_executor(self._tools.disk_threads, self._tools.store.find, uri.sha1)).size
+        else:
+            size, _ = transfer.size_and_read()
         stop = size if end is None else min(end, size)
         return max(0, stop - start), self._spans(uri, link, start, stop)
 
@@ -96,15 +99,21 @@ class Transfers:
             return file.read(end - start)
 
     async def _want(self, uri: FileUri, link: ChannelLink, start: int | None, end: int | None) -> Located | None:
-        transfer = self._active.get(uri.sha1)
+        transfer = await self._joinable(uri.sha1)
         if transfer is not None:
             return await self._wait(transfer, start, end)
         async with self._slots:
-            transfer = self._active.get(uri.sha1)
+            transfer = await self._joinable(uri.sha1)
             if transfer is None:
                 transfer = Transfer(uri, link, self._tools, secrets.token_hex(16), lambda: self._forget(uri.sha1))
                 self._active[uri.sha1] = transfer
             return await self._wait(transfer, start, end)
+
+    async def _joinable(self, sha1: str) -> Transfer | None:
+        """Return the transfer of a file if there is one; one that is just ending is waited for, and is none."""
+        while (transfer := self._active.get(sha1)) is not None and transfer.ending:
+            await transfer.over.wait()
+        return transfer
 
     async def _wait(self, transfer: Transfer, start: int | None, end: int | None) -> Located | None:
         sha1 = transfer.uri.sha1

@@ -360,7 +360,8 @@ def test_an_invitation_does_not_overrule_a_later_decision_on_a_node(tmp_path: Pa
 def test_a_permission_asked_for_at_joining_takes_effect_when_it_is_granted_later(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with running_world(tmp_path) as world:
-            client = await world.member("A", granted=["requestFiles"], requested=ALL)
+            client = world.node("A")
+            await client.join(await world.invite(["requestFiles"]))
             with pytest.raises(NotPermitted, match="has not granted provideFiles"):
                 await client.sign_uploads(CHANNEL, [(SHA1, 1)])
             await world.owner.call("grant", channel=CHANNEL, node="A", permissions=["provide-files"])

@@ -42,7 +42,7 @@ class _Wish(NamedTuple):
 
 @click.group(invoke_without_command=True)
 @click.option("--host", help="The address to listen on; 0.0.0.0 for other machines.")
-@click.option("--port", type=int, help="The port to listen on; 0: the system picks one.")
+@click.option("--port", type=click.IntRange(0, 65535), help="The port to listen on; 0: the system picks one.")
 @click.option("--dir", "directory", type=click.Path(path_type=Path), help="Where the hub keeps everything.")
 @click.option("--channel", metavar="NAME", help="Make this channel when missing, and an invitation to it.")
 @click.option("--owner", metavar="ID", help="Who owns the hub's channels, at its first start. [default: you@machine]")

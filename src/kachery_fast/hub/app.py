@@ -24,7 +24,7 @@ from ..config import Settings
 from ..embedded.broker import Broker, TokenKey, is_websocket
 from ..embedded.bucket import BucketServer, UploadSigner
 from ..embedded.port import Port, serve_port
-from ..errors import InvalidArgument, KacheryError, NodeError, NotOnHub, TooLarge
+from ..errors import InvalidArgument, InvalidSetting, KacheryError, NodeError, NotOnHub, TooLarge
 from . import identity
 from .directory import HubDirectory
 from .engines.embedded import EmbeddedBucket, EmbeddedPubsub
@@ -89,6 +89,9 @@ class Hub:
         :raises AlreadyExists: another hub runs on the directory. :raises DiskError: the directory is not usable.
         :raises InvalidArgument: the address cannot be listened on.
         """
+        if self._settings.hub_port > 65535:  # the system would take it modulo 2^16
+            raise InvalidSetting(name="hub_port", value=self._settings.hub_port, source="the settings",
+                                 why="ports end at 65535")
         self._directory.acquire()
         try:
             await self._open()

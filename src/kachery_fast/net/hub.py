@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
 import secrets
 import time
@@ -138,7 +139,7 @@ class _Exchange:
     def _failure(self, status: int, data: bytes) -> KacheryError:
         try:
             answer = msgspec.json.decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             answer = None
         if not isinstance(answer, dict) or "error" not in answer or status == 500:
             what = answer.get("message") if isinstance(answer, dict) else None
@@ -191,11 +192,12 @@ class HubClient:
     async def join(self, invitation: str, label: str = "", permissions: list[str] | None = None) -> ChannelInfo:
         """Become a member of the channel that an invitation's code names; repeating it changes what is asked for.
 
-        :param permissions: what the node's owner asks for; None for all that the invitation gives.
+        :param permissions: what the node's owner asks for; None for all six, so that whatever the channel's owner
+            grants, now or later, takes effect.
         :raises NotPermitted: the invitation does not hold. :raises RateLimited: too many did not.
         """
         info = await self._call(JoinChannel, ChannelInfo, invitation=invitation, label=label,
-                                permissions=permissions or [])
+                                permissions=permissions or ["all"])
         info.bucket_url = self.absolute(info.bucket_url)
         return info
 
@@ -268,7 +270,7 @@ class HubClient:
             data = await self._exchange.post("/api/node", make_body)
         try:
             return msgspec.json.decode(data, type=answer_type)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise HubError(url=self.url, why=f"its answer cannot be read ({error})") from None
 
     def _correct_clock(self, error: StaleMessage) -> bool:
@@ -305,7 +307,7 @@ class OwnerClient:
         data = await self._exchange.post("/api/owner", lambda: body, {"Authorization": f"Bearer {self._token}"})
         try:
             return msgspec.json.decode(data, type=dict[str, Any])
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise HubError(url=self.url, why=f"its answer cannot be read ({error})") from None
 
     async def close(self) -> None:
@@ -329,5 +331,7 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, asyncio.TimeoutError):
         return "no answer in time"
     if isinstance(error, aiohttp.ClientConnectorError):
-        return error.os_error.strerror or str(error.os_error)
+        number = error.os_error.errno
+        # asyncio words a refused connection in its own way; the failures of name look-ups have negative numbers.
+        return os.strerror(number).lower() if number and number > 0 else str(error.os_error.strerror or error.os_error)
     return str(error) or type(error).__name__

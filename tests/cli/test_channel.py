@@ -1,0 +1,174 @@
+"""The commands ``hub`` and ``channel`` against a hub in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from kachery_fast.cli import program
+from kachery_fast.config import load_settings
+from kachery_fast.net.hub import HubClient, split_invitation
+from kachery_fast.protocol.signing import private_key, public_id
+
+KEY = private_key(b"n" * 32)
+NODE_ID = public_id(KEY)
+
+
+@pytest.fixture(scope="module")
+def hub_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The directory of a hub that runs in the background, started and stopped by its commands."""
+    path = tmp_path_factory.mktemp("cli") / "hub"
+    started = run(path, "hub", "--port", "0", "--dir", str(path), "--owner", "me@lab.org", "--detach", "--json")
+    assert started.exit_code == 0, started.output
+    try:
+        yield path
+    finally:
+        stopped = run(path, "hub", "stop", "--dir", str(path))
+        assert stopped.exit_code == 0, stopped.output
+
+
+def run(hub_dir: Path, *arguments: str, **environ: str) -> Result:
+    clean = {name: None for name in os.environ if name.startswith("KACHERY_")}
+    return CliRunner().invoke(
+        program, list(arguments), env={**clean, "KACHERY_HUB_DIR": str(hub_dir), **environ}, catch_exceptions=False)
+
+
+def run_json(hub_dir: Path, *arguments: str) -> Any:
+    result = run(hub_dir, *arguments, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def join(link: str) -> list[str]:
+    """Join as a node would; return the permissions in force."""
+    async def scenario() -> list[str]:
+        url, code = split_invitation(link)
+        async with HubClient(url, KEY, load_settings({})) as client:
+            return (await client.join(code, "workstation")).permissions
+
+    return asyncio.run(scenario())
+
+
+def test_a_channel_lives_from_its_making_to_its_end(hub_dir: Path) -> None:
+    assert run_json(hub_dir, "channel", "create", "life") == {"channel": "life", "owner": "me@lab.org"}
+    assert "life" in [item["name"] for item in run_json(hub_dir, "channel", "list")["channels"]]
+    invitation = run_json(hub_dir, "channel", "invite", "life", "--permissions", "request-files", "--days", "2")
+    assert join(invitation["link"]) == ["requestFiles"]
+    granted = run_json(hub_dir, "channel", "grant", "life", "workstation", "provideFiles", "provide-feeds")
+    assert granted["permissions"] == ["provideFeeds", "provideFiles", "requestFiles"]
+    revoked = run_json(hub_dir, "channel", "revoke", "life", NODE_ID[:8], "requestFiles")
+    assert revoked["permissions"] == ["provideFeeds", "provideFiles"]
+    shown = run(hub_dir, "channel", "show", "life").stdout
+    assert re.search(rf"{NODE_ID[:16]}  workstation  provideFeeds provideFiles  seen \d{{4}}-\d\d-\d\d", shown)
+    assert "not granted: provideTasks requestFeeds requestFiles requestTasks" in shown
+    assert run_json(hub_dir, "channel", "revoke", "life", "workstation", "all")["permissions"] == []
+    assert run_json(hub_dir, "channel", "remove-node", "life", "workstation")["removed"] is True
+    assert run_json(hub_dir, "channel", "show", "life")["members"] == []
+    assert run_json(hub_dir, "channel", "delete", "life", "--yes")["deleted"] is True
+    assert run(hub_dir, "channel", "show", "life").exit_code == 3
+
+
+def test_each_command_says_in_words_what_it_did(hub_dir: Path) -> None:
+    assert "channel invite words" in run(hub_dir, "channel", "create", "words").stdout
+    assert "words  0 nodes" in run(hub_dir, "channel", "list").stdout
+    text = run(hub_dir, "channel", "invite", "words", "--uses", "any").stdout
+    assert "any number of nodes" in text
+    link = re.search(r"kachery-fast node join (\S+)", text)
+    assert link is not None
+    join(link[1])
+    assert "open invitation for any number of nodes" in run(hub_dir, "channel", "show", "words").stdout
+    assert run(hub_dir, "channel", "uninvite", "words").stdout == "1 invitation closed.\n"
+    assert "provideFeeds" in run(hub_dir, "channel", "grant", "words", "workstation", "all").stdout
+    assert "nothing permitted" in run(hub_dir, "channel", "revoke", "words", "workstation", "all").stdout
+    assert "no longer on" in run(hub_dir, "channel", "remove-node", "words", "workstation").stdout
+    assert run(hub_dir, "channel", "delete", "words").exit_code == 1, "nobody confirmed it"
+    assert "0 objects" in run(hub_dir, "channel", "delete", "words", "--yes").stdout
+
+
+@pytest.mark.parametrize(("arguments", "exit_code"), [
+    (["create", "two words"], 2),
+    (["show", "nope"], 3),
+    (["grant", "nope", "A", "all"], 3),
+    (["invite", "nope", "--uses", "many"], 2),
+    (["invite", "nope"], 3),
+    (["list", "--hub", "nonsense"], 2),
+    (["list", "--hub", "http://127.0.0.1:9", "--token", "x"], 5),
+    (["list", "--token", "wrong"], 4),
+])
+def test_an_error_is_one_line_and_an_exit_code(hub_dir: Path, arguments: list[str], exit_code: int) -> None:
+    result = run(hub_dir, "channel", *arguments)
+    assert result.exit_code == exit_code
+    assert result.stdout == ""
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.count("\n") == 1
+
+
+def test_the_token_of_this_machines_hub_is_sent_to_no_other(hub_dir: Path) -> None:
+    result = run(hub_dir, "channel", "list", "--hub", "http://127.0.0.1:9")
+    assert result.exit_code == 2
+    assert "KACHERY_HUB_TOKEN" in result.stderr
+    address = (hub_dir / "address").read_text().strip()
+    assert run(hub_dir, "channel", "list", "--hub", address + "/").exit_code == 0
+
+
+def test_from_another_machine_hub_and_token_are_named(hub_dir: Path, tmp_path: Path) -> None:
+    address = (hub_dir / "address").read_text().strip()
+    token = (hub_dir / "owner-token").read_text().strip()
+    assert run(tmp_path, "channel", "list").exit_code == 2
+    assert run(tmp_path, "channel", "list", "--hub", address, "--token", token).exit_code == 0
+    assert run(tmp_path, "channel", "list", "--hub", address, KACHERY_HUB_TOKEN=token).exit_code == 0
+
+
+def test_a_second_hub_on_the_directory_is_a_conflict(hub_dir: Path) -> None:
+    for extra in ([], ["--detach"]):
+        result = run(hub_dir, "hub", "--port", "0", *extra)
+        assert result.exit_code == 9
+        assert "hub stop" in result.stderr
+    assert run(hub_dir, "channel", "list").exit_code == 0
+
+
+@pytest.mark.parametrize("arguments", [
+    ["--channel", "two words"], ["--owner", "a b"], ["--host", "no.such.host.invalid"]])
+def test_a_hub_that_cannot_start_says_why_and_leaves_nothing_running(tmp_path: Path, arguments: list[str]) -> None:
+    result = run(tmp_path / "hub", "hub", "--port", "0", *arguments)
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1
+    assert run(tmp_path / "hub", "hub", "stop").exit_code == 3
+
+
+def test_a_port_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    result = run(tmp_path / "hub", "hub", KACHERY_HUB_PORT="70000")
+    assert result.exit_code == 2
+    assert "65535" in result.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_in_the_foreground_it_prints_what_to_do_and_ends_on_a_signal(tmp_path: Path, number: int) -> None:
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("KACHERY_")}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kachery_fast", "hub", "--port", "0", "--dir", str(tmp_path / "hub"),
+         "--channel", "lab"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ)
+    assert process.stdout is not None
+    lines: list[str] = []
+    while not (lines and lines[-1].startswith("The invitation")):
+        line = process.stdout.readline()
+        assert line, "the hub ended early"
+        lines.append(line)
+    link = re.search(r"kachery-fast node join (\S+)", "".join(lines))
+    assert link is not None
+    assert join(link[1]) == ["provideFiles", "requestFiles"]
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=20)
+    assert (process.returncode, output, errors) == (0, "", "")

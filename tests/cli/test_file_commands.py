@@ -175,10 +175,10 @@ def test_why_of_what_is_here(stored: Program) -> None:
 # --- progress and interruption
 
 
-def on_terminal(program: Program, *arguments: str) -> tuple[int, str, str]:
+def on_terminal(environ: dict[str, str], *arguments: str) -> tuple[int, str, str]:
     """Run with a terminal as the standard error; return exit code, standard output and what the terminal got."""
     ours, theirs = pty.openpty()
-    env = {**program.env, "TERM": "xterm", "COLUMNS": "120"}
+    env = {**environ, "TERM": "xterm", "COLUMNS": "120"}
     with subprocess.Popen([*PROGRAM, *arguments], env=env, stdout=subprocess.PIPE, stderr=theirs, text=True) as process:
         os.close(theirs)
         shown = b""
@@ -200,13 +200,13 @@ def test_a_terminal_gets_a_bar_and_the_output_only_the_result(program: Program, 
     path = tmp_path / "big.dat"
     path.write_bytes(bytes(50_000_000))
     for command in ("store", "link"):
-        code, out, shown = on_terminal(program, command, str(path))
+        code, out, shown = on_terminal(program.env, command, str(path))
         assert (code, out.count("\n")) == (0, 1)
         assert out.startswith("sha1://")
         assert "big.dat" in shown
         assert "50.0 MB" in shown
         assert re.search(r"/s", shown)
-    code, out, shown = on_terminal(program, "store", str(path), str(path))
+    code, out, shown = on_terminal(program.env, "store", str(path), str(path))
     assert (code, out.count("\n")) == (0, 2)
     assert "2 files" in shown
 
@@ -214,7 +214,7 @@ def test_a_terminal_gets_a_bar_and_the_output_only_the_result(program: Program, 
 def test_quiet_and_json_get_no_bar(program: Program, recording: Path) -> None:
     for option in ("--quiet", "--json"):
         for files in ([str(recording)], [str(recording)] * 2):
-            code, out, shown = on_terminal(program, "store", *files, option)
+            code, out, shown = on_terminal(program.env, "store", *files, option)
             assert (code, shown) == (0, "")
             assert SHA1 in out
 

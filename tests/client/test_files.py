@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import kachery_fast as kf
 from kachery_fast import errors
+from tests.programs import need_root
 
 ABSENT = "sha1://" + "0" * 40
 MIB = 1024 * 1024
@@ -249,3 +252,31 @@ def test_why_needs_no_node_for_what_is_here(store_dir: Path, recording: Path) ->
     found = kf.why(kf.store_file(recording))
     assert found["verdict"] == "It is in the local store."
     assert found["channels"] == []
+
+
+# --- copies to other file systems
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB."""
+    need_root()
+    place = tmp_path / "disk"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], check=True)
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def test_a_copy_crosses_file_systems(store_dir: Path, small_disk: Path) -> None:
+    uri = kf.store_text("x" * 100_000)
+    assert Path(kf.load_file(uri, dest=small_disk / "copy")).read_text() == "x" * 100_000
+
+
+def test_a_copy_to_a_full_disk_says_so_and_leaves_nothing(store_dir: Path, recording: Path, small_disk: Path) -> None:
+    dest = small_disk / "copy"
+    dest.write_text("old")
+    with pytest.raises(errors.DiskFull, match="3145745 are needed"):
+        kf.load_file(kf.store_file(recording), dest=dest)
+    assert os.listdir(small_disk) == ["copy"]
+    assert dest.read_text() == "old"

@@ -72,11 +72,12 @@ def program() -> None:
 def main(arguments: list[str] | None = None) -> Any:
     """Run the command line and exit. Settings that cannot be used are errors like any other."""
     try:
-        program(arguments, prog_name="kachery-fast", standalone_mode=False)
+        code = program(arguments, prog_name="kachery-fast", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("Interrupted.", err=True)
+        # Ctrl-C outside a command, or a "no" to a question.
+        click.echo("Aborted.", err=True)
         sys.exit(130)
-    sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)

@@ -6,16 +6,12 @@ may write it, else through the node. Whatever else is wanted comes from a channe
 
 from __future__ import annotations
 
-import errno
 import os
-import secrets
-import shutil
-import stat
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from .._version import __version__
 from ..config import Settings, load_settings
@@ -26,13 +22,13 @@ from ..errors import (
     LinkInvalid,
     NoChannel,
     NodeNotRunning,
-    NotADataFile,
     NotInStore,
 )
 from ..protocol.names import FileUri, check_channel_name, parse_file_uri
 from ..store import FileStore, Located, Verified
-from ..store.disk import SourceFile, display, source_errors, translated
+from ..store.disk import SourceFile, source_errors, translated
 from .connection import NodeConnection
+from .copies import SomePath, check_destination, copy_to
 from .progress import Progress, ProgressCallback
 
 __all__ = [
@@ -53,10 +49,7 @@ __all__ = [
     "why",
 ]
 
-SomePath = str | os.PathLike[str]
-
 _SPAN_SIZE_BYTES = 8 * 1024 * 1024
-_FICLONE = 0x40049409  # ioctl of Linux that shares a file's blocks, where the file system can (linux/fs.h)
 
 
 class Loaded(NamedTuple):
@@ -262,7 +255,7 @@ def load(uri: str, *, dest: SomePath | None = None, local_only: bool = False, ch
     settings = load_settings()
     file_uri = parse_file_uri(uri)
     if dest is not None:
-        _check_destination(dest)
+        check_destination(dest)
     try:
         located = _store(settings).find(file_uri.sha1)
         path, size, source = str(located.path), located.size, "store"
@@ -273,7 +266,7 @@ def load(uri: str, *, dest: SomePath | None = None, local_only: bool = False, ch
         answer = NodeConnection(settings).load(uri, asked, progress)
         path, size, source = str(answer["path"]), int(answer["size"]), str(answer.get("source", "channel"))
     if dest is not None:
-        _copy_to(path, dest)
+        copy_to(path, dest)
         path = os.fspath(dest)
     return Loaded(uri, path, size, file_uri.sha1, source, time.monotonic() - begun)
 
@@ -340,79 +333,6 @@ def _chosen_channel(settings: Settings, channel: str | None, uri: str, error: Ka
             raise error
         raise NoChannel(uri=uri) from error
     return check_channel_name(chosen)
-
-
-# --- copies
-
-
-def _check_destination(dest: SomePath) -> None:
-    """Refuse, before anything is fetched, a place where no file can be put.
-
-    :raises NotADataFile: a directory or device is there.
-    :raises DiskError: there is no such directory.
-    """
-    text = os.fspath(dest)
-    path = Path(text)
-    if not text or "\0" in text:
-        raise InvalidArgument(what=f"dest={text!r} is not the path of a file.")
-    with translated("writing", path):
-        try:
-            mode = path.stat().st_mode
-        except FileNotFoundError:
-            mode = stat.S_IFREG
-        if text.endswith("/") or stat.S_ISDIR(mode):
-            raise NotADataFile(path=display(text), kind="a directory")
-        if not stat.S_ISREG(mode):
-            raise NotADataFile(path=display(text), kind="a device or pipe")
-        if not path.parent.is_dir():
-            raise DiskError(action="the writing", path=display(text), why="there is no such directory")
-
-
-def _copy_to(source: str, dest: SomePath) -> None:
-    """Copy a file beside ``dest``, then rename it: whoever opens ``dest`` sees the old or the new file, whole.
-
-    A symbolic link at ``dest`` is replaced, never followed: it may lead into the store.
-    """
-    path = Path(dest)
-    with suppress(OSError):
-        if os.path.samefile(source, path) and not path.is_symlink():  # noqa: PTH121
-            return
-    temp = path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}.part")
-    with translated("reading", source):
-        reader = open(source, "rb")  # noqa: PTH123, SIM115 - closed below
-    with reader:
-        size = os.fstat(reader.fileno()).st_size
-        try:
-            with translated("copying", path, needed=size):
-                with temp.open("xb") as writer:
-                    _copy_bytes(reader, writer, size)
-                temp.replace(path)
-        except BaseException:
-            with suppress(OSError):
-                temp.unlink()
-            raise
-
-
-def _copy_bytes(reader: BinaryIO, writer: BinaryIO, size: int) -> None:
-    """Share the blocks where the file system can, else copy inside the kernel, else by reading and writing."""
-    if hasattr(os, "copy_file_range"):
-        import fcntl
-
-        with suppress(OSError):
-            fcntl.ioctl(writer.fileno(), _FICLONE, reader.fileno())
-            return
-        done = 0
-        try:
-            while done < size:
-                count = os.copy_file_range(reader.fileno(), writer.fileno(), min(4 * _SPAN_SIZE_BYTES, size - done))
-                if count == 0:
-                    break
-                done += count
-            return
-        except OSError as error:
-            if done or error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM):
-                raise
-    shutil.copyfileobj(reader, writer, _SPAN_SIZE_BYTES)
 
 
 # --- asking

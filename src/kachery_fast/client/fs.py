@@ -32,14 +32,16 @@ class KacheryFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has
     """The read-only file system of the protocol ``sha1``; errors are the project's, as of ``load_file``.
 
     :param channel: the channel to ask on; without it the one of the setting KACHERY_CHANNEL.
+    :param block_size: how many bytes of a remote file are read ahead, and kept for the next read; 4 MiB without it.
     """
 
     protocol = "sha1"
     root_marker = ""
 
-    def __init__(self, channel: str | None = None, **options: Any) -> None:
-        super().__init__(channel=channel, **options)
+    def __init__(self, channel: str | None = None, block_size: int | None = None, **options: Any) -> None:
+        super().__init__(channel=channel, block_size=block_size, **options)
         self.channel = channel
+        self.blocksize = block_size or min(_BLOCK_SIZE_BYTES, load_settings().chunk_size_bytes)
 
     @classmethod
     def _strip_protocol(cls, path: Any) -> Any:
@@ -128,7 +130,7 @@ class KacheryFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has
         except (NotInStore, LinkInvalid):
             pass
         options.setdefault("cache_type", "blockcache")
-        file: BinaryIO = _RemoteFile(self, str(uri), mode, block_size or _BLOCK_SIZE_BYTES, autocommit,
+        file: BinaryIO = _RemoteFile(self, str(uri), mode, block_size or self.blocksize, autocommit,
                                      cache_options=cache_options, size=self._size_of(uri), **options)
         return file
 

@@ -1,0 +1,92 @@
+"""Copying a stored file out of the store: whole or not at all, and never back into it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+import stat
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from ..errors import DiskError, InvalidArgument, NotADataFile
+from ..store.disk import display, translated
+
+__all__ = ["SomePath", "check_destination", "copy_to"]
+
+SomePath = str | os.PathLike[str]
+
+_SPAN_SIZE_BYTES = 8 * 1024 * 1024
+_FICLONE = 0x40049409  # ioctl of Linux that shares a file's blocks, where the file system can (linux/fs.h)
+
+
+def check_destination(dest: SomePath) -> None:
+    """Refuse, before anything is fetched, a place where no file can be put.
+
+    :raises NotADataFile: a directory or device is there.
+    :raises DiskError: there is no such directory.
+    """
+    text = os.fspath(dest)
+    path = Path(text)
+    if not text or "\0" in text:
+        raise InvalidArgument(what=f"dest={text!r} is not the path of a file.")
+    with translated("writing", path):
+        try:
+            mode = path.stat().st_mode
+        except FileNotFoundError:
+            mode = stat.S_IFREG
+        if text.endswith("/") or stat.S_ISDIR(mode):
+            raise NotADataFile(path=display(text), kind="a directory")
+        if not stat.S_ISREG(mode):
+            raise NotADataFile(path=display(text), kind="a device or pipe")
+        if not path.parent.is_dir():
+            raise DiskError(action="the writing", path=display(text), why="there is no such directory")
+
+
+def copy_to(source: str, dest: SomePath) -> None:
+    """Copy a file beside ``dest``, then rename it: whoever opens ``dest`` sees the old or the new file, whole.
+
+    A symbolic link at ``dest`` is replaced, never followed: it may lead into the store.
+    """
+    path = Path(dest)
+    with suppress(OSError):
+        if os.path.samefile(source, path) and not path.is_symlink():  # noqa: PTH121
+            return
+    temp = path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}.part")
+    with translated("reading", source):
+        reader = open(source, "rb")  # noqa: PTH123, SIM115 - closed below
+    with reader:
+        size = os.fstat(reader.fileno()).st_size
+        try:
+            with translated("copying", path, needed=size):
+                with temp.open("xb") as writer:
+                    _copy_bytes(reader, writer, size)
+                temp.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                temp.unlink()
+            raise
+
+
+def _copy_bytes(reader: BinaryIO, writer: BinaryIO, size: int) -> None:
+    """Share the blocks where the file system can, else copy inside the kernel, else by reading and writing."""
+    if hasattr(os, "copy_file_range"):
+        import fcntl
+
+        with suppress(OSError):
+            fcntl.ioctl(writer.fileno(), _FICLONE, reader.fileno())
+            return
+        done = 0
+        try:
+            while done < size:
+                count = os.copy_file_range(reader.fileno(), writer.fileno(), min(4 * _SPAN_SIZE_BYTES, size - done))
+                if count == 0:
+                    break
+                done += count
+            return
+        except OSError as error:
+            if done or error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM):
+                raise
+    shutil.copyfileobj(reader, writer, _SPAN_SIZE_BYTES)

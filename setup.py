@@ -37,8 +37,9 @@ def extension(name: str, *c_names: str) -> Extension:
 setup(
     ext_modules=cythonize(
         [extension("_core", "_sha1", "_relay"), extension("_chunker", "_sha1")],
-        build_dir="build/cython-coverage" if COVERAGE else "build/cython",
+        build_dir=None if COVERAGE else "build/cython",  # coverage.py looks for the C beside the source
         include_path=["src"],
+        force=COVERAGE,
         compiler_directives={
             "language_level": "3",
             "embedsignature": True,

@@ -69,11 +69,13 @@ static int kf_allocate(int fd, long long start, long long size, int sparse)
 #endif
 }
 
-/* The bytes that the file system has free for this user, or -1. */
+/* The bytes that the file system has free for this user, or -1 where it does not count them. */
 static long long kf_free_bytes(int fd)
 {
     struct statvfs status;
-    return fstatvfs(fd, &status) == 0 ? (long long)status.f_bavail * (long long)status.f_frsize : -1;
+    if (fstatvfs(fd, &status) != 0 || status.f_blocks == 0)
+        return -1;
+    return (long long)status.f_bavail * (long long)status.f_frsize;
 }
 
 static int kf_file_status(int fd, long long *size, long long *allocated)

@@ -14,7 +14,6 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kachery_fast._chunker import ChunkMemory, Reassembly, chunk_ranges
-from tests.programs import need_program, need_root
+from tests.native.disks import mounted
 
 MIB = 1 << 20
 DATA = np.random.Generator(np.random.SFC64(7)).bytes(9 * MIB + 12345)
@@ -59,20 +58,6 @@ def mapped_kib(path: Path) -> int:
             low, high = line.split()[0].split("-")
             total += (int(high, 16) - int(low, 16)) // 1024
     return total
-
-
-@contextlib.contextmanager
-def small_disk(directory: Path, size_bytes: int) -> Iterator[Path]:
-    need_root()
-    directory.mkdir()
-    options = f"size={size_bytes}"
-    mount = [need_program("mount"), "-t", "tmpfs", "-o", options, "tmpfs", str(directory)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("this system lets nobody mount a tmpfs")
-    try:
-        yield directory
-    finally:
-        subprocess.run([need_program("umount"), str(directory)], check=True)
 
 
 @given(size_bytes=st.integers(0, 10**7), chunk_size_bytes=st.integers(1000, 10**7))
@@ -410,14 +395,51 @@ def fill_until_refused(plan: Plan, mode: str) -> int:
 
 @pytest.mark.parametrize("mode", ["map", "auto"])
 def test_a_full_disk_is_an_error_up_front(tmp_path: Path, mode: str) -> None:
-    with small_disk(tmp_path / "disk", 4 * MIB) as disk, pytest.raises(OSError, match=rf"\[Errno {errno.ENOSPC}\]"):
+    with (
+        mounted(tmp_path / "disk", "tmpfs", 4 * MIB) as disk,
+        pytest.raises(OSError, match=rf"\[Errno {errno.ENOSPC}\]"),
+    ):
         Plan(disk / "file").open(mode=mode)
 
 
 @pytest.mark.parametrize("mode", ["map", "pwrite"])
 def test_a_disk_that_fills_up_is_an_error_of_the_chunk_and_what_is_there_stays(tmp_path: Path, mode: str) -> None:
-    with small_disk(tmp_path / "disk", 4 * MIB) as disk:
+    with mounted(tmp_path / "disk", "tmpfs", 4 * MIB) as disk:
         assert fill_until_refused(Plan(disk / "file"), mode) == 4
+
+
+@pytest.mark.parametrize("kind", ["ramfs", "ext2"])
+def test_where_space_cannot_be_allocated_chunks_are_written_not_mapped(tmp_path: Path, kind: str) -> None:
+    with mounted(tmp_path / "disk", kind, 32 * MIB) as disk:
+        for reserve in (True, False):
+            plan = Plan(disk / f"file-{reserve}")
+            with plan.open(reserve=reserve) as reassembly:
+                assert reassembly.mode == "pwrite"
+                for index in range(reassembly.chunk_count):
+                    plan.fill(reassembly, index)
+                    assert reassembly.verify_next()
+                assert reassembly.whole_sha1() == hashlib.sha1(DATA).hexdigest()
+            with pytest.raises(OSError, match=rf"\[Errno {errno.EOPNOTSUPP}\]"):
+                plan.open(mode="map", reserve=reserve)
+
+
+def test_a_full_disk_is_an_error_up_front_where_space_cannot_be_allocated_too(tmp_path: Path) -> None:
+    enospc = rf"\[Errno {errno.ENOSPC}\]"
+    with mounted(tmp_path / "disk", "ext2", 8 * MIB) as disk, pytest.raises(OSError, match=enospc):
+        Plan(disk / "file").open()
+
+
+@pytest.mark.parametrize("kind", ["btrfs", "xfs"])
+def test_chunks_become_the_file_on_other_file_systems(tmp_path: Path, kind: str) -> None:
+    with mounted(tmp_path / "disk", kind, 400 * MIB) as disk:
+        plan = Plan(disk / "file", chunk_size_bytes=1_000_000)
+        with plan.open() as reassembly:
+            assert reassembly.mode == {"btrfs": "pwrite", "xfs": "map"}[kind]
+            for index in reversed(range(reassembly.chunk_count)):
+                plan.fill(reassembly, index)
+            while reassembly.next_index < reassembly.chunk_count:
+                assert reassembly.verify_next()
+        assert plan.path.read_bytes() == DATA
 
 
 def test_a_limit_on_the_length_of_files_is_an_error_up_front(tmp_path: Path) -> None:

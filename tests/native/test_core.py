@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -50,7 +51,15 @@ def manifest(digests: _core.Digests, chunk_size_bytes: int) -> bytes:
 
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60)
+    """Run code in a fresh process, with the kernel of the environment given, if any."""
+    inherited = {name: value for name, value in os.environ.items() if name != "KACHERY_SHA1_KERNEL"}
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**inherited, **environment},
+        timeout=60,
+    )
 
 
 @pytest.mark.parametrize("kernel", _core.KERNELS)

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from kachery_fast import _core
+from tests.native.disks import mounted
 from tests.native.test_core import expected
 
 MIB = 1 << 20
@@ -156,6 +157,36 @@ def test_a_source_that_shrinks_or_grows_meanwhile_gives_a_copy_true_to_its_diges
         ):
             found = _core.copy_file(source, target, MIB, progress=alter)
         assert found == expected((tmp_path / change).read_bytes(), MIB)
+
+
+@pytest.mark.parametrize("kind", ["btrfs", "xfs"])
+@pytest.mark.parametrize("flags", [os.O_WRONLY, os.O_RDWR])
+def test_a_copy_shares_the_blocks_where_the_file_system_can(tmp_path: Path, kind: str, flags: int) -> None:
+    with mounted(tmp_path / "disk", kind, 400 * MIB) as disk:
+        (disk / "source").write_bytes(DATA)
+        os.sync()
+        before = os.statvfs(disk).f_bfree
+        with opened(disk / "source") as source, opened(disk / "target", flags | os.O_CREAT) as target:
+            assert _core.copy_file(source, target, MIB) == expected(DATA, MIB)
+            os.fsync(target)
+        os.sync()
+        used_bytes = (before - os.statvfs(disk).f_bfree) * os.statvfs(disk).f_frsize
+        assert (disk / "target").read_bytes() == DATA
+        # A target that is not open for reading could not be hashed as a clone, so that it is written.
+        assert (used_bytes < 4 * MIB) == (flags == os.O_RDWR)
+
+
+def test_a_full_disk_is_an_error_before_the_copy_is_written(tmp_path: Path) -> None:
+    (tmp_path / "source").write_bytes(DATA)
+    with mounted(tmp_path / "disk", "tmpfs", 8 * MIB) as disk:
+        seen: list[int] = []
+        with (
+            opened(tmp_path / "source") as source,
+            opened(disk / "target", os.O_RDWR | os.O_CREAT) as target,
+            pytest.raises(OSError, match=rf"\[Errno {errno.ENOSPC}\]"),
+        ):
+            _core.copy_file(source, target, MIB, progress=seen.append)
+        assert seen == []
 
 
 def test_several_files_are_hashed_at_once(tmp_path: Path) -> None:

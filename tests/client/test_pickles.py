@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kachery_fast.client.pickles import dump_pickle, load_pickle
 from kachery_fast.errors import UnsafePickle, WrongFormat
@@ -210,6 +212,36 @@ def test_a_dtype_in_use_cannot_be_changed() -> None:
     assert load(array + b".").tobytes() == b"12345678"
     with pytest.raises(UnsafePickle, match="a state"):
         load(array + b"0h\x01(K\x03V|\nNNNM\x10'K\x01K\x00tb.")
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary()
+VALUES = st.recursive(SCALARS, lambda children: st.lists(children, max_size=4)
+                      | st.tuples(children, children) | st.dictionaries(st.text(), children, max_size=4), max_leaves=20)
+
+
+@given(VALUES)
+def test_whatever_is_written_is_read(value: Any) -> None:
+    assert load(dump_pickle(value)) == value
+
+
+HONEST = pickle.dumps([numpy.zeros(2, [("a", "<i4"), ("b", "S5")]), numpy.float32(1), {"a": {1, 2}}, bytearray(b"x"),
+                       numpy.array([1, "a"], dtype=object), datetime.timedelta(1), slice(1), numpy.arange(4)], 5)
+
+
+@settings(max_examples=500)
+@given(st.lists(st.tuples(st.integers(0, len(HONEST) - 1), st.integers(0, 255)), min_size=1, max_size=6))
+def test_a_damaged_pickle_is_read_or_refused(changes: list[tuple[int, int]]) -> None:
+    data = bytearray(HONEST)
+    for position, value in changes:
+        data[position] = value
+    with contextlib.suppress(UnsafePickle, WrongFormat):
+        repr(load(bytes(data)))
+
+
+def test_a_length_alone_takes_no_memory() -> None:
+    for opcode in (b"\x96", b"\x8e", b"\x8d"):  # BYTEARRAY8, BINBYTES8, BINUNICODE8
+        with pytest.raises(WrongFormat):
+            load(b"\x80\x05" + opcode + (2**40).to_bytes(8, "little") + b"x.")
 
 
 @pytest.mark.parametrize("data", [b"", b"x", b"\x80", b"\x80\x04", b"\x80\x04]", b"\x80\x63N.", b".", b"\x80\x04h\x05.",

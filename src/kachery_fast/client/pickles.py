@@ -146,6 +146,8 @@ class _Reader(pickle._Unpickler):
 
     dispatch: ClassVar[dict[int, Callable[..., None]]] = dict(pickle._Unpickler.dispatch)
     stack: list[Any]
+    read: Callable[[int], bytes]
+    append: Callable[[Any], None]
 
     def __init__(self, file: BinaryIO) -> None:
         super().__init__(file)
@@ -205,11 +207,20 @@ class _Reader(pickle._Unpickler):
             elif isinstance(item, dict):
                 pending.extend(item.values())
 
+    def _load_bytearray(self) -> None:
+        # The usual step makes all of it before it reads: eight bytes of length could take all memory.
+        length = int.from_bytes(self.read(8), "little")
+        data = self.read(length)
+        if len(data) != length:
+            raise EOFError("it ends within an array of bytes")
+        self.append(bytearray(data))
+
     def _load_refused(self) -> None:
         raise _Refused("an object made by its class")
 
     dispatch[pickle.REDUCE[0]] = _load_reduce
     dispatch[pickle.BUILD[0]] = _load_build
+    dispatch[pickle.BYTEARRAY8[0]] = _load_bytearray
     for _opcode in (pickle.NEWOBJ, pickle.NEWOBJ_EX, pickle.OBJ, pickle.INST):
         dispatch[_opcode[0]] = _load_refused
     del _opcode

@@ -93,6 +93,7 @@ class Raw:
         self.websocket = websocket
         self.binary = binary
         self.connected: dict[str, Any] = {}
+        self.stalled: Any = None
 
     async def send(self, **body: Any) -> None:
         if self.binary:
@@ -130,6 +131,7 @@ class Raw:
         assert connection is not None
         transport: Any = connection.transport
         transport.pause_reading()
+        self.stalled = transport
 
     async def ended(self, timeout_seconds: float = 5.0) -> None:
         """Wait until the server has closed the connection."""
@@ -154,7 +156,11 @@ async def raw_client(server: Server, *, token: str | None = None, binary: bool =
         client = Raw(websocket, binary)
         if expect is not None:
             client.connected = await client.read(expect)
-        yield client
+        try:
+            yield client
+        finally:
+            if client.stalled is not None:
+                client.stalled.abort()
 
 
 class Proxy:

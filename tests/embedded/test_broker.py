@@ -101,6 +101,8 @@ def test_a_star_means_all_only_when_it_stands_in_the_token(loop_kind: str) -> No
         async with (serving() as server, raw_client(server, token=server.token("a", {"*": ["*"]})) as all_of_it,
                     raw_client(server) as some):
             assert (await all_of_it.attach("anything"))["flags"] == PUBLISH | SUBSCRIBE
+            await all_of_it.send(action=Action.ATTACH, channel="x" * 600)
+            assert (await all_of_it.read(Action.ERROR))["error"]["code"] == 40160
             for name in ("*", "lab-*", ""):
                 await some.send(action=Action.ATTACH, channel=name)
                 assert (await some.read(Action.ERROR))["error"]["code"] == 40160
@@ -226,7 +228,9 @@ def test_oversize_is_refused_as_a_message_and_cut_as_a_frame() -> None:
             answer = await client.publish(BAND, 0, {"data": b"x" * 600}, {"data": b"x" * 401})
             assert answer["error"]["code"] == 40009
             assert (await client.publish(BAND, 1, {"data": b"x" * 1000}))["action"] == Action.ACK
-            await client.send(action=Action.MESSAGE, channel=BAND, msgSerial=2, messages=[{"data": b"x" * 6000}])
+            answer = await client.publish(BAND, 2, *[{} for _ in range(1001)])
+            assert answer["error"]["code"] == 40009
+            await client.send(action=Action.MESSAGE, channel=BAND, msgSerial=3, messages=[{"data": b"x" * 6000}])
             await client.ended()
             assert server.broker.stats()["published"] == 1
 
@@ -253,6 +257,28 @@ def test_a_client_that_reads_too_slowly_is_cut_and_others_are_not() -> None:
             await sender.publish(BAND, 1000, {"data": "after"})
             assert server.broker.stats()["delivered"] == before + 1
             await until(lambda: server.broker.stats()["connections"] == 1)
+
+    run_on("uvloop", scenario())
+
+
+def test_the_unsent_bytes_of_all_clients_together_are_bounded() -> None:
+    limits = BrokerLimits(send_total_bytes_max=512 * 1024, inbound_rate_max=1e6, inbound_burst_max=1e6,
+                          close_seconds=0.2, tick_seconds=0.05)
+
+    async def scenario() -> None:
+        async with (serving(limits) as server, raw_client(server) as sender,
+                    raw_client(server, token=server.token("slow-1")) as one,
+                    raw_client(server, token=server.token("slow-2")) as two):
+            for slow in (one, two):
+                await slow.attach(BAND)
+                slow.stop_reading()
+            data = "x" * 50_000
+            for serial in range(400):
+                await sender.publish(BAND, serial, {"data": data})
+                if server.broker.stats().get("slow_consumers"):
+                    break
+            assert server.broker.stats()["slow_consumers"] >= 1
+            assert (await sender.publish(BAND, 1000, {"data": "after"}))["action"] == Action.ACK
 
     run_on("uvloop", scenario())
 

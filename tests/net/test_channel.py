@@ -10,10 +10,11 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import pytest
+from ably.transport.websockettransport import WebSocketTransport
 
 from kachery_fast.config import load_settings
 from kachery_fast.embedded.broker import BrokerLimits
-from kachery_fast.embedded.broker_wire import Action
+from kachery_fast.embedded.broker_wire import Action, Fault
 from kachery_fast.errors import BandUnreachable, NotPermitted, TooLarge
 from kachery_fast.net import ably_client
 from kachery_fast.net import channel as channel_module
@@ -171,10 +172,10 @@ def test_tokens_that_have_ended_are_replaced_again_and_again(loop_kind: str) -> 
     async def scenario() -> None:
         async with serving(clock=clock) as server, joined(server) as one:
             for turn in range(2):
-                # The clock leaps over the time for renewal: the broker cuts the connection, twice in a client's life.
+                # The clock leaps over the time for renewal: the broker cuts the connection, twice.
                 clock.now += 1000
-                await one.become(False)
-                await one.become(True)
+                await until(lambda turn=turn: len(one.states) == 3 + 2 * turn)  # type: ignore[misc]
+                assert one.tokens.calls == 2 + turn
                 await one.channel.publish(BAND, b"%d" % turn)
                 assert (await one.receive()).data == b"%d" % turn
             assert server.broker.stats()["expired"] == 2
@@ -246,8 +247,7 @@ def test_revoked_clients_come_back_with_what_they_still_may() -> None:
         async with serving() as server, joined(server) as one, joined(server, "node-2") as two:
             one.tokens.capability = {BAND: ["publish"]}
             assert await server.broker.revoke("node-1") == 1
-            await one.become(False)
-            await one.become(True)
+            await until(lambda: [up for up, _ in one.states] == [True, False, True])
             await two.channel.publish(BAND, b"secret")
             assert (await two.receive()).data == b"secret"
             await one.channel.publish(BAND, b"allowed")
@@ -408,6 +408,38 @@ def test_an_sdk_that_believes_to_be_connected_and_is_not_is_replaced(monkeypatch
             assert (await one.receive()).data == b"once"
             await one.channel.publish(BAND, b"twice")
             assert (await one.receive()).data == b"twice"
+
+    run_on("uvloop", scenario())
+
+
+@pytest.mark.parametrize("loop_kind", LOOPS)
+def test_a_broker_that_sends_its_clients_away_gets_them_back(loop_kind: str) -> None:
+    async def scenario() -> None:
+        async with serving() as server, joined(server) as one:
+            for turn, fault in enumerate((Fault(50003, 503, "Overloaded."), Fault(80003, 400, "Moving."))):
+                (connection,) = server.broker._connections.values()
+                connection.disconnect(fault)
+                await until(lambda turn=turn: len(one.states) == 3 + 2 * turn)  # type: ignore[misc]
+                await one.channel.publish(BAND, b"back")
+                assert (await one.receive()).data == b"back"
+
+    run_on(loop_kind, scenario())
+
+
+def test_a_silence_that_the_sdk_bears_is_ended_by_the_channel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ably_client, "REQUEST_TIMEOUT_SECONDS", 0.3)
+    monkeypatch.setattr(channel_module, "SILENCE_CHECK_SECONDS", 0.1)
+    monkeypatch.setattr(WebSocketTransport, "set_idle_timer", lambda *_: None)
+
+    async def scenario() -> None:
+        limits = BrokerLimits(idle_seconds=0.4, tick_seconds=0.05)
+        async with (serving(limits) as server, proxying(server.port) as proxy,
+                    joined(server, endpoint=f"127.0.0.1:{proxy.port}") as one):
+            proxy.hold(True)
+            await one.become(False, 5.0)
+            assert one.channel.why == "nothing was heard of the broker"
+            proxy.hold(False)
+            await one.become(True)
 
     run_on("uvloop", scenario())
 

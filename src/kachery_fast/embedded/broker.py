@@ -18,38 +18,26 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
 from aiohttp import hdrs, web
 
 from .broker_connection import Connection, Session
+from .broker_rest import Rest
 from .broker_rings import Ring, RingLimits, Rings
 from .broker_wire import SUBSCRIBE, Action, Fault, frame
-from .tokens import (
-    LIFE_SECONDS_MAX,
-    REQUEST_AGE_SECONDS_MAX,
-    Claims,
-    TokenKey,
-    TokenRequest,
-    check_token,
-    check_token_request,
-    make_token,
-    read_capability,
-)
+from .tokens import LIFE_SECONDS_MAX, Claims, TokenKey, check_token, make_token
 
 __all__ = ["Broker", "BrokerLimits", "TokenKey", "is_websocket"]
 
 log = logging.getLogger("kachery_fast.embedded.broker")
 
-REQUEST_SIZE_BYTES_MAX = 65536
-DEFAULT_TTL_SECONDS = 3600.0
-MSGPACK = "application/x-msgpack"
-
 
 @dataclass(frozen=True)
 class BrokerLimits:
-    """Every bound of the broker. The connection's memory is at most ``send_queue_bytes_max`` and one frame."""
+    """Every bound of the broker."""
 
     message_size_bytes_max: int = 65536
+    """All messages of one publish together."""
+    messages_per_publish_max: int = 1000
     frame_size_bytes_max: int = 524288
     inbound_rate_max: float = 2000.0
     """Protocol messages per second from one connection, averaged; faster clients are read more slowly."""
@@ -58,6 +46,9 @@ class BrokerLimits:
     channels_max: int = 8192
     attachments_max: int = 256
     send_queue_bytes_max: int = 8 * 1024 * 1024
+    """Unsent bytes of one connection; it is cut beyond."""
+    send_total_bytes_max: int = 128 * 1024 * 1024
+    """Unsent bytes of all connections, looked at each tick; those that hold the most are cut beyond."""
     ring_messages_max: int = 1024
     ring_size_bytes_max: int = 1024 * 1024
     ring_total_size_bytes_max: int = 64 * 1024 * 1024
@@ -96,7 +87,7 @@ class Broker:
         self._sessions: dict[str, Session] = {}
         self._numbers = 0
         self._revoked: dict[str, float] = {}
-        self._nonces: dict[str, float] = {}
+        self._rest = Rest(keys, clock, self.issue_token)
         self._tasks: set[asyncio.Task[None]] = set()
         self._ticker: asyncio.Task[None] | None = None
         self._closed = False
@@ -108,8 +99,8 @@ class Broker:
         ``GET /time``. A hub with a page of its own at ``/`` calls ``serve`` from there when ``is_websocket``."""
         return [
             web.get("/", self.serve),
-            web.post("/keys/{key_name}/requestToken", self._request_token),
-            web.get("/time", self._time),
+            web.post("/keys/{key_name}/requestToken", self._rest.request_token),
+            web.get("/time", self._rest.time),
         ]
 
     def issue_token(self, client_id: str, capability: Mapping[str, Sequence[str]],
@@ -286,7 +277,7 @@ class Broker:
         now = self.clock()
         body = {"action": Action.MESSAGE, "id": base, "channel": name, "connectionId": session.id,
                 "timestamp": int(now * 1000), "messages": fresh}
-        entry = self.rings.append(ring, body, now=now, size_bytes=size_bytes + 200, sender=session.id,
+        entry = self.rings.append(ring, body, now=now, size_bytes=size_bytes + 200 * len(fresh), sender=session.id,
                                   keys=tuple(keys))
         self.counters["published"] += len(fresh)
         for member, modes in list(ring.members.items()):
@@ -326,9 +317,21 @@ class Broker:
             gone = session.id not in self._connections
             if gone and elapsed - session.left_seconds > self.limits.connection_state_seconds:
                 del self._sessions[key]
-        for table, age_seconds in ((self._revoked, LIFE_SECONDS_MAX), (self._nonces, 2 * REQUEST_AGE_SECONDS_MAX)):
-            for name in [name for name, at in table.items() if now - at > age_seconds]:
-                del table[name]
+        for client_id in [name for name, at in self._revoked.items() if now - at > LIFE_SECONDS_MAX]:
+            del self._revoked[client_id]
+        self._rest.expire(now)
+        self._relieve()
+
+    def _relieve(self) -> None:
+        """Cut the connections that hold the most unsent bytes, until all together hold what they may."""
+        held = sorted(((connection.unsent_bytes, session_id) for session_id, connection in self._connections.items()
+                       if not connection.closing), reverse=True)
+        excess = sum(size_bytes for size_bytes, _ in held) - self.limits.send_total_bytes_max
+        for size_bytes, session_id in held:
+            if excess <= 0:
+                break
+            self._connections[session_id].cut_slow()
+            excess -= size_bytes
 
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run a coroutine in the background; ``close`` waits for it."""
@@ -337,48 +340,6 @@ class Broker:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    # --- REST
-
-    async def _time(self, request: web.Request) -> web.Response:
-        return _answer(request, [int(self.clock() * 1000)], 200)
-
-    async def _request_token(self, request: web.Request) -> web.Response:
-        raw = await request.content.read(REQUEST_SIZE_BYTES_MAX + 1)
-        fault: Fault | None
-        try:
-            if MSGPACK in request.headers.get(hdrs.CONTENT_TYPE, ""):
-                asked = msgspec.msgpack.decode(raw, type=TokenRequest)
-            else:
-                asked = msgspec.json.decode(raw, type=TokenRequest)
-        except (msgspec.MsgspecError, RecursionError) as error:
-            return _refusal(request, Fault(40000, 400, f"The token request cannot be read: {error}."))
-        if request.match_info["key_name"] != self.key.name:
-            return _refusal(request, Fault(40400, 404, "There is no such key."))
-        now = self.clock()
-        fault = check_token_request(self.key, asked, now)
-        if fault is None and (asked.nonce in self._nonces or not 16 <= len(asked.nonce) <= 128):
-            fault = Fault(40101, 401, "The nonce of the token request is too short, or was used before.")
-        if fault is not None:
-            return _refusal(request, fault)
-        self._nonces[asked.nonce] = now
-        capability = read_capability(asked.capability or '{"*":["*"]}') or {}
-        life_seconds = DEFAULT_TTL_SECONDS if asked.ttl is None else asked.ttl / 1000
-        details = self.issue_token(asked.client_id or "",
-                                   {name: sorted(operations) for name, operations in capability.items()}, life_seconds)
-        return _answer(request, details, 201)
-
 
 def _floor_ms(seconds: float) -> float:
     return int(seconds * 1000) / 1000
-
-
-def _answer(request: web.Request, body: Any, status: int) -> web.Response:
-    """Return ``body`` in the format the client speaks: msgpack when it accepts or sends that, else JSON."""
-    spoken = request.headers.get(hdrs.ACCEPT, "") + request.headers.get(hdrs.CONTENT_TYPE, "")
-    if MSGPACK in spoken:
-        return web.Response(body=msgspec.msgpack.encode(body), status=status, content_type=MSGPACK)
-    return web.Response(body=msgspec.json.encode(body), status=status, content_type="application/json")
-
-
-def _refusal(request: web.Request, fault: Fault) -> web.Response:
-    return _answer(request, {"error": fault.to_map()}, fault.status)

@@ -36,6 +36,8 @@ __all__ = ["Connection", "Session"]
 RENEWAL_SECONDS = 30.0
 """A client is asked for a new token this long before its own ends (half its life when that is less)."""
 
+CHANNEL_NAME_LENGTH_MAX = 512
+
 NACKS_MAX = 256
 """Refused serials remembered for each session, so that a resent one is refused again."""
 
@@ -111,9 +113,18 @@ class Connection:
             return
         self.transport.write(data)
         self.sent_seconds = self.loop.time()
-        if self.transport.get_write_buffer_size() > self.broker.limits.send_queue_bytes_max:
-            self.broker.counters["slow_consumers"] += 1
-            self.disconnect(Fault(80020, 400, "This client reads too slowly; its connection was cut."))
+        if self.unsent_bytes > self.broker.limits.send_queue_bytes_max:
+            self.cut_slow()
+
+    @property
+    def unsent_bytes(self) -> int:
+        """What the transport holds and the operating system has not taken yet."""
+        return self.transport.get_write_buffer_size()
+
+    def cut_slow(self) -> None:
+        """Cut a client that does not keep up; it may resume."""
+        self.broker.counters["slow_consumers"] += 1
+        self.disconnect(Fault(80020, 400, "This client reads too slowly; its connection was cut."))
 
     def send_connected(self, error: Fault | None = None) -> None:
         """Send CONNECTED: the answer to a connect, and to a token renewed in place."""
@@ -267,8 +278,10 @@ class Connection:
 
     def _accept_messages(self, inbound: Inbound, serials: list[str]) -> Fault | None:
         name, session = inbound.channel or "", self.session
-        if not allows(self.claims.capability, name, "publish"):
+        if len(name) > CHANNEL_NAME_LENGTH_MAX or not allows(self.claims.capability, name, "publish"):
             return _not_permitted("publish", name)
+        if len(inbound.messages or []) > self.broker.limits.messages_per_publish_max:
+            return Fault(40009, 413, "Too many messages in one publish.")
         try:
             messages = [read_message(raw) for raw in inbound.messages or []]
             size_bytes = sum(message_size_bytes(message) for message in messages)
@@ -307,6 +320,8 @@ class Connection:
     def _granted(self, name: str, flags: int | None) -> int:
         """Return the mode bits that the token grants on a channel, cut to those the client asked for, if any."""
         granted = 0
+        if len(name) > CHANNEL_NAME_LENGTH_MAX:
+            return granted
         for operation, bit in MODES.items():
             if allows(self.claims.capability, name, operation):
                 granted |= bit

@@ -5,6 +5,9 @@ The SDK is imported at first use (100 ms). What is changed about it, each reprod
 - its websocket is opened here, so that a refused connection is seen at once (the SDK waits for its request timeout),
   loopback is never routed through a proxy of the environment, and a hung peer's close takes one second, not ten;
 - a disposed transport sets no more idle timers: such a timer, when it fires, would end the connection after it;
+- a DISCONNECTED without an error, or with a status from 500 to 504, leaves the SDK connected to nothing for ever;
+- a refused token is replaced only once in a client's life, as the SDK keeps the first refusal for its last error, and
+  it calls itself connected meanwhile: here a refused token ends the client;
 - a publish whose frame cannot be sent leaves a future that fails later and that nobody awaits: it is collected;
 - an ATTACH that finds no connection is no unhandled exception; the SDK attaches again when connected;
 - a message marked as a delta to an unknown one is left out; the SDK would attach again, get it again, and so on;
@@ -104,11 +107,14 @@ class AblyClient:
             auth_callback=self._fetch_token, endpoint=self._endpoint, tls=self._tls, queue_messages=False,
             realtime_request_timeout=int(REQUEST_TIMEOUT_SECONDS * 1000),
             disconnected_retry_timeout=int(pause_seconds * 1000), suspended_retry_timeout=5000,
-            channel_retry_timeout=int(CHANNEL_RETRY_SECONDS * 1000), auto_connect=False, **options)
+            channel_retry_timeout=int(CHANNEL_RETRY_SECONDS * 1000), auto_connect=False,
+            # Before it tries a fallback host, the SDK asks a web page whether there is an internet, blocking the loop.
+            fallback_hosts=[], **options)
         realtime.options.max_message_size = 2 * self._message_size_bytes_max + 1024
         manager = realtime.connection.connection_manager
         manager.on("transport.pending", self._adopt)
         _collect_outcomes(manager.pending_message_queue)
+        self._leave_when_told(manager)
         realtime.connection.on(self._on_change)
         self._realtime = realtime
         realtime.connect()
@@ -116,6 +122,14 @@ class AblyClient:
     async def next_state(self) -> State:
         """Wait for the next change of the connection's state."""
         return await self._states.get()
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing was heard for longer than the SDK should have borne."""
+        details = self._realtime.connection.connection_details if self._realtime is not None else None
+        idle_seconds = (details.max_idle_interval or 0) / 1000 if details is not None else 0.0
+        silence_seconds = asyncio.get_running_loop().time() - self.heard_seconds
+        return idle_seconds > 0 and silence_seconds > idle_seconds + 2 * REQUEST_TIMEOUT_SECONDS
 
     async def close(self) -> None:
         """Close the connection and end what the SDK has running. A cancelled call goes on closing; call it again to
@@ -129,9 +143,11 @@ class AblyClient:
         if realtime is None:
             return
         realtime.connection.off(self._on_change)
+        manager = realtime.connection.connection_manager
+        # A websocket that closes while the SDK closes takes the transport away under its hands.
+        manager.deactivate_transport = lambda reason=None: None
         with contextlib.suppress(Exception):
             await asyncio.wait_for(realtime.close(), REQUEST_TIMEOUT_SECONDS)
-        manager = realtime.connection.connection_manager
         tasks = [manager.connect_base_task, manager.disconnect_transport_task]
         for timer in (manager.transition_timer, manager.suspend_timer, manager.retry_timer):
             if timer is not None:
@@ -163,9 +179,33 @@ class AblyClient:
         self._up = state == "connected"
         if self._up:
             self._failures = 0
-        # The SDK renews a refused token only once in a client's life: it keeps the first refusal as its last error.
-        usable = state in ("connected", "connecting", "disconnected") and not 40140 <= code < 40150
+        usable = state in ("connected", "connecting", "disconnected") and not _is_token_code(code)
         self._states.put_nowait(State(self._up, usable))
+
+    def _leave_when_told(self, manager: Any) -> None:
+        """Let no farewell of the broker go unheard, and have a refused token replaced by replacing the client."""
+        on_disconnected, on_error = manager.on_disconnected, manager.on_error
+
+        async def disconnected(exception: Any) -> None:
+            if self._token_refused(exception):
+                return
+            await on_disconnected(exception)
+            if manager.state.value == "connected":
+                manager.deactivate_transport(exception)
+
+        async def failed(message: dict[str, Any], exception: Any) -> None:
+            if message.get("channel") is not None or not self._token_refused(exception):
+                await on_error(message, exception)
+
+        manager.on_disconnected, manager.on_error = disconnected, failed
+
+    def _token_refused(self, exception: Any) -> bool:
+        if not _is_token_code(getattr(exception, "code", None)):
+            return False
+        self.why = str(exception.message)
+        self._up = False
+        self._states.put_nowait(State(False, False))
+        return True
 
     def _adopt(self, transport: Any) -> None:
         """Replace on a transport that is about to connect what the module's docstring names."""
@@ -291,6 +331,11 @@ def _collect_outcomes(queue: Any) -> None:
         push(pending)
 
     queue.push = push_and_collect
+
+
+def _is_token_code(code: int | None) -> bool:
+    """Whether an error asks for a new token (https://ably.com/docs/platform/errors/codes)."""
+    return code is not None and 40140 <= code < 40150
 
 
 def _collect(future: asyncio.Future[Any]) -> None:

@@ -34,6 +34,9 @@ ATTEMPT_SECONDS = 3.0
 OUTAGE_SECONDS_MAX = 15.0
 """When the SDK has not come back by then, its client is thrown away and a new one built."""
 
+SILENCE_CHECK_SECONDS = 5.0
+"""How often a connection is looked at that the SDK calls alive."""
+
 REWIND_SECONDS_MAX = 120
 """How far back a broker remembers (Ably's connection state time to live)."""
 
@@ -306,9 +309,12 @@ class AblyChannel:
         deadline = loop.time() + OUTAGE_SECONDS_MAX
         while not self._closed:
             try:
-                wait_seconds = None if self.connected else max(deadline - loop.time(), 0.0)
+                wait_seconds = SILENCE_CHECK_SECONDS if self.connected else max(deadline - loop.time(), 0.0)
                 state = await asyncio.wait_for(client.next_state(), wait_seconds)
             except asyncio.TimeoutError:
+                if self.connected and not client.silent:
+                    continue
+                client.why = client.why or "nothing was heard of the broker"
                 return was_up
             if not state.usable or (state.up and not was_up and not await self._attach_all(client)):
                 return was_up
@@ -328,9 +334,12 @@ class AblyChannel:
         if self._heard_until is not None:
             missed_seconds = asyncio.get_running_loop().time() - self._heard_until
             rewind = f"{min(math.ceil(missed_seconds) + 2, REWIND_SECONDS_MAX)}s"
+        subscriptions = list(self._subscriptions.items())
         calls = [client.attach(band, self._receive, rewind if subscription.attached else None, ATTEMPT_SECONDS)
-                 for band, subscription in self._subscriptions.items()]
-        for answer in await asyncio.gather(*calls, return_exceptions=True):
+                 for band, subscription in subscriptions]
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        for (_, subscription), answer in zip(subscriptions, answers, strict=True):
+            subscription.attached = subscription.attached or answer is None
             if isinstance(answer, SdkError):
                 if answer.code not in NOT_PERMITTED_CODES:
                     return False

@@ -65,8 +65,13 @@ def load_pickle(file: BinaryIO, *, what: str) -> Any:
     :raises UnsafePickle: it holds or calls anything else; nothing of that was run.
     :raises WrongFormat: it is not a pickle, or broken.
     """
+    reader = _Reader(file)
     try:
-        return _Reader(file).load()
+        value = reader.load()
+        if reader.named:
+            # A maker that is named but not called must not come out as a value.
+            _check(value)
+        return value
     except _Refused as refusal:
         raise UnsafePickle(what=what, found=str(refusal)) from None
     except Exception as error:  # a damaged or hostile pickle makes the unpickler raise nearly anything
@@ -151,10 +156,12 @@ class _Reader(pickle._Unpickler):
 
     def __init__(self, file: BinaryIO) -> None:
         super().__init__(file)
+        self.named = False
         # numpy arrays and dtypes just made, whose state may still be set, by identity; kept alive by the value
         self._fresh: dict[int, Any] = {}
 
     def find_class(self, module: str, name: str) -> Any:
+        self.named = True
         found = _BUILTIN_MAKERS.get((module, name)) or _numpy_name(module, name)
         if found is None:
             raise _Refused(f"{module}.{name}")

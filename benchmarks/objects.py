@@ -1,4 +1,4 @@
-"""Objects over loopback: receiving into a mapped file beside curl and rclone, uploading beside curl.
+"""Objects over loopback: receiving into a file beside curl and rclone, uploading beside curl.
 
 Both sides share the machine's cores with the server. Ours runs in this process, as it does in a node, on a fresh
 event loop and fresh connections each time; a rival's figure includes the start of its program (20 to 50 ms). Data
@@ -26,10 +26,10 @@ from benchmarks.measure import Figure, figure, make_file, pairs
 from kachery_fast import _core
 from kachery_fast.config import load_settings
 from kachery_fast.embedded.bucket import BucketServer, UploadSigner
-from kachery_fast.net.bucket import HttpBucket, SignedUpload
+from kachery_fast.net.bucket import FileSpan, HttpBucket, SignedUpload, Target
 from kachery_fast.net.ranges import RangeClient
 
-__all__ = ["receive_versus_curl", "receive_versus_rclone", "upload_versus_curl"]
+__all__ = ["program", "receive_versus_curl", "receive_versus_rclone", "upload_versus_curl"]
 
 CHUNK_SIZE_BYTES = 20 << 20
 CONCURRENCY = 4
@@ -38,23 +38,31 @@ CHANNEL = "bench"
 SECRET = b"the secret of a bucket that lives for one benchmark"
 
 
-def receive_versus_curl(directory: Path, size_bytes: int = 2 << 30, count: int = 5) -> Figure:
-    """Four chunks at once from nginx into a shared file mapping, beside curl fetching one object to nothing."""
-    curl = _program("curl")
+def receive_versus_curl(directory: Path, size_bytes: int = 2 << 30, count: int = 5, *,
+                        mapped: bool = False) -> Figure:
+    """Four chunks at once from nginx into a file, beside curl fetching one object to nothing.
+
+    :param mapped: receive into a shared mapping of the file instead of splicing into the file.
+    """
+    curl = program("curl")
     with _nginx(directory, size_bytes) as (url, source):
-        ours = _receiver(url, source, directory / "received.dat")
+        ours = _receiver(url, source, directory / "received.dat", mapped=mapped)
         command = [curl, "-sS", "-o", os.devnull, f"{url}/whole"]
         measured = pairs(ours, lambda: _timed(size_bytes, [command]), count)
-    return figure("receive into a mapping / curl to nothing", measured, unit="GB/s", bar="shown",
+    return figure(f"receive into a {_kind(mapped)} / curl to nothing", measured, unit="GB/s", bar="shown",
                   note=_note(size_bytes))
 
 
-def receive_versus_rclone(directory: Path, size_bytes: int = 2 << 30, count: int = 5) -> Figure:
-    """Four chunks at once from nginx into a shared file mapping, beside rclone fetching one object to a file."""
-    rclone = _program("rclone")
+def receive_versus_rclone(directory: Path, size_bytes: int = 2 << 30, count: int = 5, *,
+                          mapped: bool = False) -> Figure:
+    """Four chunks at once from nginx into a file, beside rclone fetching one object to a file.
+
+    :param mapped: receive into a shared mapping of the file instead of splicing into the file.
+    """
+    rclone = program("rclone")
     target = directory / "rclone.dat"
     with _nginx(directory, size_bytes) as (url, source):
-        ours = _receiver(url, source, directory / "received.dat")
+        ours = _receiver(url, source, directory / "received.dat", mapped=mapped)
         command = [rclone, "copyto", "--config", os.devnull, "--http-url", url, "--multi-thread-streams",
                    str(CONCURRENCY), "--multi-thread-cutoff", "64M", "--retries", "1", ":http:whole", str(target)]
 
@@ -65,7 +73,8 @@ def receive_versus_rclone(directory: Path, size_bytes: int = 2 << 30, count: int
         _check_same(source, target)
         measured = pairs(ours, rival, count)
     target.unlink()
-    return figure("receive into a mapping / rclone", measured, unit="GB/s", bar="shown", note=_note(size_bytes))
+    return figure(f"receive into a {_kind(mapped)} / rclone", measured, unit="GB/s", bar="shown",
+                  note=_note(size_bytes))
 
 
 def upload_versus_curl(directory: Path, size_bytes: int = 2 << 30, count: int = 5) -> Figure:
@@ -73,7 +82,7 @@ def upload_versus_curl(directory: Path, size_bytes: int = 2 << 30, count: int = 
 
     Each curl sends every fourth chunk, from a file of its own, over one connection that it keeps.
     """
-    curl = _program("curl")
+    curl = program("curl")
     spans = _spans(size_bytes)
     names = _names(len(spans))
     source = make_file(directory / "upload.dat", size_bytes)
@@ -117,10 +126,15 @@ def upload_versus_curl(directory: Path, size_bytes: int = 2 << 30, count: int = 
                   note=_note(size_bytes))
 
 
-def _receiver(url: str, source: Path, target: Path) -> Callable[[], float]:
-    """A measurement: allocate a file, map it, receive all chunks into it; the first one is also compared."""
-    spans = _spans(source.stat().st_size)
+def _kind(mapped: bool) -> str:
+    return "mapping" if mapped else "file"
+
+
+def _receiver(url: str, source: Path, target: Path, *, mapped: bool) -> Callable[[], float]:
+    """A measurement: allocate a file and receive all chunks into it; the first outcome is also compared."""
     size_bytes = source.stat().st_size
+    spans = _spans(size_bytes)
+    names = _names(len(spans))
 
     def receive() -> float:
         target.unlink(missing_ok=True)
@@ -129,8 +143,10 @@ def _receiver(url: str, source: Path, target: Path) -> Callable[[], float]:
         os.posix_fallocate(fd, 0, size_bytes)
         with mmap.mmap(fd, size_bytes) as mapping, memoryview(mapping) as memory:
             views = [memory[offset:offset + length] for offset, length in spans]
-            _run(url, lambda bucket: [bucket.get_into(name, view)
-                                      for name, view in zip(_names(len(spans)), views, strict=True)])
+            spliced: list[Target] = [FileSpan(fd, offset, length) for offset, length in spans]
+            targets: list[Target] = [*views] if mapped else spliced
+            _run(url, lambda bucket: [bucket.get_into(name, target)
+                                      for name, target in zip(names, targets, strict=True)])
             seconds = time.perf_counter() - start
             for view in views:
                 view.release()
@@ -171,7 +187,7 @@ def _nginx(directory: Path, size_bytes: int) -> Iterator[tuple[str, Path]]:
     root.mkdir()
     whole = make_file(root / "whole", size_bytes)
     _cut(whole, root, _names(len(_spans(size_bytes))))
-    with nginx(root, directory / "nginx", program=_program("nginx"), workers=2) as url:
+    with nginx(root, directory / "nginx", program=program("nginx"), workers=2) as url:
         yield url, whole
     shutil.rmtree(root)
     (directory / "received.dat").unlink(missing_ok=True)
@@ -243,7 +259,7 @@ def _check_same(source: Path, *parts: Path) -> None:
             raise AssertionError("bytes are missing")
 
 
-def _program(name: str) -> str:
+def program(name: str) -> str:
     """The path of a program. :raises FileNotFoundError: it is not installed."""
     path = shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin"]))
     if path is None:

@@ -6,7 +6,8 @@ import contextlib
 import os
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,6 +84,14 @@ def get_request(target: str, *, method: str = "GET", close: bool = True, **heade
     fields = (f"{name.replace('_', '-')}: {value}" for name, value in headers.items())
     lines = [f"{method} {target} HTTP/1.1", "host: x", *fields]
     return "\r\n".join([*lines, *(["connection: close"] if close else []), "", ""]).encode()
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    """Wait, at most 20 s, for what another thread is about to do."""
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 def read_all(sock: socket.socket) -> bytes:

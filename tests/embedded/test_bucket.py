@@ -28,6 +28,7 @@ from tests.embedded.bucket_server import (
     read_all,
     running_bucket,
     take_apart,
+    wait_until,
 )
 from tests.programs import need_program, need_root
 
@@ -213,8 +214,7 @@ def test_of_racing_creators_exactly_one_wins(bucket: Bucket) -> None:
     sockets = [bucket.connect() for _ in requests]
     for sock, request in zip(sockets, requests, strict=True):
         sock.sendall(request[:-1])
-    while len(bucket.files()) < len(requests):  # all three were let in
-        pass
+    wait_until(lambda: len(bucket.files()) == len(requests))  # all three were let in
     barrier = threading.Barrier(len(requests))
 
     def finish(sock: socket.socket, request: bytes) -> None:
@@ -237,12 +237,10 @@ def test_of_racing_creators_exactly_one_wins(bucket: Bucket) -> None:
 def test_a_truncated_upload_leaves_nothing(bucket: Bucket, how: str) -> None:
     with bucket.connect() as sock:
         sock.sendall(put_request(bucket.sign(NAME, len(DATA)), DATA)[:-1])
-        while not bucket.files():
-            pass
+        wait_until(bucket.files)
         if how == "reset":
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-    while bucket.files():
-        pass
+    wait_until(lambda: not bucket.files())
     assert bucket.talk(get_request(f"/bucket/{NAME}")).status == 404
     assert bucket.put(NAME, DATA).status == 200
 
@@ -412,23 +410,42 @@ def test_http_1_0_and_a_get_with_a_body_end_the_connection(bucket: Bucket) -> No
 def test_connections_beyond_the_limit_are_asked_to_come_back(tmp_path: Path) -> None:
     with running_bucket(tmp_path / "root", bucket_connections_max=2) as bucket:
         held = [bucket.connect() for _ in range(2)]
-        for sock in held:
-            sock.sendall(get_request(f"/bucket/{NAME}", close=False))
-            assert sock.recv(12) == b"HTTP/1.1 404"
+        for sock, name in zip(held, (NAME, OTHER), strict=True):
+            sock.sendall(put_request(bucket.sign(name, 10), b"12345", content_length="10"))
+        wait_until(lambda: len(bucket.files()) == 2)  # both are busy
         busy = bucket.talk(get_request(f"/bucket/{NAME}"))
         assert (busy.status, busy.headers["retry-after"]) == (503, "1")
         held.pop().close()
-        while bucket.talk(get_request(f"/bucket/{NAME}")).status == 503:
-            pass
+        wait_until(lambda: bucket.talk(get_request(f"/bucket/{NAME}")).status == 404)
+        held[0].sendall(b"67890")
+        assert held[0].recv(12) == b"HTTP/1.1 200"
         held.pop().close()
+
+
+def test_an_idle_connection_makes_room_for_a_new_one(tmp_path: Path) -> None:
+    with running_bucket(tmp_path / "root", bucket_connections_max=2) as bucket:
+        held: list[socket.socket] = []
+        while len(held) < 2:
+            held.append(bucket.connect())
+            held[-1].sendall(get_request(f"/bucket/{NAME}", close=False))
+            answer = b""
+            while not answer.endswith(b"</Error>"):
+                answer += held[-1].recv(1000)
+            wait_until(lambda: len(held) == sum(
+                handler.idle_since is not None for handler in bucket.server._served.values()))
+        assert bucket.talk(get_request(f"/bucket/{NAME}")).status == 404
+        assert held[0].recv(1) == b""  # the one that had been idle longest
+        held[1].sendall(get_request(f"/bucket/{NAME}"))
+        assert take_apart(read_all(held[1])).status == 404
+        for sock in held:
+            sock.close()
 
 
 def test_closing_the_server_breaks_off_every_connection(tmp_path: Path) -> None:
     with running_bucket(tmp_path / "root") as bucket:
         idle, uploading = bucket.connect(), bucket.connect()
         uploading.sendall(put_request(bucket.sign(NAME, 10), b"12345", content_length="10"))
-        while not bucket.files():
-            pass
+        wait_until(bucket.files)
         bucket.server.close()
         assert read_all(idle) == read_all(uploading) == b""
         assert bucket.files() == []

@@ -112,32 +112,35 @@ class BucketServer:
         self._threads = ThreadPoolExecutor(self._connections_max, thread_name_prefix="kachery-bucket")
         self._refusing = ThreadPoolExecutor(_REFUSING_THREADS, thread_name_prefix="kachery-bucket-busy")
         self._lock = threading.Lock()
-        self._open: set[socket.socket] = set()
+        self._served: dict[socket.socket, RequestHandler] = {}
+        self._refused: set[socket.socket] = set()
         self._closed = False
 
     def serve(self, sock: socket.socket) -> None:
         """Take over an accepted socket of which nothing was read yet; returns at once, a thread does the rest.
 
-        Beyond ``bucket_connections_max`` connections the answer is 503 with Retry-After.
+        At ``bucket_connections_max`` connections the one that has been idle longest makes room (HTTP allows a server
+        to close a connection between requests at any time); where none is idle, the answer is 503 with Retry-After.
         """
         with self._lock:
-            crowd = len(self._open)
-            if self._closed or crowd >= self._connections_max + _REFUSALS_MAX:
+            if self._closed or len(self._refused) >= _REFUSALS_MAX:
                 sock.close()
-                return
-            self._open.add(sock)
-            if crowd < self._connections_max:
-                self._threads.submit(self._run, sock, self._converse)
+            elif len(self._served) < self._connections_max or self._drop_idle():
+                handler = RequestHandler(sock, self._files, self._signer.verify, prefix=self.prefix,
+                                         limits=self._limits, upload_rate=self._upload_rate,
+                                         download_rate=self._download_rate)
+                self._served[sock] = handler
+                self._threads.submit(self._run, sock, handler.run)
             else:
-                self._refusing.submit(self._run, sock, refuse_busy)
+                self._refused.add(sock)
+                self._refusing.submit(self._run, sock, lambda: refuse_busy(sock))
 
     def close(self) -> None:
         """Break off every connection and wait for the threads."""
         with self._lock:
             self._closed = True
-            for sock in self._open:
-                with suppress(OSError):
-                    sock.shutdown(socket.SHUT_RDWR)
+            for sock in (*self._served, *self._refused):
+                _shut(sock)
         self._threads.shutdown()
         self._refusing.shutdown()
 
@@ -157,18 +160,30 @@ class BucketServer:
         """Yield the names of all objects that begin with ``prefix``, in no order."""
         return self._files.names(prefix)
 
-    def _converse(self, sock: socket.socket) -> None:
-        RequestHandler(sock, self._files, self._signer.verify, prefix=self.prefix, limits=self._limits,
-                       upload_rate=self._upload_rate, download_rate=self._download_rate).run()
+    def _drop_idle(self) -> bool:
+        """Close the connection that has been idle longest; its thread takes the next one. Call with the lock held."""
+        idle = [(handler.idle_since, sock) for sock, handler in self._served.items() if handler.idle_since is not None]
+        if not idle:
+            return False
+        _, sock = min(idle, key=lambda pair: pair[0])
+        del self._served[sock]
+        _shut(sock)
+        return True
 
-    def _run(self, sock: socket.socket, work: Callable[[socket.socket], None]) -> None:
+    def _run(self, sock: socket.socket, work: Callable[[], None]) -> None:
         try:
-            work(sock)
+            work()
         except OSError as error:
             _log.info("a bucket connection broke off: %s", error)
         except Exception:
             _log.exception("a bucket connection failed")
         finally:
             with self._lock:
-                self._open.discard(sock)
+                self._served.pop(sock, None)
+                self._refused.discard(sock)
                 sock.close()
+
+
+def _shut(sock: socket.socket) -> None:
+    with suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)

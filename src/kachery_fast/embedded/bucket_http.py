@@ -101,6 +101,7 @@ class RequestHandler:
 
     def __init__(self, sock: socket.socket, files: ObjectFiles, verify: Callable[[str, str], int], *, prefix: str,
                  limits: ConnectionLimits, upload_rate: RateLimit | None, download_rate: RateLimit | None) -> None:
+        self.idle_since: float | None = None  # waiting for a request since then, by time.monotonic
         self._sock = sock
         self._files = files
         self._verify = verify
@@ -154,7 +155,9 @@ class RequestHandler:
             if parser.trailing_data[0] and not deadline:
                 deadline = now + self._limits.stall_seconds
             self._sock.settimeout(max(0.001, deadline - now) if deadline else self._limits.idle_seconds)
+            self.idle_since = None if deadline else now
             data = self._sock.recv(_HEAD_READ_BYTES)
+            self.idle_since = None
             fed_bytes += len(data)
             parser.receive_data(data)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import socket
 from collections.abc import Callable
@@ -52,9 +53,9 @@ class Port:
                 continue
             task = loop.create_task(self._sort(sock))
             self._sorting.add(task)
-            task.add_done_callback(lambda task, sock=sock: self._sorted(task, sock))  # type: ignore[misc]
+            task.add_done_callback(functools.partial(self._sorted, sock))
 
-    def _sorted(self, task: asyncio.Task[None], sock: socket.socket) -> None:
+    def _sorted(self, sock: socket.socket, task: asyncio.Task[None]) -> None:
         self._sorting.discard(task)
         if task.cancelled():
             sock.close()  # a task cancelled before its first step could not

@@ -263,10 +263,10 @@ class Connection:
         except h11.LocalProtocolError as error:
             raise InvalidArgument(what=f"{request.target!r} cannot be requested: {error}") from error
         finally:
-            if not self._aborted:
-                self._tell(1)  # what came before a failure is there too
             if not self.reusable:
                 self.close()
+            if not self._aborted:
+                self._tell(1)  # what came before a failure is there too
 
     def _ask(self) -> h11.Response:
         data = self._parser.send(_h11_request(self._request)) or b""

@@ -254,7 +254,6 @@ def test_what_an_earlier_run_left_unfinished_is_removed(tmp_path: Path) -> None:
         assert bucket.files() == [NAME]
 
 
-@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="this system cannot allocate ahead")
 def test_a_full_disk_is_told_before_the_body_travels(bucket: Bucket) -> None:
     size = 1 << 43
     answer = bucket.talk(put_request(bucket.sign(NAME, size), b"", content_length=str(size)))

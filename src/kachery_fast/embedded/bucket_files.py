@@ -153,6 +153,9 @@ class Incoming:
         self.fd = -1
         try:
             self.fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+            # Asked first: an allocation that cannot succeed may take all that is left before it fails.
+            if size_bytes > _free_bytes(temporary.parent):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if size_bytes and hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(self.fd, 0, size_bytes)
         except OSError as error:
@@ -188,7 +191,12 @@ class Incoming:
     def translated(self, error: OSError, action: str) -> DiskFull | DiskError:
         """What it means that the disk refused."""
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            folder = os.statvfs(self._temporary.parent)
-            return DiskFull(what=f"the object {self._name}", path=self._temporary.parent,
-                            free=folder.f_bavail * folder.f_frsize, needed=self._size_bytes)
+            folder = self._temporary.parent
+            return DiskFull(what=f"the object {self._name}", path=folder, free=_free_bytes(folder),
+                            needed=self._size_bytes)
         return DiskError(action=action, path=self._path, why=error.strerror)
+
+
+def _free_bytes(folder: Path) -> int:
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from kachery_fast.embedded.bucket import UploadSigner
-from kachery_fast.embedded.bucket_files import ObjectFiles
+from kachery_fast.embedded.bucket_files import Incoming, ObjectFiles
 from kachery_fast.embedded.bucket_http import ConnectionLimits, RateLimit, RequestHandler
 from kachery_fast.errors import InvalidArgument, InvalidName, ObjectMissing, UploadRefused, UrlExpired
 from tests.embedded.bucket_server import (
@@ -260,6 +260,33 @@ def test_a_full_disk_is_told_before_the_body_travels(bucket: Bucket) -> None:
     assert answer.status == 507
     assert b"<Code>InsufficientStorage</Code>" in answer.body
     assert bucket.files() == []
+
+
+class _FullFiles(ObjectFiles):
+    """Objects on a disk that takes nothing, though it promised room."""
+
+    def create(self, name: str, size_bytes: int) -> Incoming:
+        incoming = super().create(name, size_bytes)
+        full = os.open("/dev/full", os.O_RDWR)
+        os.dup2(full, incoming.fd)
+        os.close(full)
+        return incoming
+
+
+def test_a_disk_that_fills_up_on_the_way_leaves_nothing(tmp_path: Path) -> None:
+    signer = UploadSigner(SECRET)
+    files = _FullFiles(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as client:
+        handler = RequestHandler(listener.accept()[0], files, signer.verify, prefix="/bucket/", upload_rate=None,
+                                 download_rate=None, limits=ConnectionLimits(idle_seconds=5, stall_seconds=5))
+        thread = threading.Thread(target=handler.run)
+        thread.start()
+        client.sendall(put_request(signer.sign(NAME, len(DATA), 100, "http://x/bucket"), DATA))
+        client.shutdown(socket.SHUT_WR)
+        assert take_apart(read_all(client)).status == 507
+        thread.join()
+    assert list(files.names()) == []
+    assert os.listdir(tmp_path / ".incoming") == []
 
 
 def test_continue_is_said_only_when_the_body_is_wanted(bucket: Bucket) -> None:

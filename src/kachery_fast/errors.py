@@ -56,8 +56,8 @@ __all__ = [
     "TooLarge",
     "UnsafePickle",
     "UploadRefused",
-    "WrongFormat",
     "UrlExpired",
+    "WrongFormat",
     "WrongSize",
 ]
 

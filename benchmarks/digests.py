@@ -71,9 +71,7 @@ def digest_file_versus_openssl(directory: Path, size_bytes: int = 2 << 30, count
 
     if ours() != openssl_sha1(source):
         raise AssertionError("the digests differ")
-    measured = pairs(
-        rate(ours, size_bytes / GB), rate(lambda: openssl_sha1(source), size_bytes / GB), count
-    )
+    measured = pairs(rate(ours, size_bytes / GB), rate(lambda: openssl_sha1(source), size_bytes / GB), count)
     source.unlink()
     return figure("digest_file / openssl dgst", measured, unit="GB/s", bar=">= 1.1", note=_note(size_bytes))
 

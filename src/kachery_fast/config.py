@@ -68,6 +68,8 @@ class Settings:
     want_rounds_max: int
     patience_seconds: float
     provider_silence_seconds: float
+    provider_stall_seconds: float
+    stripe_providers_max: int
     progress_interval_seconds: float
     ready_batch_seconds: float
     assign_chunks_max: int
@@ -149,6 +151,10 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("provider_silence_seconds", 8.0, "seconds", "KACHERY_PROVIDER_SILENCE_SECONDS",
             "A provider not heard of for this long is given up, and its chunks asked for elsewhere.",
             minimum=0.01),
+    Setting("provider_stall_seconds", 600.0, "seconds", "KACHERY_PROVIDER_STALL_SECONDS",
+            "A provider that says it is at work, but brings no chunk for this long, is given up.", minimum=0.01),
+    Setting("stripe_providers_max", 8, "count", "KACHERY_STRIPE_PROVIDERS_MAX",
+            "Providers that work on one request at the same time.", minimum=1),
     Setting("progress_interval_seconds", 1.0, "seconds", "KACHERY_PROGRESS_INTERVAL_SECONDS",
             "How often a provider says how far it is.", minimum=0.01),
     Setting("ready_batch_seconds", 0.25, "seconds", "KACHERY_READY_BATCH_SECONDS",

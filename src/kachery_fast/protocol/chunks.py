@@ -1,7 +1,8 @@
 """Which chunks of a file are where: the book that a requester keeps.
 
-Every operation costs the same for a file of one chunk and of a hundred thousand: states are one byte a chunk, and the
-queues are heaps whose stale entries are dropped when they surface.
+Every operation costs about the same for a file of one chunk and of a hundred thousand: states are one byte a chunk,
+searched and counted by the machine's own string search, and the queues are heaps whose stale entries are dropped when
+they surface.
 """
 
 from __future__ import annotations
@@ -51,10 +52,6 @@ class ChunkBook:
                 if state in self._queues:
                     heappush(self._queues[state], index)
 
-    def is_needed(self, index: int) -> bool:
-        """Whether somebody wants this chunk."""
-        return bool(self._needed[index])
-
     def move(self, index: int, state: State) -> None:
         """Record that a chunk is now in ``state``."""
         if self._needed[index]:
@@ -79,9 +76,16 @@ class ChunkBook:
         return None
 
     def needed_in(self, state: State) -> list[int]:
-        """Return the needed chunks in ``state``; costs a pass over all chunks."""
-        return [index for index in range(self.count) if self._needed[index] and self._states[index] == state]
+        """Return the needed chunks in ``state``, in order."""
+        found: list[int] = []
+        if self._counts[state]:
+            index = self._states.find(state)
+            while index >= 0:
+                if self._needed[index]:
+                    found.append(index)
+                index = self._states.find(state, index + 1)
+        return found
 
-    def all_good(self, indices: Iterable[int]) -> bool:
-        """Whether all these chunks are verified."""
-        return all(self._states[index] == State.GOOD for index in indices)
+    def all_good(self, indices: range) -> bool:
+        """Whether all these chunks, neighbours in order, are verified."""
+        return self._states.count(State.GOOD, indices.start, indices.stop) == len(indices)

@@ -43,7 +43,8 @@ class FileUri(NamedTuple):
     def __str__(self) -> str:
         text = f"sha1://{self.sha1}"
         if self.label:
-            text += "/" + quote(self.label, safe="!$&'()*+,;=:@~/")
+            # The name of a file may hold what no text can (lone surrogates); a label is for people, and need not.
+            text += "/" + quote(self.label, safe="!$&'()*+,;=:@~/", errors="replace")
         if self.manifest_sha1:
             text += f"?manifest={self.manifest_sha1}"
         return text

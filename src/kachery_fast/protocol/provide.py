@@ -1,21 +1,24 @@
 """The provider: how a node serves the files that it has to one channel.
 
-A pure state machine beside ``request.Requester``: ``Provider.handle(event, now)`` returns the effects. Nothing is
+A pure state machine beside ``request.Requester``: ``FileProvider.handle(event, now)`` returns the effects. Nothing is
 uploaded before a node that may request files has asked for it. An object that several requests want is uploaded
 once; all of them are told. Requests take turns, object by object, so that a long one does not starve a short one.
 
-A node without the file keeps silent; one that has it and cannot serve it says why. The requests of 2022 (one message,
-one object, ``started`` and ``finished``) are served by the same queue.
+A node without the file keeps silent; one that has it and cannot serve it says why. As long as it owes an answer or an
+object it says each second that it is at work, also while a look-up has to read a long file. A requester that
+disappears leaves behind no more than what it asked for last: that is uploaded, and the job ends. The requests of 2022
+(one message, one object, ``started`` and ``finished``) are served by the same queue.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from .canonical import object_sha1
-from .manifest import CHUNK_SIZE_BYTES_MAX, Chunk, Manifest
+from .manifest import CHUNK_SIZE_BYTES_MAX, Chunk
 from .messages import (
     Assign,
     Cancel,
@@ -30,11 +33,19 @@ from .messages import (
     expand,
 )
 from .names import is_sha1
+from .provide_events import Asked, Effect, Event, LookedUp, LookUp, Said, Tick, Upload, Uploaded
 
-__all__ = ["Asked", "FileProvider", "LookUp", "LookedUp", "ProvideLimits", "Said", "Tick", "Upload", "Uploaded"]
+__all__ = ["Asked", "Effect", "Event", "FileProvider", "LookUp", "LookedUp", "ProvideLimits", "Said", "Tick", "Upload",
+           "Uploaded"]
 
 _MANIFEST = -1  # stands for the manifest among the chunk indices of a job
 _RECENT_UPLOADS_MAX = 20_000
+# What one request may be owed at a time, 16 times what ours ask for: bounds the queue, and a Ready to about 16 kB.
+_OWED_MAX = 1024
+# Questions that are being looked up; a flood beyond is dropped, and the honest ask again.
+_LOOKUPS_MAX = 1024
+# A job that nothing has happened to for so long is a leftover; reading the longest file takes less.
+_JOB_AGE_SECONDS_MAX = 4 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -47,99 +58,35 @@ class ProvideLimits:
     ready_batch_seconds: float
 
 
-# --- events
+class _Item(NamedTuple):
+    """One object that a job is owed: a chunk's index, its name, and where its bytes are."""
 
-
-@dataclass(frozen=True)
-class Asked:
-    """A message of a node that may request files on this channel."""
-
-    body: Want | Assign | Cancel | RequestFile2022
-    sender: str
-
-
-@dataclass(frozen=True)
-class LookedUp:
-    """The store's answer to ``LookUp``: the size and manifest of a file that is here, or ``reason`` and ``detail``.
-
-    ``reason`` is None when the file is here, ``unknown`` when it never was, else a word of ``Failed.REASONS``.
-    """
-
-    query: LookUp
-    size: int = 0
-    manifest: Manifest | None = None
-    manifest_sha1: str | None = None
-    reason: str | None = None
-    detail: str = ""
-
-
-@dataclass(frozen=True)
-class Uploaded:
-    """An object is in the bucket now, or (with a ``reason``) could not be brought there."""
-
+    place: int
     sha1: str
-    reason: str | None = None
-    detail: str = ""
-
-
-@dataclass(frozen=True)
-class Tick:
-    """Time has passed."""
-
-
-Event = Asked | LookedUp | Uploaded | Tick
-
-
-# --- effects
-
-
-@dataclass(frozen=True)
-class LookUp:
-    """Look a file up in the local store: it, its size, its manifest (``manifest_sha1`` if given, else its own)."""
-
-    sha1: str
-    manifest_sha1: str | None
-    asked: Asked
-
-
-@dataclass(frozen=True)
-class Upload:
-    """Bring the bytes ``start`` to ``end`` of a stored file into the bucket under the name ``sha1``.
-
-    With ``check`` hash them first: the name came from outside, or an earlier upload of it turned out damaged.
-    """
-
-    sha1: str
-    file_sha1: str
-    start: int
-    end: int
+    source: tuple[str, int, int]  # file, start, end
     check: bool
-
-
-@dataclass(frozen=True)
-class Said:
-    """Publish a message on the provideFiles band; the caller adds channel, time and id where the kind has them."""
-
-    kind: type[Offer] | type[Ready] | type[Progress] | type[Failed] | type[UploadFileStatus2022]
-    fields: dict[str, Any]
-
-
-Effect = LookUp | Upload | Said
 
 
 @dataclass
 class _Job:
-    """What one request is still owed."""
+    """What one request is still owed. ``lookups`` are those under way; only a ``Want`` has no more than them."""
 
     request: str
-    pending: deque[tuple[int, str, str, int, int, bool]] = field(default_factory=deque)
-    under_way: dict[str, list[int]] = field(default_factory=dict)
+    touched_at: float
+    progress_at: float
+    ready_at: float = float("-inf")
+    pending: deque[_Item] = field(default_factory=deque)
+    under_way: dict[str, list[_Item]] = field(default_factory=dict)
     owed: set[int] = field(default_factory=set)
     ready: list[int] = field(default_factory=list)
     bytes: int = 0
-    ready_at: float = 0.0
-    progress_at: float = 0.0
+    lookups: list[LookUp] = field(default_factory=list)
     file_key: dict[str, Any] | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is left to be done for it."""
+        return not (self.owed or self.ready or self.lookups)
 
 
 class FileProvider:
@@ -149,7 +96,8 @@ class FileProvider:
         self._node_id = node_id
         self._limits = limits
         self._jobs: OrderedDict[str, _Job] = OrderedDict()
-        self._uploads: dict[str, int] = {}
+        self._questions: dict[str, _Job] = {}
+        self._uploads: dict[str, tuple[str, int, int]] = {}
         self._recent: OrderedDict[str, None] = OrderedDict()
         self._effects: list[Effect] = []
 
@@ -161,19 +109,20 @@ class FileProvider:
     @property
     def deadline(self) -> float | None:
         """When a ``Tick`` is due, or None."""
-        times = [job.progress_at + self._limits.progress_interval_seconds
-                 for job in self._jobs.values() if job.file_key is None]
-        times += [job.ready_at + self._limits.ready_batch_seconds for job in self._jobs.values() if job.ready]
+        jobs = [job for job in self._all_jobs() if job.file_key is None]
+        times = [job.progress_at + self._limits.progress_interval_seconds for job in jobs]
+        times += [job.ready_at + self._limits.ready_batch_seconds for job in jobs if job.ready]
+        times += [job.touched_at + _JOB_AGE_SECONDS_MAX for job in self._all_jobs() if job.file_key is not None]
         return min(times, default=None)
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Take one event at the time ``now`` (seconds, monotonic) and return what to do."""
         if isinstance(event, Asked):
-            self._on_asked(event)
+            self._on_asked(event, now)
         elif isinstance(event, LookedUp):
             self._on_looked_up(event, now)
         elif isinstance(event, Uploaded):
-            self._on_uploaded(event)
+            self._on_uploaded(event, now)
         self._start_uploads()
         self._report(now)
         effects, self._effects = self._effects, []
@@ -181,151 +130,212 @@ class FileProvider:
 
     # --- what is asked
 
-    def _on_asked(self, asked: Asked) -> None:
+    def _on_asked(self, asked: Asked, now: float) -> None:
         body = asked.body
+        if isinstance(body, RequestFile2022):
+            self._on_request_2022(asked, body, now)
+            return
+        key = _key(asked.sender, body.request)
         if isinstance(body, Cancel):
-            self._jobs.pop(_key(asked.sender, body.request), None)
-        elif isinstance(body, RequestFile2022):
-            self._on_request_2022(asked, body)
-        elif isinstance(body, Want) or body.provider == self._node_id:
-            self._effects.append(LookUp(body.sha1, body.manifest, asked))
+            self._jobs.pop(key, None)
+            self._questions.pop(key, None)
+        elif isinstance(body, Want):
+            self._look_up(self._questions, key, LookUp(body.sha1, body.manifest, asked), now)
+        elif body.provider == self._node_id:
+            if self._full(key):
+                self._say_busy(body.request)
+            else:
+                self._look_up(self._jobs, key, LookUp(body.sha1, body.manifest, asked), now)
 
-    def _on_request_2022(self, asked: Asked, body: RequestFile2022) -> None:
+    def _on_request_2022(self, asked: Asked, body: RequestFile2022, now: float) -> None:
         sha1 = body.file_key.get("sha1")
         chunk_of = body.file_key.get("chunkOf")
         if isinstance(chunk_of, dict):
             whole = chunk_of.get("fileKey")
             sha1 = whole.get("sha1") if isinstance(whole, dict) else None
         if isinstance(sha1, str) and is_sha1(sha1) and is_sha1(body.file_key.get("sha1")):
-            self._effects.append(LookUp(sha1, None, asked))
+            self._look_up(self._questions, _key_2022(asked.sender, body), LookUp(sha1, None, asked), now)
+
+    def _look_up(self, jobs: dict[str, _Job], key: str, query: LookUp, now: float) -> None:
+        job = jobs.get(key)
+        if job is None:
+            if len(jobs) >= _LOOKUPS_MAX:
+                return
+            job = jobs[key] = _Job(getattr(query.asked.body, "request", ""), now, now)
+            if isinstance(query.asked.body, RequestFile2022):
+                job.file_key = query.asked.body.file_key
+        elif isinstance(query.asked.body, (Want, RequestFile2022)) or len(job.lookups) >= _LOOKUPS_MAX:
+            return  # it is being looked up already
+        job.touched_at = now
+        job.lookups.append(query)
+        self._effects.append(query)
 
     def _on_looked_up(self, found: LookedUp, now: float) -> None:
         asked = found.query.asked
         body = asked.body
+        jobs = self._jobs if isinstance(body, Assign) else self._questions
+        key = _key_2022(asked.sender, body) if isinstance(body, RequestFile2022) else _key(asked.sender, body.request)
+        job = jobs.get(key)
+        if job is None or found.query not in job.lookups:
+            return  # cancelled meanwhile
+        job.lookups.remove(found.query)
+        job.touched_at = now
+        if not isinstance(body, Assign):
+            del self._questions[key]
         if isinstance(body, RequestFile2022):
             if found.reason is None:
-                self._begin_2022(asked, body, found)
-        elif isinstance(body, (Want, Assign)):
-            if found.reason == "unknown" and isinstance(body, Want):
-                return
-            if found.reason is not None:
-                self._say(Failed, request=body.request, reason=found.reason, detail=found.detail)
-            elif isinstance(body, Want):
-                self._offer(asked.sender, body, found)
-            else:
-                self._begin(asked.sender, body, found, now)
+                self._begin_2022(key, body, found, now)
+        elif found.reason is None and isinstance(body, Want):
+            self._offer(asked.sender, body, found)
+        elif found.reason is None and isinstance(body, Assign):
+            self._begin(key, job, body, found)
+        elif found.reason is not None and isinstance(body, Assign):
+            self._give_up(key, job, found.reason, found.detail)
+        elif found.reason is not None and found.reason != "unknown":
+            self._say(Failed, request=body.request, reason=found.reason, detail=found.detail)
 
     def _offer(self, sender: str, want: Want, found: LookedUp) -> None:
         if self._full(_key(sender, want.request)):
-            self._say(Failed, request=want.request, reason="busy", detail=f"it serves {len(self._jobs)} requests")
+            self._say_busy(want.request)
             return
         self._say(Offer, request=want.request, sha1=want.sha1, size=found.size, manifest=found.manifest_sha1,
                   load=self.load)
 
-    def _begin(self, sender: str, assign: Assign, found: LookedUp, now: float) -> None:
-        key = _key(sender, assign.request)
-        if self._full(key):
-            self._say(Failed, request=assign.request, reason="busy", detail=f"it serves {len(self._jobs)} requests")
-            return
-        if assign.manifest != found.manifest_sha1:
-            self._say(Failed, request=assign.request, reason="unknown", detail="it does not have that manifest")
-            return
-        job = self._jobs.get(key)
-        if job is None:
-            job = self._jobs[key] = _Job(assign.request, ready_at=now - self._limits.ready_batch_seconds,
-                                         progress_at=now)
+    def _begin(self, key: str, job: _Job, assign: Assign, found: LookedUp) -> None:
         manifest = found.manifest
+        if assign.manifest != found.manifest_sha1:
+            self._give_up(key, job, "unknown", "it does not have that manifest")
+            return
         if assign.send_manifest and manifest is not None and found.manifest_sha1 is not None:
-            encoded_size = len(manifest.encode())
-            self._owe(job, _MANIFEST, found.manifest_sha1, found.manifest_sha1, 0, encoded_size)
+            data = manifest.encode()
+            if hashlib.sha1(data, usedforsecurity=False).hexdigest() != found.manifest_sha1:
+                self._give_up(key, job, "unknown", "its manifest is not in the usual form, and cannot be sent")
+                return
+            self._owe(job, _MANIFEST, found.manifest_sha1, found.manifest_sha1, 0, len(data))
         chunks = manifest.chunks if manifest is not None else (Chunk(0, found.size, assign.sha1),)
-        for index in expand(assign.chunks, len(chunks)):
+        indices = expand(assign.chunks, len(chunks))
+        if len(job.owed) + len(indices) > _OWED_MAX:
+            self._give_up(key, job, "busy", f"{len(indices)} chunks were asked for at once; {_OWED_MAX} are possible")
+            return
+        for index in indices:
             chunk = chunks[index]
             self._owe(job, index, chunk.sha1, assign.sha1, chunk.start, chunk.end)
 
-    def _begin_2022(self, asked: Asked, body: RequestFile2022, found: LookedUp) -> None:
-        key = _key(asked.sender, "2022:" + object_sha1(body.file_key))
+    def _begin_2022(self, key: str, body: RequestFile2022, found: LookedUp, now: float) -> None:
         start, end = 0, found.size
         chunk_of = body.file_key.get("chunkOf")
         if isinstance(chunk_of, dict):
             start, end = chunk_of.get("startByte"), chunk_of.get("endByte")  # type: ignore[assignment]
-        if not (isinstance(start, int) and isinstance(end, int) and 0 <= start < end <= found.size
-                and end - start <= CHUNK_SIZE_BYTES_MAX):
+        if type(start) is not int or type(end) is not int or not (0 <= start <= end <= found.size):
             return
-        if key in self._jobs or self._full(key):
+        if end - start > CHUNK_SIZE_BYTES_MAX or key in self._jobs or self._full(key):
             return
-        job = self._jobs[key] = _Job("", file_key=body.file_key)
+        job = self._jobs[key] = _Job("", now, now, file_key=body.file_key)
         self._say(UploadFileStatus2022, file_key=body.file_key, status="started")
         job.owed.add(0)
-        job.pending.append((0, body.file_key["sha1"], found.query.sha1, start, end, True))
+        job.pending.append(_Item(0, body.file_key["sha1"], (found.query.sha1, start, end), True))
 
     def _owe(self, job: _Job, index: int, sha1: str, file_sha1: str, start: int, end: int) -> None:
         if index not in job.owed:
             job.owed.add(index)
-            job.pending.append((index, sha1, file_sha1, start, end, sha1 in self._recent))
-
-    def _full(self, key: str) -> bool:
-        return key not in self._jobs and len(self._jobs) >= self._limits.requests_max
+            job.pending.append(_Item(index, sha1, (file_sha1, start, end), sha1 in self._recent))
 
     # --- uploads
 
     def _start_uploads(self) -> None:
-        progress = True
-        while progress and len(self._uploads) < self._limits.uploads_ahead_max:
-            progress = False
-            for job in list(self._jobs.values()):
-                if not job.pending:
-                    continue
-                progress = True
-                index, sha1, file_sha1, start, end, check = job.pending.popleft()
-                job.under_way.setdefault(sha1, []).append(index)
-                if sha1 not in self._uploads:
-                    self._uploads[sha1] = end - start
-                    self._effects.append(Upload(sha1, file_sha1, start, end, check))
+        """Give each request its turn: one object, then it goes to the end of the line."""
+        waiting = [key for key, job in self._jobs.items() if job.pending]
+        while waiting and len(self._uploads) < self._limits.uploads_ahead_max:
+            still_waiting = []
+            for key in waiting:
                 if len(self._uploads) >= self._limits.uploads_ahead_max:
                     break
+                job = self._jobs[key]
+                item = job.pending.popleft()
+                self._jobs.move_to_end(key)
+                job.under_way.setdefault(item.sha1, []).append(item)
+                if item.sha1 not in self._uploads:
+                    self._uploads[item.sha1] = item.source
+                    self._effects.append(Upload(item.sha1, *item.source, item.check))
+                if job.pending:
+                    still_waiting.append(key)
+            waiting = still_waiting
 
-    def _on_uploaded(self, event: Uploaded) -> None:
-        size = self._uploads.pop(event.sha1, 0)
+    def _on_uploaded(self, event: Uploaded, now: float) -> None:
+        source = self._uploads.pop(event.sha1, None)
+        if source is None:
+            return
         if event.reason is None:
             self._recent[event.sha1] = None
+            self._recent.move_to_end(event.sha1)
             if len(self._recent) > _RECENT_UPLOADS_MAX:
                 self._recent.popitem(last=False)
         for key, job in list(self._jobs.items()):
-            indices = job.under_way.pop(event.sha1, None)
-            if indices is None:
-                continue
-            if event.reason is not None:
-                del self._jobs[key]
-                if job.file_key is None:
-                    self._say(Failed, request=job.request, reason=event.reason, detail=event.detail)
-                continue
-            job.ready.extend(indices)
-            job.bytes += size
-            job.owed.difference_update(indices)
+            items = job.under_way.pop(event.sha1, ())
+            if event.reason is None:
+                job.bytes += sum(item.source[2] - item.source[1] for item in items)
+                job.ready.extend(item.place for item in items)
+                job.owed.difference_update(item.place for item in items)
+            elif any(item.source == source for item in items):
+                self._give_up(key, job, event.reason, event.detail)
+            else:  # a name that came from outside did not fit those bytes; this job has others for it
+                job.pending.extendleft(items)
+            if items:
+                job.touched_at = now
+
+    def _give_up(self, key: str, job: _Job, reason: str, detail: str) -> None:
+        """Say what is ready, then why the rest will not come. The 2022 messages have no word for the latter."""
+        self._jobs.pop(key, None)
+        if job.file_key is None:
+            if job.ready:
+                self._say_ready(job)
+            self._say(Failed, request=job.request, reason=reason, detail=detail)
 
     # --- reports
 
     def _report(self, now: float) -> None:
+        interval = self._limits.progress_interval_seconds
         for key, job in list(self._jobs.items()):
-            if job.file_key is not None:
+            if now >= job.touched_at + _JOB_AGE_SECONDS_MAX:
+                self._give_up(key, job, "disk-error", "its look-up or upload never came to an end")
+            elif job.file_key is not None:
                 if not job.owed:
                     self._say(UploadFileStatus2022, file_key=job.file_key, status="finished")
                     del self._jobs[key]
-                continue
-            if job.ready and (not job.owed or now >= job.ready_at + self._limits.ready_batch_seconds):
-                chunks = compress([index for index in job.ready if index != _MANIFEST])
-                self._say(Ready, request=job.request, chunks=chunks, manifest_ready=_MANIFEST in job.ready)
-                job.ready, job.ready_at = [], now
-            if not job.owed and not job.ready:
-                del self._jobs[key]
-            elif now >= job.progress_at + self._limits.progress_interval_seconds:
-                self._say(Progress, request=job.request, bytes=job.bytes, queued=len(job.owed))
-                job.progress_at = now
+            elif job.ready and (not job.owed or now >= job.ready_at + self._limits.ready_batch_seconds):
+                self._say_ready(job)
+                job.ready_at = now
+        for jobs in (self._jobs, self._questions):
+            for key, job in list(jobs.items()):
+                if job.file_key is None and job.is_over:
+                    del jobs[key]
+                elif job.file_key is None and now >= job.progress_at + interval:
+                    self._say(Progress, request=job.request, bytes=job.bytes, queued=len(job.owed))
+                    job.progress_at = now
+                if jobs is self._questions and now >= job.touched_at + _JOB_AGE_SECONDS_MAX:
+                    del jobs[key]
+
+    def _say_ready(self, job: _Job) -> None:
+        chunks = compress([index for index in job.ready if index != _MANIFEST])
+        self._say(Ready, request=job.request, chunks=chunks, manifest_ready=_MANIFEST in job.ready)
+        job.ready = []
+
+    def _say_busy(self, request: str) -> None:
+        self._say(Failed, request=request, reason="busy", detail=f"it serves {len(self._jobs)} requests")
 
     def _say(self, kind: Any, **fields: Any) -> None:
         self._effects.append(Said(kind, fields))
 
+    def _full(self, key: str) -> bool:
+        return key not in self._jobs and len(self._jobs) >= self._limits.requests_max
+
+    def _all_jobs(self) -> list[_Job]:
+        return [*self._jobs.values(), *self._questions.values()]
+
 
 def _key(sender: str, request: str) -> str:
     return f"{sender}:{request}"
+
+
+def _key_2022(sender: str, body: RequestFile2022) -> str:
+    return f"{sender}:2022:{object_sha1(body.file_key)}"

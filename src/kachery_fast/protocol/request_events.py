@@ -10,9 +10,10 @@ from .manifest import Chunk, Manifest
 from .messages import Assign, Cancel, Failed, Offer, Progress, Ready, Want
 
 __all__ = [
-    "BandRestored", "Broken", "ChunkAbsent", "ChunkDamaged", "ChunkFailed", "ChunkGood", "ChunkHeld", "DamageChecked",
-    "Discard", "Effect", "Event", "Fail", "Heard", "LoadChunk", "Locate", "LocateFailed", "Located", "LocatedAbsent",
-    "Need", "Prepare", "Prepared", "ReportDamage", "Say", "SayFailed", "Succeed", "Tick", "WholeDamaged", "WholeGood",
+    "BandRestored", "Broken", "ChunkAbsent", "ChunkDamaged", "ChunkEvent", "ChunkFailed", "ChunkGood", "ChunkHeld",
+    "DamageChecked", "Discard", "Effect", "Event", "Fail", "Heard", "LoadChunk", "Locate", "LocateEvent",
+    "LocateFailed", "Located", "LocatedAbsent", "Need", "Prepare", "Prepared", "ReportDamage", "Say", "SayFailed",
+    "Succeed", "Tick", "WholeDamaged", "WholeGood",
 ]
 
 # --- events
@@ -143,8 +144,10 @@ class Tick:
     """Time has passed."""
 
 
-Event = (Need | Located | LocatedAbsent | LocateFailed | Prepared | ChunkHeld | ChunkGood | ChunkDamaged | ChunkAbsent
-         | ChunkFailed | DamageChecked | WholeGood | WholeDamaged | Heard | SayFailed | BandRestored | Broken | Tick)
+LocateEvent = Located | LocatedAbsent | LocateFailed
+ChunkEvent = ChunkHeld | ChunkGood | ChunkDamaged | ChunkAbsent | ChunkFailed | DamageChecked
+Event = (Need | LocateEvent | Prepared | ChunkEvent | WholeGood | WholeDamaged | Heard | SayFailed | BandRestored
+         | Broken | Tick)
 
 
 # --- effects
@@ -176,7 +179,7 @@ class LoadChunk:
 
 @dataclass(frozen=True)
 class ReportDamage:
-    """Show the hub a damaged object."""
+    """Show the hub a damaged object; ``found`` is the SHA-1 of its bytes, empty when it has the wrong length."""
 
     index: int
     found: str

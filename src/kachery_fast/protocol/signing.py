@@ -8,7 +8,7 @@ that form, only as strong as SHA-1, is verified where a message of 2022 is read 
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from typing import Any
 
 from cryptography.exceptions import InvalidSignature
@@ -66,14 +66,17 @@ class FreshnessGuard:
     """Refuses signed messages that are too old, from the future, or seen before.
 
     It remembers each (signer, id) for as long as a message of that age would be accepted, at most ``entries_max`` of
-    them; when full, the oldest is forgotten only after it is too old anyway, else the new message is refused, so that a
-    flood cannot open a window for replay.
+    them, and of one signer at most an eighth of that; when full, the oldest is forgotten only after it is too old
+    anyway, else the new message is refused, so that a flood cannot open a window for replay, and the flood of one
+    member shuts out that member alone.
     """
 
     def __init__(self, age_seconds_max: float, entries_max: int = 200_000) -> None:
         self._age_seconds_max = age_seconds_max
         self._entries_max = entries_max
+        self._signer_entries_max = max(1, entries_max // 8)
         self._seen: OrderedDict[tuple[str, str], float] = OrderedDict()
+        self._counts: Counter[str] = Counter()
 
     def check(self, signer_id: str, message_id: str, time_ms: int, now: float) -> None:
         """Accept the message, once.
@@ -86,17 +89,24 @@ class FreshnessGuard:
         if abs(age_seconds) > self._age_seconds_max:
             why = f"{abs(age_seconds):.0f} s {'old' if age_seconds > 0 else 'in the future'}"
             raise self._stale(time_ms, now, why)
-        while self._seen:
-            key, expires = next(iter(self._seen.items()))
-            if expires >= now:
-                break
-            del self._seen[key]
+        self._forget(now)
         if (signer_id, message_id) in self._seen:
             raise self._stale(time_ms, now, "it was received before")
-        if len(self._seen) >= self._entries_max:
+        if len(self._seen) >= self._entries_max or self._counts[signer_id] >= self._signer_entries_max:
             raise self._stale(time_ms, now, "too many messages at once")
         # A message from the future stays acceptable longer; remember it for the longest possible while.
         self._seen[signer_id, message_id] = now + 2 * self._age_seconds_max
+        self._counts[signer_id] += 1
+
+    def _forget(self, now: float) -> None:
+        while self._seen:
+            (signer_id, message_id), expires = next(iter(self._seen.items()))
+            if expires >= now:
+                return
+            del self._seen[signer_id, message_id]
+            self._counts[signer_id] -= 1
+            if not self._counts[signer_id]:
+                del self._counts[signer_id]
 
     def _stale(self, time_ms: int, now: float, why: str) -> StaleMessage:
         return StaleMessage(time=time_ms, now=int(now * 1000), why=why, limit=self._age_seconds_max)

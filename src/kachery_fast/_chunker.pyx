@@ -164,6 +164,40 @@ cdef class ChunkMemory:
 
 @cython.final
 @cython.no_gc
+cdef class ChunkSpan:
+    """The place of one chunk in the file, to be filled through the descriptor. ``Reassembly.open_span`` makes it.
+
+    ``fd`` stays open until ``close``, or the end of its ``with`` block, also when the ``Reassembly`` is closed before.
+    """
+
+    cdef Reassembly owner
+    cdef readonly int fd
+    cdef readonly long long start
+    cdef readonly Py_ssize_t size
+
+    def __init__(self):
+        raise TypeError("ChunkSpan is made by Reassembly.open_span")
+
+    def __dealloc__(self):
+        if self.owner is not None:
+            self.owner.leave()
+
+    def close(self) -> None:
+        """Let go of the descriptor. May be repeated."""
+        if self.owner is not None:
+            self.owner.leave()
+            self.owner = None
+            self.fd = -1
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        self.close()
+
+
+@cython.final
+@cython.no_gc
 cdef class Reassembly:
     """A file that is put together from its chunks, in any order, in place.
 
@@ -352,6 +386,26 @@ cdef class Reassembly:
                 raise MemoryError
         memory.closed = False
         return memory
+
+    def open_span(self, index) -> ChunkSpan:
+        """Allocate a chunk on disk and return its place in the file, to be filled through the descriptor.
+
+        :raises IndexError: there is no such chunk.
+        :raises OSError: no room (ENOSPC).
+        """
+        cdef Py_ssize_t checked = self.checked_index(index)
+        cdef ChunkSpan span = ChunkSpan.__new__(ChunkSpan)
+        cdef int failed = 0
+        span.start = self.borders[checked]
+        span.size = self.borders[checked + 1] - span.start
+        self.enter()
+        span.owner = self  # which leaves when the span is closed, or dies
+        span.fd = self.fd
+        if not self.reserved and self.maps:
+            with nogil:
+                failed = kf_allocate(self.fd, span.start, span.size, True)
+        self.check(failed)
+        return span
 
     cdef int map_chunk(self, ChunkMemory memory) noexcept nogil:
         """Returns 0 or an errno. The mapping begins on a page border, at or before the chunk."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import sys
 from collections.abc import Awaitable, Callable, Mapping
 from email.utils import parsedate_to_datetime
 from typing import NamedTuple, Protocol, TypeVar
@@ -47,6 +48,9 @@ class SignedUpload(NamedTuple):
 class Bucket(Protocol):
     """What a node needs of a bucket; ``HttpBucket`` and ``memory.MemoryBucket`` have it."""
 
+    splices: bool
+    """Whether a ``FileSpan`` is filled past this process's memory, at half the cost of a mapping (``splice``)."""
+
     async def get_into(self, object_name: str, target: Target, *, progress: Progress | None = None) -> None:
         """Receive a whole object into memory or a ``FileSpan``, which has exactly its size in bytes.
 
@@ -83,6 +87,7 @@ class HttpBucket:
                  sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
                  uniform: Callable[[float, float], float] = random.uniform) -> None:
         self._base_url = base_url.rstrip("/")
+        self.splices = sys.platform == "linux" and base_url.startswith("http://")
         self._client = client
         self._settings = settings
         self._sleep = sleep

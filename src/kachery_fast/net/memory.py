@@ -137,6 +137,8 @@ class MemoryBucket:
     moves until it is set). ``puts`` and ``gets`` list the names of the operations that got through, in order.
     """
 
+    splices = False
+
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}
         self.puts: list[str] = []

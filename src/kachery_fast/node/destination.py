@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
-from .._chunker import ChunkMemory, Reassembly
+from .._chunker import ChunkMemory, ChunkSpan, Reassembly
 from ..errors import KacheryError
 from ..protocol.manifest import Chunk, Manifest
 from ..store.disk import check_room, translated
@@ -87,10 +87,19 @@ class Destination:
         with self._translated():
             return self._reassembly.open_chunk(index)
 
-    def close_chunk(self, memory: ChunkMemory) -> None:
-        """Hand the memory back. :raises DiskFull, DiskError: the bytes could not be written."""
+    def open_span(self, index: int) -> ChunkSpan:
+        """Return the part of the file that a chunk is received into past this process's memory.
+
+        :raises DiskFull, DiskError: there is no room.
+        """
+        self._checked.add(index)
         with self._translated():
-            memory.close()
+            return self._reassembly.open_span(index)
+
+    def close_chunk(self, place: ChunkMemory | ChunkSpan) -> None:
+        """Hand a chunk's place back. :raises DiskFull, DiskError: the bytes could not be written."""
+        with self._translated():
+            place.close()
 
     def verify_next(self) -> bool:
         """Run the in-order pass over the next chunk. :raises DiskError: it cannot be read."""

@@ -15,7 +15,8 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ..errors import Cancelled, KacheryError, ManifestInvalid, NodeError, NotInStore, ObjectMissing
+from ..errors import Cancelled, DiskError, DiskFull, KacheryError, ManifestInvalid, NodeError, NotInStore, ObjectMissing
+from ..net.bucket import FileSpan
 from ..protocol.asking import RequestLimits
 from ..protocol.chunks import State
 from ..protocol.inquiry import Inquiry
@@ -298,7 +299,9 @@ class Transfer:
                 self._post(ChunkHeld(index))
                 self._post(ChunkGood(index))
                 return
-            memory = await self._in_thread(destination.open_chunk, index)
+            splices = self._link.bucket.splices
+            place = await self._in_thread(destination.open_span if splices else destination.open_chunk, index)
+            target = FileSpan(place.fd, place.start, place.size) if splices else place.view
             self._in_flight[index] = 0
 
             def progress(count: int) -> None:
@@ -307,16 +310,18 @@ class Transfer:
             event: Event = ChunkHeld(index)
             try:
                 name = object_name(self._link.name, self._machine.chunks[index].sha1)
-                await self._link.bucket.get_into(name, memory.view, progress=progress)
+                await self._link.bucket.get_into(name, target, progress=progress)
                 self._tools.traffic.downloaded_objects += 1
-                self._tools.traffic.downloaded_bytes += len(memory.view)
+                self._tools.traffic.downloaded_bytes += place.size if splices else len(target)
             except ObjectMissing:
                 event = ChunkAbsent(index)
+            except (DiskError, DiskFull):
+                raise
             except KacheryError as error:
                 event = ChunkFailed(index, error)
             finally:
                 self._in_flight.pop(index, None)
-                await asyncio.shield(self._in_thread(destination.close_chunk, memory))
+                await asyncio.shield(self._in_thread(destination.close_chunk, place))
         if isinstance(event, ChunkHeld):
             self._held.append(index)
         self._post(event)

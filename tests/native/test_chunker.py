@@ -17,6 +17,7 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -40,6 +41,8 @@ class Plan:
         self.sha1s = [hashlib.sha1(data[start:end]).hexdigest() for start, end in self.ranges]
 
     def open(self, *, reserve: bool = True, mode: str = "auto") -> Reassembly:
+        if sys.platform != "linux" and mode == "map":
+            reserve = True  # elsewhere a hole in a file cannot be allocated, nor hence mapped
         return Reassembly(str(self.path), len(self.data), self.ranges, self.sha1s, reserve=reserve, mode=mode)
 
     def fill(self, reassembly: Reassembly, index: int, *, damage: bool = False) -> None:
@@ -51,8 +54,10 @@ class Plan:
 
 
 def mapped_kib(path: Path) -> int:
-    """How much of the file this process has mapped."""
+    """How much of the file this process has mapped; only Linux tells, elsewhere it is taken for nothing."""
     total = 0
+    if sys.platform != "linux":
+        return total
     for line in Path("/proc/self/maps").read_text().splitlines():
         if line.endswith(str(path)):
             low, high = line.split()[0].split("-")
@@ -145,18 +150,21 @@ def test_a_damaged_chunk_stops_the_pass_and_alone_is_done_again(tmp_path: Path, 
 def test_a_resume_finds_what_was_written_and_what_was_not(tmp_path: Path, mode: str, reserve: bool) -> None:
     plan = Plan(tmp_path / "file")
     with plan.open(reserve=reserve, mode=mode) as reassembly:
-        assert not any(reassembly.has_data(index) for index in range(reassembly.chunk_count))
+        if sys.platform == "linux":
+            assert not any(reassembly.has_data(index) for index in range(reassembly.chunk_count))
         for index in (0, 3, 9):
             plan.fill(reassembly, index, damage=index == 3)
         reassembly.sync()
     # Reading ahead puts zeros of reserved space into the page cache, which then count as data until it is
     # emptied, as by a restart of the machine: a needless look at a chunk, never a missed one.
-    with plan.path.open("rb") as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if sys.platform == "linux":
+        with plan.path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     with plan.open(reserve=reserve, mode=mode) as reassembly:
         found = [index for index in range(reassembly.chunk_count) if reassembly.has_data(index)]
-        assert found == [0, 3, 9]
-        assert [reassembly.verify_chunk(index) for index in found] == [True, False, True]
+        assert found == [0, 3, 9] or sys.platform != "linux"
+        assert {0, 3, 9} <= set(found)
+        assert [index for index in found if reassembly.verify_chunk(index)] == [0, 9]
         for index in set(range(reassembly.chunk_count)) - {0, 9}:
             plan.fill(reassembly, index)
         while reassembly.next_index < reassembly.chunk_count:
@@ -228,7 +236,7 @@ def test_views_outlive_their_chunk_and_their_file(tmp_path: Path, mode: str) -> 
     del memory, reassembly
     gc.collect()
     assert bytes(array) == DATA[MIB + 100 : 2 * MIB]
-    assert mapped_kib(plan.path) == (MIB // 1024 if mode == "map" else 0)
+    assert mapped_kib(plan.path) == (MIB // 1024 if mode == "map" and sys.platform == "linux" else 0)
     del array, view
     assert mapped_kib(plan.path) == 0
 
@@ -236,7 +244,7 @@ def test_views_outlive_their_chunk_and_their_file(tmp_path: Path, mode: str) -> 
 @pytest.mark.parametrize("mode", ["map", "pwrite"])
 def test_open_chunks_stay_usable_when_the_file_is_closed(tmp_path: Path, mode: str) -> None:
     plan = Plan(tmp_path / "file")
-    descriptors = len(os.listdir("/proc/self/fd"))
+    descriptors = psutil.Process().num_fds()
     reassembly = plan.open(mode=mode)
     memory = reassembly.open_chunk(0)
     reassembly.close()
@@ -254,19 +262,19 @@ def test_open_chunks_stay_usable_when_the_file_is_closed(tmp_path: Path, mode: s
     memory.view[:] = DATA[:MIB]
     memory.close()
     assert plan.path.read_bytes()[:MIB] == DATA[:MIB]
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert psutil.Process().num_fds() == descriptors
 
 
 def test_forgotten_chunks_and_files_give_everything_back(tmp_path: Path) -> None:
     plan = Plan(tmp_path / "file")
-    descriptors = len(os.listdir("/proc/self/fd"))
+    descriptors = psutil.Process().num_fds()
     for mode in ("map", "pwrite"):
         reassembly = plan.open(mode=mode)
         memory = reassembly.open_chunk(0)
         del reassembly
         del memory
     gc.collect()
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert psutil.Process().num_fds() == descriptors
     assert mapped_kib(plan.path) == 0
 
 
@@ -453,6 +461,7 @@ def test_a_limit_on_the_length_of_files_is_an_error_up_front(tmp_path: Path) -> 
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the peak of one program")
 def test_memory_is_that_of_the_open_windows(tmp_path: Path) -> None:
     code = (
         "import sys\n"

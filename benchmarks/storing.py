@@ -123,8 +123,9 @@ def small_files_versus_cp(
         store = FileStore(directory / f"store-{next(places)}", durable=durable)
         answers: list[object] = []
         measured = rate(lambda: answers.extend(store.put_files(paths)), files)()
-        if sum(isinstance(answer, Stored) for answer in answers) != files:
-            raise AssertionError("not every file was stored")
+        failed = [answer for answer in answers if not isinstance(answer, Stored)]
+        if failed or len(answers) != files:
+            raise AssertionError(f"{len(failed)} files were not stored: {failed[:1]}")
         sample = paths[generator.randrange(files)].read_bytes()
         if store.find(hashlib.sha1(sample).hexdigest()).path.read_bytes() != sample:
             raise AssertionError("another file came out")

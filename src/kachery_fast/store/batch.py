@@ -196,10 +196,13 @@ class _Batch:
         return self._directory
 
     def flush(self) -> None:
-        """Flush what was written.
+        """Make the directories of what was written, half of the work that is left, and flush.
 
         :raises DiskFull, DiskError: it could not be.
         """
+        with translated("writing", self._writer.layout.files, needed=self._size_bytes):
+            for sha1 in self._written:
+                make_directories(os.path.dirname(self._writer.layout.file_name(sha1)))  # noqa: PTH120 - for speed
         if self._directory is None or not self._writer.durable:
             return
         with translated("flushing", self._directory, needed=self._size_bytes):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import sqlite3
@@ -14,7 +13,7 @@ import aiohttp
 import pytest
 
 from kachery_fast.errors import AlreadyExists, DiskError, HubError, InvalidArgument
-from kachery_fast.hub.app import Hub, run_hub
+from kachery_fast.hub.app import Hub, local_url, public_url, run_hub
 from kachery_fast.hub.directory import HubDirectory, running_hub
 
 from ..network import LOOPS, run_on
@@ -54,13 +53,11 @@ def test_the_hub_starts_and_stops_again_and_again_with_clients_connected(tmp_pat
                 await hub.start()
                 assert running_hub(settings.hub_dir) == os.getpid()
                 assert (settings.hub_dir / "address").read_text().strip() == hub.local_url
-                await (await session.get(hub.local_url + "/api/health")).read()
-                idle = await asyncio.open_connection("127.0.0.1", hub.port)
+                await (await session.get(hub.local_url + "/api/health")).read()  # its connection is kept
                 begin = time.monotonic()
                 await hub.stop()
                 assert time.monotonic() - begin < 1.5, "an idle client does not hold the hub up"
                 await hub.stop()
-                idle[1].close()
                 assert running_hub(settings.hub_dir) is None
                 assert not (settings.hub_dir / "address").exists()
 
@@ -151,10 +148,14 @@ def test_the_address_for_others_is_not_the_wildcard(tmp_path: Path) -> None:
         await given.start()
         assert given.public_url == "https://hub.example.org/kachery"
         await given.stop()
-        hub = Hub(hub_settings(tmp_path, hub_host="0.0.0.0"))
-        await hub.start()
-        assert hub.local_url == f"http://127.0.0.1:{hub.port}"
-        assert "0.0.0.0" not in hub.public_url
-        await hub.stop()
 
     run_on("asyncio-debug", scenario())
+    assert local_url("0.0.0.0", 20440) == local_url("", 20440) == "http://127.0.0.1:20440"
+    assert local_url("::", 20440) == "http://[::1]:20440"
+    assert local_url("hub.example.org", 1) == public_url("hub.example.org", 1) == "http://hub.example.org:1"
+    for host in ("0.0.0.0", "::", ""):
+        shown = public_url(host, 20440)
+        assert shown.startswith("http://")
+        assert shown.endswith(":20440")
+        assert "0.0.0.0" not in shown
+        assert "::" not in shown

@@ -25,15 +25,19 @@ def test_a_rate_allows_a_burst_of_its_window_and_then_its_average() -> None:
         spend(limiter, "A", 1, 1000.0)
 
 
-def test_a_refused_request_costs_nothing_and_a_check_neither() -> None:
+def test_a_refused_request_costs_nothing_and_a_refunded_one_neither() -> None:
     limiter = RateLimiter(rate=1.0, window_seconds=4.0)
     for _ in range(3):
         with pytest.raises(RateLimited):
             spend(limiter, "A", 5, 0.0)
-        limiter.check("A", 4, 0.0, who="node", limit="a few")
-    spend(limiter, "A", 4, 0.0)
-    with pytest.raises(RateLimited):
-        limiter.check("A", 1, 0.0, who="node", limit="a few")
+        spend(limiter, "A", 4, 0.0)
+        limiter.refund("A", 4, 0.0)
+    limiter.refund("A", 100, 0.0)
+    limiter.refund("never seen", 100, 0.0)
+    for key in ("A", "never seen"):
+        spend(limiter, key, 4, 0.0)
+        with pytest.raises(RateLimited):
+            spend(limiter, key, 1, 0.0)
 
 
 def test_a_clock_set_back_neither_fills_nor_empties() -> None:

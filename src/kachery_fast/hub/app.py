@@ -33,12 +33,14 @@ from .node_api import NodeApi
 from .owner_api import OwnerApi
 from .registry import Registry, sqlite_url
 
-__all__ = ["Hub", "run_hub"]
+__all__ = ["Hub", "local_url", "public_url", "run_hub"]
 
 _log = logging.getLogger("kachery_fast.hub")
 
 # How long requests that are being answered may take when the hub stops.
 STOP_SECONDS = 2.0
+
+_ANY_HOST = ("0.0.0.0", "::", "")  # noqa: S104 - compared, not listened on
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -70,18 +72,12 @@ class Hub:
     @property
     def local_url(self) -> str:
         """The hub's address for programs on this machine."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(  # noqa: S104 - compared, not listened on
-            self._settings.hub_host, self._settings.hub_host)
-        return _url(host, self.port)
+        return local_url(self._settings.hub_host, self.port)
 
     @property
     def public_url(self) -> str:
         """The hub's address for other machines, as well as it can be known here."""
-        if self._given_url:
-            return self._given_url
-        if self._settings.hub_host in ("0.0.0.0", "::", ""):  # noqa: S104
-            return _url(_outbound_address(), self.port)
-        return self.local_url
+        return self._given_url or public_url(self._settings.hub_host, self.port)
 
     async def start(self) -> None:
         """Open or create the directory, and listen. Nothing is left open when it fails.
@@ -238,6 +234,16 @@ def _json(answer: Any, status: int = 200) -> web.Response:
 
 def _failure(error: KacheryError) -> web.Response:
     return _json(error.to_dict(), error.http_status)
+
+
+def local_url(host: str, port: int) -> str:
+    """Return the address, for programs on this machine, of a server that listens on ``host``."""
+    return _url({**dict.fromkeys(_ANY_HOST, "127.0.0.1"), "::": "::1"}.get(host, host), port)
+
+
+def public_url(host: str, port: int) -> str:
+    """Return the address, for other machines, of a server that listens on ``host``; the best guess for all hosts."""
+    return _url(_outbound_address() if host in _ANY_HOST else host, port)
 
 
 def _url(host: str, port: int) -> str:

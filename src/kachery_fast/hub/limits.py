@@ -38,11 +38,10 @@ class RateLimiter:
         if len(self._levels) > self._keys_max:
             self._levels.popitem(last=False)
 
-    def check(self, key: str, units: float, now: float, *, who: str, limit: str) -> None:
-        """Like ``spend``, without taking anything."""
-        level = self._level(key, now)
-        if level < units:
-            raise RateLimited(who=who, limit=limit, retry_seconds=max(0.1, round((units - level) / self._rate, 1)))
+    def refund(self, key: str, units: float, now: float) -> None:
+        """Put back what was spent on something that turned out not to count."""
+        if key in self._levels:
+            self._levels[key] = (min(self._capacity, self._level(key, now) + units), now)
 
     def _level(self, key: str, now: float) -> float:
         level, since = self._levels.get(key, (self._capacity, now))

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from sqlalchemy.engine import Connection
+
 from ..config import Settings
 from ..errors import BadMessage, InvalidArgument, NotPermitted, ObjectMissing, RateLimited, StaleMessage, TooLarge
 from ..protocol.access import Action, Deny, Grant, band_capability, decide, parse_permissions
@@ -28,7 +30,6 @@ from ..protocol.messages import (
     Member,
     NodeConfig,
     ObjectSpec,
-    PubsubToken,
     ReportCorrupt,
     SignedObject,
     SignedUploads,
@@ -89,7 +90,9 @@ class NodeApi:
             body, node_id = decode_hub_request(data)
         except RecursionError:
             raise BadMessage(why="it is nested too deeply") from None
-        node = await self._registry.call(identity.find_node, node_id)
+        node, grant = await self._registry.call(_find_standing, node_id, body.channel)
+        # Between this reading of the grant and what is done by it nothing is awaited, so a revocation that is
+        # answered has come either before the reading or after the deed.
         self._check_fresh(body, node_id, registered=node is not None)
         if isinstance(body, JoinChannel):
             return await self._join(body, node_id, address)
@@ -99,19 +102,22 @@ class NodeApi:
         if isinstance(body, GetNodeConfig):
             return await self._node_config(body, node)
         if isinstance(body, LeaveChannel):
-            return await self._leave(body, node_id)
+            return await self._leave(body, node_id, grant)
         if isinstance(body, GetPubsubToken):
-            return await self._pubsub_token(body, node_id)
+            grant = _allowed(grant, node_id, body.channel, Action.CONNECT)
+            return self._pubsub.token(node_id, band_capability(grant), self._settings.token_life_seconds)
         if isinstance(body, SignUploads):
-            return await self._sign_uploads(body, node_id)
-        return await self._report_corrupt(body, node_id)
+            _allowed(grant, node_id, body.channel, Action.UPLOAD_FILE)
+            return self._sign_uploads(body, node_id)
+        return await self._report_corrupt(body, _allowed(grant, node_id, body.channel, Action.REPORT_CORRUPT))
 
     def _check_fresh(self, body: HubBody, node_id: str, *, registered: bool) -> None:
         now = self._clock()
         if not 16 <= len(body.id) <= 64:
             raise InvalidArgument(what="A request's id is 16 to 64 random characters.")
+        # A join is remembered where it was seen first, before its node was registered.
         guard = self._fresh_strangers
-        if registered:
+        if registered and not isinstance(body, JoinChannel):
             guard = self._fresh.get(node_id) or FreshnessGuard(
                 self._settings.message_age_seconds_max, REQUESTS_REMEMBERED_PER_NODE_MAX)
             self._fresh[node_id] = guard
@@ -121,32 +127,22 @@ class NodeApi:
             raise StaleMessage(time=body.time, now=int(now * 1000), limit=self._settings.message_age_seconds_max,
                                why="it was signed before this hub's start")
 
-    async def _allowed(self, node_id: str, channel: str, action: Action) -> Grant:
-        grant = await self._registry.call(grants.find_grant, node_id, channel)
-        decision = decide(grant, action)
-        if isinstance(decision, Deny) or grant is None:
-            why = decision.reason if isinstance(decision, Deny) else "the node is not a member of the channel"
-            raise NotPermitted(who=f"node {node_id[:16]}", action=action.value, channel=channel, why=why)
-        return grant
-
     # --- membership
 
     async def _join(self, body: JoinChannel, node_id: str, address: str) -> ChannelInfo:
         requested = parse_permissions(body.permissions)
-        limit = f"{JOIN_FAILURES_PER_MINUTE_MAX} invitations that do not hold are allowed in a minute"
-        who, now = f"address {address}", self._clock()
-        self._join_failures.check(address, 1, now, who=who, limit=limit)
-        try:
-            grant = await self._registry.call(
-                grants.join_channel, node_id, body.invitation, body.label, requested, int(now * 1000))
-        except NotPermitted:
-            self._join_failures.spend(address, 1, now, who=who, limit=limit)
-            raise
+        now = self._clock()
+        # Taken beforehand, so that many guesses at once are counted too.
+        self._join_failures.spend(
+            address, 1, now, who=f"address {address}",
+            limit=f"{JOIN_FAILURES_PER_MINUTE_MAX} invitations that do not hold are allowed in a minute")
+        grant = await self._registry.call(
+            grants.join_channel, node_id, body.invitation, body.label, requested, int(now * 1000))
+        self._join_failures.refund(address, 1, self._clock())
         _log.info("node %s joined %s", node_id[:16], grant.channel)
         return await self._channel_info(grant, await self._registry.call(grants.find_channel_owner, grant.channel))
 
-    async def _leave(self, body: LeaveChannel, node_id: str) -> dict[str, Any]:
-        grant = await self._registry.call(grants.find_grant, node_id, body.channel)
+    async def _leave(self, body: LeaveChannel, node_id: str, grant: Grant | None) -> dict[str, Any]:
         if grant is None:
             raise NotPermitted(who=f"node {node_id[:16]}", action="leave", channel=body.channel,
                                why="the node is not a member of the channel")
@@ -176,13 +172,7 @@ class NodeApi:
 
     # --- bands and bucket
 
-    async def _pubsub_token(self, body: GetPubsubToken, node_id: str) -> PubsubToken:
-        grant = await self._allowed(node_id, body.channel, Action.CONNECT)
-        # Nothing is awaited from here on: a revocation comes either before the grant was read or after the token.
-        return self._pubsub.token(node_id, band_capability(grant), self._settings.token_life_seconds)
-
-    async def _sign_uploads(self, body: SignUploads, node_id: str) -> SignedUploads:
-        await self._allowed(node_id, body.channel, Action.UPLOAD_FILE)
+    def _sign_uploads(self, body: SignUploads, node_id: str) -> SignedUploads:
         count = len(body.objects)
         if count > self._settings.sign_batch_max:
             raise TooLarge(what="A request for upload URLs", size=count, limit=self._settings.sign_batch_max,
@@ -201,8 +191,8 @@ class NodeApi:
         signed = self._bucket.sign_put(name, item.size, self._settings.url_life_seconds)
         return SignedObject(sha1=item.sha1, object=name, url=signed.url, headers=signed.headers)
 
-    async def _report_corrupt(self, body: ReportCorrupt, node_id: str) -> dict[str, Any]:
-        grant = await self._allowed(node_id, body.channel, Action.REPORT_CORRUPT)
+    async def _report_corrupt(self, body: ReportCorrupt, grant: Grant) -> dict[str, Any]:
+        node_id = grant.node_id
         if self._checking[node_id] >= CORRUPT_CHECKS_PER_NODE_MAX:
             raise RateLimited(who=f"node {node_id[:16]}", retry_seconds=1.0,
                               limit=f"{CORRUPT_CHECKS_PER_NODE_MAX} reports of damage at once are allowed")
@@ -239,6 +229,21 @@ _ACTIONS: dict[type, str] = {
     SignUploads: Action.UPLOAD_FILE.value,
     ReportCorrupt: Action.REPORT_CORRUPT.value,
 }
+
+
+def _find_standing(
+    connection: Connection, node_id: str, channel: str
+) -> tuple[identity.NodeRecord | None, Grant | None]:
+    grant = grants.find_grant(connection, node_id, channel) if channel else None
+    return identity.find_node(connection, node_id), grant
+
+
+def _allowed(grant: Grant | None, node_id: str, channel: str, action: Action) -> Grant:
+    decision = decide(grant, action)
+    if isinstance(decision, Deny):
+        raise NotPermitted(who=f"node {node_id[:16]}", action=action.value, channel=channel, why=decision.reason)
+    assert grant is not None, "nobody is allowed anything without a grant"
+    return grant
 
 
 def _names(grant: Grant) -> list[str]:

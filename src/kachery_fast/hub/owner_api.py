@@ -155,16 +155,16 @@ class OwnerApi:
         return answer
 
     async def _authenticate(self, authorization: str, address: str) -> str:
-        who, now = f"address {address}", self._clock()
-        limit = f"{TOKEN_FAILURES_PER_MINUTE_MAX} wrong tokens are allowed in a minute"
-        self._failures.check(address, 1, now, who=who, limit=limit)
+        # Taken beforehand, so that many guesses at once are counted too.
+        self._failures.spend(address, 1, self._clock(), who=f"address {address}",
+                             limit=f"{TOKEN_FAILURES_PER_MINUTE_MAX} wrong tokens are allowed in a minute")
         scheme, _, token = authorization.partition(" ")
         owner = None
         if scheme.lower() == "bearer" and token.strip():
             owner = await self._registry.call(identity.find_token_owner, token.strip())
         if owner is None:
-            self._failures.spend(address, 1, now, who=who, limit=limit)
             raise OwnerTokenRefused(why="it is not one of this hub's" if token.strip() else "none was sent")
+        self._failures.refund(address, 1, self._clock())
         return owner
 
 

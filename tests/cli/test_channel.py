@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from click.testing import CliRunner, Result
 
@@ -39,7 +40,7 @@ def hub_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def run(hub_dir: Path, *arguments: str, **environ: str) -> Result:
-    clean = {name: None for name in os.environ if name.startswith("KACHERY_")}
+    clean: dict[str, str | None] = {name: None for name in os.environ if name.startswith("KACHERY_")}
     return CliRunner().invoke(
         program, list(arguments), env={**clean, "KACHERY_HUB_DIR": str(hub_dir), **environ}, catch_exceptions=False)
 
@@ -172,3 +173,22 @@ def test_in_the_foreground_it_prints_what_to_do_and_ends_on_a_signal(tmp_path: P
     process.send_signal(number)
     output, errors = process.communicate(timeout=20)
     assert (process.returncode, output, errors) == (0, "", "")
+
+
+def test_a_killed_hub_starts_again_on_its_directory_and_knows_everything(tmp_path: Path) -> None:
+    hub_dir = tmp_path / "hub"
+    start = ["hub", "--port", "0", "--detach"]
+    first = run_json(hub_dir, *start, "--channel", "lab")
+    assert join(first["link"]) == ["provideFiles", "requestFiles"]
+    process = psutil.Process(int((hub_dir / "lock").read_text()))
+    process.kill()
+    process.wait(20)
+    again = run(hub_dir, *start)
+    try:
+        assert again.exit_code == 0, again.output
+        (member,) = run_json(hub_dir, "channel", "show", "lab")["members"]
+        assert member["node"] == NODE_ID
+        url = (hub_dir / "address").read_text().strip()
+        assert join(f"{url}/join/{first['invitation']}") == ["provideFiles", "requestFiles"]
+    finally:
+        assert run(hub_dir, "hub", "stop").exit_code == 0

@@ -127,6 +127,13 @@ class Asking:
         """Whether a question that could not be sent ends the request; once something moves, the bands may come back."""
         return not self.begun or error.exit_code == _PERMISSION_EXIT_CODE
 
+    def account(self, *, ever_offered: bool) -> str:
+        """Say, for people, why the asking came to an end."""
+        patience = f"{self._limits.patience_seconds:g} s"
+        if ever_offered:
+            return f"every provider was lost, and none came back within {patience}"
+        return f"those who have it went on declining for {patience}" if self.begun else "no node has offered it"
+
     def plan(self, now: float) -> bool:
         """Plan a further round; False when it is time to give up."""
         self.stop()

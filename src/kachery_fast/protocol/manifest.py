@@ -110,7 +110,7 @@ def parse_manifest(data: bytes, *, name: str) -> Manifest:
         raise invalid(f"its bytes have the SHA-1 {found}")
     try:
         wire = _decoder.decode(data)
-    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, RecursionError) as error:
         raise invalid(f"it is not a manifest ({error})") from None
     if not is_sha1(wire.sha1):
         raise invalid("its file's SHA-1 is malformed")

@@ -276,7 +276,7 @@ def decode_band(data: bytes, *, size_bytes_max: int, concerns: Callable[[dict[st
         return [BadMessage(why=f"it is {len(data)} bytes; {size_bytes_max} are allowed")]
     try:
         payload = msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return [BadMessage(why=f"it is not JSON ({error})")]
     envelopes = payload.get("messages", [payload]) if isinstance(payload, dict) else [payload]
     if not isinstance(envelopes, list):
@@ -307,7 +307,7 @@ def decode_hub_request(data: bytes) -> tuple[HubBody, str]:
     """
     try:
         envelope = msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadMessage(why=f"it is not JSON ({error})") from None
     entry = _open(envelope, "nodeId", _hub_bodies)
     if entry is None:

@@ -40,6 +40,8 @@ __all__ = ["Asked", "Effect", "Event", "FileProvider", "LookUp", "LookedUp", "Pr
 
 _MANIFEST = -1  # stands for the manifest among the chunk indices of a job
 _RECENT_UPLOADS_MAX = 20_000
+# Another request that wants an object within this time is told that it is there; later it may have been evicted.
+_FRESH_SECONDS = 60.0
 # What one request may be owed at a time, 16 times what ours ask for: bounds the queue, and a Ready to about 16 kB.
 _OWED_MAX = 1024
 # Questions that are being looked up; a flood beyond is dropped, and the honest ask again.
@@ -98,7 +100,7 @@ class FileProvider:
         self._jobs: OrderedDict[str, _Job] = OrderedDict()
         self._questions: dict[str, _Job] = {}
         self._uploads: dict[str, tuple[str, int, int]] = {}
-        self._recent: OrderedDict[str, None] = OrderedDict()
+        self._recent: OrderedDict[str, tuple[float, set[str]]] = OrderedDict()  # when, and which requests were told
         self._effects: list[Effect] = []
 
     @property
@@ -188,7 +190,7 @@ class FileProvider:
         elif found.reason is None and isinstance(body, Want):
             self._offer(asked.sender, body, found)
         elif found.reason is None and isinstance(body, Assign):
-            self._begin(key, job, body, found)
+            self._begin(key, job, body, found, now)
         elif found.reason is not None and isinstance(body, Assign):
             self._give_up(key, job, found.reason, found.detail)
         elif found.reason is not None and found.reason != "unknown":
@@ -201,7 +203,7 @@ class FileProvider:
         self._say(Offer, request=want.request, sha1=want.sha1, size=found.size, manifest=found.manifest_sha1,
                   load=self.load)
 
-    def _begin(self, key: str, job: _Job, assign: Assign, found: LookedUp) -> None:
+    def _begin(self, key: str, job: _Job, assign: Assign, found: LookedUp, now: float) -> None:
         manifest = found.manifest
         if assign.manifest != found.manifest_sha1:
             self._give_up(key, job, "unknown", "it does not have that manifest")
@@ -211,7 +213,7 @@ class FileProvider:
             if hashlib.sha1(data, usedforsecurity=False).hexdigest() != found.manifest_sha1:
                 self._give_up(key, job, "unknown", "its manifest is not in the usual form, and cannot be sent")
                 return
-            self._owe(job, _MANIFEST, found.manifest_sha1, found.manifest_sha1, 0, len(data))
+            self._owe(key, job, _Item(_MANIFEST, found.manifest_sha1, (found.manifest_sha1, 0, len(data)), False), now)
         chunks = manifest.chunks if manifest is not None else (Chunk(0, found.size, assign.sha1),)
         indices = expand(assign.chunks, len(chunks))
         if len(job.owed) + len(indices) > _OWED_MAX:
@@ -219,7 +221,7 @@ class FileProvider:
             return
         for index in indices:
             chunk = chunks[index]
-            self._owe(job, index, chunk.sha1, assign.sha1, chunk.start, chunk.end)
+            self._owe(key, job, _Item(index, chunk.sha1, (assign.sha1, chunk.start, chunk.end), False), now)
 
     def _begin_2022(self, key: str, body: RequestFile2022, found: LookedUp, now: float) -> None:
         start, end = 0, found.size
@@ -235,10 +237,17 @@ class FileProvider:
         job.owed.add(0)
         job.pending.append(_Item(0, body.file_key["sha1"], (found.query.sha1, start, end), True))
 
-    def _owe(self, job: _Job, index: int, sha1: str, file_sha1: str, start: int, end: int) -> None:
-        if index not in job.owed:
-            job.owed.add(index)
-            job.pending.append(_Item(index, sha1, (file_sha1, start, end), sha1 in self._recent))
+    def _owe(self, key: str, job: _Job, item: _Item, now: float) -> None:
+        """Queue an object. One that this request was told of before has vanished or was damaged: it is checked."""
+        if item.place in job.owed or item.place in job.ready:
+            return
+        uploaded_at, told = self._recent.get(item.sha1, (float("-inf"), ()))
+        if key not in told and now < uploaded_at + _FRESH_SECONDS:
+            self._recent[item.sha1][1].add(key)
+            job.ready.append(item.place)
+            return
+        job.owed.add(item.place)
+        job.pending.append(item._replace(check=key in told))
 
     # --- uploads
 
@@ -266,7 +275,8 @@ class FileProvider:
         if source is None:
             return
         if event.reason is None:
-            self._recent[event.sha1] = None
+            told = {key for key, job in self._jobs.items() if event.sha1 in job.under_way}
+            self._recent[event.sha1] = now, told | self._recent.get(event.sha1, (now, set()))[1]
             self._recent.move_to_end(event.sha1)
             if len(self._recent) > _RECENT_UPLOADS_MAX:
                 self._recent.popitem(last=False)

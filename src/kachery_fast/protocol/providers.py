@@ -88,6 +88,11 @@ class ProviderPool:
         """When the next provider that owes something has to be given up."""
         return min((self._patience_end(p) for p in self._crew.values() if p.owed), default=None)
 
+    @property
+    def has_offered(self) -> bool:
+        """Whether anybody has ever offered the file."""
+        return bool(self._known)
+
     def names(self) -> str:
         """Name those who owe something, for people."""
         return ", ".join(self._inquiry.label(node_id) for node_id, p in self._crew.items() if p.owed)
@@ -250,8 +255,12 @@ class ProviderPool:
         self._gone.add(node_id)
         self._remove(node_id)
 
-    def lose_silent(self, now: float) -> None:
-        """Give up those who owe something and have kept silent, or brought nothing, for too long."""
+    def lose_silent(self, now: float) -> bool:
+        """Give up those who owe something and have kept silent, or brought nothing, for too long.
+
+        :return: whether somebody was given up who did not keep silent, but brought nothing.
+        """
+        stalled = False
         for provider in list(self._crew.values()):
             if provider.owed and now >= self._patience_end(provider):
                 count = provider.uploaded_count
@@ -259,8 +268,10 @@ class ProviderPool:
                 if now >= provider.heard_at + self._limits.provider_silence_seconds:
                     self.lose(provider.node_id, f"offered it, then fell silent {done}")
                 else:
-                    stall = self._limits.provider_stall_seconds
+                    stalled = True
+                    stall = self._stall(provider)
                     self.strike(provider.node_id, f"said it was at work, but brought nothing for {stall:g} s {done}")
+        return stalled
 
     # --- dealing
 
@@ -273,7 +284,9 @@ class ProviderPool:
         if not self._crew:
             return None
         shares: dict[str, list[int]] = {}
-        hungry = [p for p in self._crew.values() if len(p.owed) <= self._share(p) // 2]
+        # Smaller shares towards the end, so that all finish together.
+        fair = max(_FIRST_SHARE_CHUNKS, self._book.count_in(State.ABSENT) // (2 * len(self._crew)))
+        hungry = [p for p in self._crew.values() if len(p.owed) <= min(fair, self._share(p)) // 2]
         while hungry:
             index = self._book.take(State.ABSENT, State.ASSIGNED)
             if index is None:
@@ -281,7 +294,7 @@ class ProviderPool:
             provider = self._choose(index, hungry)
             self._owe(provider, index, now)
             shares.setdefault(provider.node_id, []).append(index)
-            if provider in hungry and len(provider.owed) >= self._share(provider):
+            if provider in hungry and len(provider.owed) >= min(fair, self._share(provider)):
                 hungry.remove(provider)
         return shares
 
@@ -292,7 +305,8 @@ class ProviderPool:
             if helper.owed:
                 continue
             slowest = max(self._crew.values(), key=lambda p: len(p.owed))
-            faster = helper.uploaded_count > 2 * slowest.uploaded_count
+            faster = (helper.uploaded_count > 2 * slowest.uploaded_count
+                      or now > slowest.moved_at + self._limits.patience_seconds)
             alone = sorted(index for index in slowest.owed if len(self._owners[index]) == 1
                            and helper.node_id not in self._blamed.get(index, ()))
             keep = 0 if faster else max(len(alone) // 2, _UNDER_WAY_CHUNKS)
@@ -316,8 +330,12 @@ class ProviderPool:
         return self._strikes.get(provider.node_id, 0), provider.offer.load
 
     def _patience_end(self, provider: _Provider) -> float:
-        return min(provider.heard_at + self._limits.provider_silence_seconds,
-                   provider.moved_at + self._limits.provider_stall_seconds)
+        return min(provider.heard_at + self._limits.provider_silence_seconds, provider.moved_at + self._stall(provider))
+
+    def _stall(self, provider: _Provider) -> float:
+        """How long it may be at work without bringing anything: a manifest is short, and was read for the offer."""
+        limits = self._limits
+        return limits.patience_seconds if _MANIFEST in provider.owed else limits.provider_stall_seconds
 
     def _recruit(self, cut: Cut, count_max: int, now: float) -> None:
         bench = self._bench.get(cut)

@@ -291,15 +291,13 @@ class Requester:
         if self.phase is Phase.MOVE and self._pool.has_other_cut(self._cut):
             self._start_over(now)
             return
-        why = "no node has offered it"
-        if self._asking.begun:
-            why = f"every provider was lost, and none came back within {self._limits.patience_seconds:g} s"
-        raise self.inquiry.error(why)
+        raise self.inquiry.error(self._asking.account(ever_offered=self._pool.has_offered))
 
     # --- what follows from the state, after every event
 
     def _pump(self, now: float) -> None:
-        self._pool.lose_silent(now)
+        if self._pool.lose_silent(now) and self._asking.out_of_patience(now):
+            raise self.inquiry.error("those who offered it bring nothing")
         if self.phase is Phase.MOVE:
             self._effects += self._loading.start(now)
         elif self._locating.retry_at is not None and now >= self._locating.retry_at:
@@ -377,7 +375,7 @@ class Requester:
             self._effects.append(Say(Cancel, {"request": self.request_id}))
 
     def _fail(self, error: KacheryError) -> None:
-        self._effects.clear()
+        self._effects = [effect for effect in self._effects if isinstance(effect, Discard)]
         self._finish()
         self.phase = Phase.FAILED
         error.details.setdefault("account", self.inquiry.to_dict())

@@ -153,6 +153,7 @@ class Hub:
         app.router.add_get("/join/{code}", self._join_page)
         app.router.add_post("/api/node", self._node)
         app.router.add_post("/api/owner", self._owner)
+        app.router.add_route("*", "/bucket/{name:.*}", self._other_connection)
         app.router.add_routes([route for route in self._broker.routes() if route.path != "/"])
         return app
 
@@ -188,6 +189,12 @@ class Hub:
 
     async def _health(self, _request: web.Request) -> web.Response:
         return _json({"ok": True, "version": __version__, "time": int(self._clock() * 1000)})
+
+    async def _other_connection(self, _request: web.Request) -> web.Response:
+        """A connection belongs to what it first asked for (``embedded/port.py``): objects want one of their own."""
+        response = web.Response(status=421, text="Ask for objects on a connection of their own.\n")
+        response.force_close()
+        return response
 
     async def _join_page(self, request: web.Request) -> web.Response:
         # Only characters that an invitation can have are shown, so nothing in the link ends up in a shell.

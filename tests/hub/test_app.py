@@ -32,12 +32,12 @@ def test_a_browser_is_told_what_this_is_and_how_to_join(tmp_path: Path, loop_kin
                 health = await answer.json()
                 assert health["ok"] is True
                 assert health["time"] == int(world.clock() * 1000)
-            async with world.session.get(world.url + "/api/node") as answer:
-                assert answer.status == 405
-                assert "POST" in (await answer.json())["message"]
             async with world.session.get(world.url + "/bucket/lab/sha1/aa") as answer:
                 assert answer.status == 421  # the session keeps its connection, which belongs to the application
                 assert answer.headers["Connection"] == "close"
+            async with world.session.get(world.url + "/api/node") as answer:
+                assert answer.status == 405
+                assert "POST" in (await answer.json())["message"]
             for path in ("/nothing/here", "/api", "/bucketful"):
                 async with world.session.get(world.url + path) as answer:
                     assert answer.status == 404

@@ -32,9 +32,6 @@ def test_a_browser_is_told_what_this_is_and_how_to_join(tmp_path: Path, loop_kin
                 health = await answer.json()
                 assert health["ok"] is True
                 assert health["time"] == int(world.clock() * 1000)
-            async with world.session.get(world.url + "/bucket/lab/sha1/aa") as answer:
-                assert answer.status == 421  # the session keeps its connection, which belongs to the application
-                assert answer.headers["Connection"] == "close"
             async with world.session.get(world.url + "/api/node") as answer:
                 assert answer.status == 405
                 assert "POST" in (await answer.json())["message"]
@@ -42,6 +39,18 @@ def test_a_browser_is_told_what_this_is_and_how_to_join(tmp_path: Path, loop_kin
                 async with world.session.get(world.url + path) as answer:
                     assert answer.status == 404
                     assert (await answer.json())["error"] == "NotOnHub"
+
+    run_on(loop_kind, scenario())
+
+
+@pytest.mark.parametrize("loop_kind", LOOPS)
+def test_an_object_wants_a_connection_of_its_own(tmp_path: Path, loop_kind: str) -> None:
+    async def scenario() -> None:
+        async with running_world(tmp_path, channel=False) as world, aiohttp.ClientSession() as keeping:
+            await (await keeping.get(world.url + "/api/health")).read()
+            async with keeping.get(world.url + "/bucket/lab/sha1/aa") as answer:
+                assert answer.status == 421
+                assert answer.headers["Connection"] == "close"
 
     run_on(loop_kind, scenario())
 

@@ -29,10 +29,11 @@ demo: $(STAMP)
 test: lint
 	$(BIN)/python -m pytest $$ARGS
 
+# cython-lint looks for pycodestyle on the PATH.
 lint: $(STAMP)
 	$(BIN)/python -m ruff check src tests benchmarks docs setup.py .ci/compare_benchmarks.py
 	$(BIN)/python -m mypy
-	$(BIN)/cython-lint src/kachery_fast/*.pyx src/kachery_fast/*.pxd
+	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint src/kachery_fast/*.pyx src/kachery_fast/*.pxd
 
 bench: $(BENCH_STAMP)
 	$(BIN)/python -m benchmarks $$ARGS

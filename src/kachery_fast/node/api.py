@@ -11,7 +11,9 @@ import contextlib
 import ipaddress
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+import re
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -20,6 +22,7 @@ from aiohttp import web
 from ..errors import (
     BadMessage,
     ClientAuthRefused,
+    FileChanged,
     InvalidArgument,
     KacheryError,
     LinkInvalid,
@@ -32,6 +35,7 @@ from ..protocol.access import Permission
 from ..protocol.names import FileUri, parse_file_uri
 from ..store.objects import Located
 from .link import ChannelLink
+from .threads import in_thread
 from .why import ask_channel
 
 if TYPE_CHECKING:
@@ -45,6 +49,7 @@ _PROGRESS_INTERVAL_SECONDS = 0.25
 _AUTH_HEADER = "KACHERY-CLIENT-AUTH-CODE"
 _SPAN_BYTES = 4 * 1024 * 1024
 _EVERY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 - compared with, not bound to
+_PORT = re.compile(r"(^|[^:]|\]):\d+$", re.ASCII)
 _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -128,13 +133,15 @@ class LocalApi:
         except (ConnectionError, asyncio.CancelledError):
             raise
         except Exception as error:
-            log.exception("%s %s failed", request.method, request.path)
-            fault = NodeError(what=f"a fault of the program: {error!r}")
+            fault = _fault(request, error)
             return web.json_response(fault.to_dict(), status=fault.http_status)
 
     def _check_client(self, request: web.Request) -> None:
-        host = request.host.rpartition(":")[0] if request.host.rpartition(":")[2].isdigit() else request.host
-        if "Origin" in request.headers or not self._is_own_host(host.strip("[]")):
+        # Not request.host: without the header that is this machine's name, from a look-up that may block.
+        host = request.headers.get("Host", "").lower()
+        if _PORT.search(host):
+            host = host.rpartition(":")[0]
+        if "Origin" in request.headers or not self._is_own_host(host.removeprefix("[").removesuffix("]")):
             raise ClientAuthRefused(why="web pages may not use a node", path=str(self._node.client_auth.path))
         if request.path == "/probe":
             return
@@ -189,8 +196,11 @@ class LocalApi:
             try:
                 await self._tell_progress(response, uri, task)
                 located = task.result()
-            except KacheryError as error:
-                await _line(response, {"type": "error", **error.to_dict()})
+            except ConnectionError:
+                raise
+            except Exception as error:  # the head is out: the error is the last line
+                told = error if isinstance(error, KacheryError) else _fault(request, error)
+                await _line(response, {"type": "error", **told.to_dict()})
                 return response
             finally:
                 task.cancel()
@@ -227,69 +237,75 @@ class LocalApi:
         response = web.StreamResponse(headers={"Content-Type": "application/octet-stream",
                                                "Content-Length": str(length)})
         await response.prepare(request)
+        sent = 0
         try:
-            async for span in spans:
-                await response.write(span)
-        except KacheryError as error:  # the head is out: break the body off, so that nobody takes it for whole
+            async with contextlib.aclosing(spans):
+                async for span in spans:
+                    await response.write(span)
+                    sent += len(span)
+        except ConnectionError:
+            raise
+        except KacheryError as error:
             log.warning("a read of %s broke off: %s", uri, error)
-            if request.transport is not None:
-                request.transport.close()
+        except Exception as error:
+            _fault(request, error)
+        if sent != length and request.transport is not None:
+            # The head is out: break the body off, so that nobody waits for the rest or takes this for the whole.
+            request.transport.abort()
         return response
 
-    async def _stored_spans(self, sha1: str, start: int, end: int) -> AsyncIterator[bytes]:
-        loop = asyncio.get_running_loop()
-        file = await loop.run_in_executor(None, self._node.store.open, sha1)
+    async def _stored_spans(self, sha1: str, start: int, end: int) -> AsyncGenerator[bytes, None]:
+        threads = self._node.api_threads
+        file = await in_thread(threads, self._node.store.open, sha1, undo=lambda opened: opened.close())
         with file:
             file.seek(start)
             while start < end:
-                span = await loop.run_in_executor(None, file.read, min(_SPAN_BYTES, end - start))
+                span = await in_thread(threads, file.read, min(_SPAN_BYTES, end - start))
                 if not span:
-                    return
+                    raise FileChanged(path=f"sha1://{sha1}", why=f"it ends at byte {start}")
                 start += len(span)
                 yield span
 
     async def _store(self, request: web.Request) -> web.Response:
-        loop = asyncio.get_running_loop()
-        writer = self._node.store.stream_writer(expected_size_bytes=request.content_length or 0)
+        threads = self._node.api_threads
+        begin = partial(self._node.store.stream_writer, expected_size_bytes=request.content_length or 0)
+        writer = await in_thread(threads, begin, undo=lambda begun: begun.abort())
         try:
             async for span in request.content.iter_chunked(_SPAN_BYTES):
-                await loop.run_in_executor(None, writer.write, span)
-            stored = await loop.run_in_executor(None, writer.commit)
-        except BaseException:
-            writer.abort()
-            raise
+                await in_thread(threads, writer.write, span)
+            stored = await in_thread(threads, writer.commit)
+        finally:
+            await in_thread(threads, writer.abort)
         return web.json_response({"sha1": stored.sha1, "size": stored.size, "manifestSha1": stored.manifest_sha1})
 
     async def _why(self, request: web.Request) -> web.Response:
         asked = await _body(request, _Load)
         uri = parse_file_uri(asked.uri)
-        loop = asyncio.get_running_loop()
         try:
-            located = await loop.run_in_executor(None, self._node.store.find, uri.sha1)
+            located = await in_thread(self._node.api_threads, self._node.store.find, uri.sha1)
             store = f"has it: {located.path} ({located.size} bytes{', linked' if located.linked else ''})"
         except KacheryError as error:
             store = error.message
         name = asked.channel or self._node.settings.channel
         links = [self._node.link_for(uri, name)] if name else self._node.links()
-        wait = self._node.settings.offer_wait_seconds
-        channels: list[dict[str, Any]] = []
-        for link in links:
-            try:
-                self._check_may_request(link)
-                inquiry = await ask_channel(uri, link, wait)
-                channels.append({**inquiry.to_dict(), "text": inquiry.tried()})
-            except KacheryError as error:
-                channels.append({"channel": link.name, "bucket": "not looked at", "rounds": 0, "asked": [],
-                                 "answers": [], "text": error.message})
+        channels = await asyncio.gather(*(self._ask(uri, link) for link in links))
         return web.json_response({"uri": str(uri), "store": store, "channels": channels,
                                   "verdict": _verdict(store, channels)})
+
+    async def _ask(self, uri: FileUri, link: ChannelLink) -> dict[str, Any]:
+        try:
+            self._check_may_request(link)
+        except KacheryError as error:
+            return {"channel": link.name, "bucket": "not looked at", "rounds": 0, "asked": [], "answers": [],
+                    "text": error.message}
+        inquiry, text = await ask_channel(uri, link, self._node.settings.offer_wait_seconds)
+        return {**inquiry.to_dict(), "text": text}
 
     # --- small parts
 
     async def _find(self, uri: FileUri, channel: str | None) -> Located | None:
-        loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(None, self._node.store.find, uri.sha1)
+            return await in_thread(self._node.api_threads, self._node.store.find, uri.sha1)
         except NotInStore:
             return None
         except LinkInvalid:
@@ -324,8 +340,13 @@ async def _body(request: web.Request, kind: type[Any]) -> Any:
     data = await request.read()
     try:
         return msgspec.json.decode(data or b"{}", type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BadMessage(why=f"the body of {request.path} is not as documented ({error})") from None
+
+
+def _fault(request: web.Request, error: Exception) -> NodeError:
+    log.error("%s %s failed", request.method, request.path, exc_info=error)
+    return NodeError(what=f"a fault of the program: {error!r}")
 
 
 async def _line(response: web.StreamResponse, data: dict[str, Any]) -> None:

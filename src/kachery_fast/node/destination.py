@@ -126,15 +126,25 @@ class Destination:
             return self._reassembly.read(start, end)
 
     def adopt(self) -> Located:
-        """Make the verified whole a file of the store."""
-        self._reassembly.close()
+        """Make the verified whole a file of the store. What is read here still works until ``close``.
+
+        :raises DiskFull, DiskError: it could not be renamed, or its manifest not be written.
+        """
         manifest = self._manifest.encode() if self._manifest is not None and len(self._chunks) > 1 else None
         return self._store.adopt(self._path, self._sha1, manifest=manifest)
 
     def close(self, *, keep: bool) -> None:
-        """Let go of the partial file; ``keep`` it for a later resume, or remove it."""
+        """Let go of the partial file; ``keep`` it for a later resume, or remove it.
+
+        :raises DiskError: it cannot be removed.
+        """
         self._reassembly.close()
         if not keep:
+            self.remove()
+
+    def remove(self) -> None:
+        """Remove the partial file, if it is not adopted; who still reads it can go on. :raises DiskError:"""
+        with self._translated():
             self._path.unlink(missing_ok=True)
 
     def _translated(self) -> AbstractContextManager[None]:

@@ -137,20 +137,27 @@ class ClientAuth:
         return self._path
 
     def rotate(self) -> None:
-        """Make a new code and write it, mode 0640; the one before the last is no longer accepted."""
+        """Make a new code and write it, mode 0640; the one before the last is no longer accepted.
+
+        :raises DiskError: it cannot be written; the last code stays valid.
+        """
         code = "".join(self._choose(string.ascii_letters) for _ in range(_CODE_LENGTH))
+        former = self._codes[-1:]
+        self._codes = [*former, code]  # before any client can read it
         try:
             write_whole(self._path, code, 0o640)
         except OSError as error:
+            self._codes = former
             raise DiskError(action="the writing", path=str(self._path), why=error.strerror or str(error)) from None
-        self._codes = [*self._codes[-1:], code]
 
     def accepts(self, code: str) -> bool:
         """Whether a client knows the code, compared in constant time."""
-        return sum(hmac.compare_digest(code.encode(), known.encode()) for known in self._codes) > 0
+        data = code.encode("utf-8", "surrogateescape")
+        return sum(hmac.compare_digest(data, known.encode()) for known in self._codes) > 0
 
     def remove(self) -> None:
-        """The node stops: no code is valid any more."""
-        self._codes = []
+        """The node stops: no code is valid any more. A file that another node of this store has written stays."""
+        codes, self._codes = self._codes, []
         with contextlib.suppress(OSError):
-            self._path.unlink()
+            if self._path.read_text(encoding="ascii", errors="replace") in codes:
+                self._path.unlink()

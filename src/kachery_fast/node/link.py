@@ -12,13 +12,13 @@ import logging
 import secrets
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import msgspec
 
 from ..config import Settings
-from ..errors import BadMessage, KacheryError, SignatureInvalid, StaleMessage
+from ..errors import BadMessage, BandUnreachable, KacheryError, NodeError, SignatureInvalid, StaleMessage
 from ..net.bucket import Bucket, HttpBucket
 from ..net.channel import AblyChannel, Channel, Message
 from ..net.hub import HubClient
@@ -60,39 +60,63 @@ _RULES: dict[type[Any], tuple[str, Permission]] = {
     Failed: ("provideFiles", Permission.PROVIDE_FILES),
     UploadFileStatus2022: ("provideFiles", Permission.PROVIDE_FILES),
 }
+_ANSWERS = frozenset({"offer", "ready", "progress", "failed"})
 _STRANGER_REFRESH_SECONDS = 1.0
+# Messages of strangers that wait for the hub's word on them; further ones are dropped.
+_STRANGERS_WAITING_MAX = 256
 _OUTBOX_MAX = 10_000
+# What an envelope adds to a body: node id, signature, names, and the time that is filled in late.
+_ENVELOPE_SIZE_BYTES = 300
 
 Listener = Callable[[Any, str], None]
 OnSayFailed = Callable[[KacheryError], None]
 
 
+class _Outgoing(NamedTuple):
+    band: str
+    body: BandBody
+    on_failed: OnSayFailed | None
+
+    def failed(self, error: KacheryError) -> None:
+        """Tell who said it that it could not be sent."""
+        if self.on_failed is not None:
+            self.on_failed(error)
+
+
 class ChannelLink:
     """A node's end of one channel.
 
-    :param refresh: asks the hub for the members anew, and calls ``update`` with what it says.
+    :param refresh: has the hub asked for the members anew, and returns when ``update`` was called with its answer.
     :param on_request: receives what nodes ask for, ``(body, sender)``, when this node may provide files.
+    :param open_channel: makes the way to the bands, ``AblyChannel``-like.
     """
 
     def __init__(self, info: ChannelInfo, hub: HubClient, identity: Identity, settings: Settings, ranges: RangeClient,
-                 *, refresh: Callable[[], Awaitable[None]], on_request: Listener) -> None:
+                 *, refresh: Callable[[], Awaitable[None]], on_request: Listener,
+                 open_channel: Callable[..., Channel] = AblyChannel) -> None:
         self.info = info
         self.hub = hub
+        self._loop = asyncio.get_running_loop()
         self.bucket: Bucket = HttpBucket(info.bucket_url, ranges, settings)
         self.on_restored: list[Callable[[], None]] = []
         self.on_members: list[Callable[[], None]] = []
         self._identity = identity
         self._settings = settings
+        self._ranges = ranges
         self._refresh = refresh
         self._on_request = on_request
+        self._open_channel = open_channel
         self._members: dict[str, Member] = {}
         self._listeners: dict[str, Listener] = {}
         self._guard = FreshnessGuard(settings.message_age_seconds_max)
-        self._outbox: deque[tuple[str, BandBody, OnSayFailed | None]] = deque()
+        self._outbox: deque[_Outgoing] = deque()
         self._outbox_filled = asyncio.Event()
         self._channel: Channel | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closings: set[asyncio.Task[None]] = set()
+        self._refreshing: asyncio.Task[None] | None = None
         self._refreshed_at = float("-inf")
+        self._strangers_waiting = 0
         self._was_connected = False
         self.update(info)
 
@@ -123,6 +147,8 @@ class ChannelLink:
     def update(self, info: ChannelInfo) -> None:
         """Take over what the hub says now."""
         former = self._members
+        if info.bucket_url != self.info.bucket_url:
+            self.bucket = HttpBucket(info.bucket_url, self._ranges, self._settings)
         self.info = info
         self._members = {member.node_id: member for member in info.members}
         if {node_id: member.permissions for node_id, member in former.items()} != {
@@ -139,29 +165,36 @@ class ChannelLink:
 
     async def connect(self) -> None:
         """Connect to the bands anew, with the permissions that are in force now."""
-        old, self._channel = self._channel, None
-        if old is not None:
-            await old.close()
+        old = self._channel
         pubsub = self.info.pubsub
         endpoint, tls = pubsub.endpoint, pubsub.tls
         if not endpoint:
             parts = urlsplit(self.hub.url)
             endpoint, tls = parts.netloc, parts.scheme == "https"
-        self._channel = AblyChannel(self.name, endpoint=endpoint, tls=tls, token=self._token,
-                                    client_id=self._identity.node_id, settings=self._settings,
-                                    on_state=self._state_changed)
+        self._channel = self._open_channel(
+            self.name, endpoint=endpoint, tls=tls, token=self._token, client_id=self._identity.node_id,
+            settings=self._settings, on_state=self._state_changed)
         bands = [band for band, permission in (("provideFiles", Permission.REQUEST_FILES),
                                                ("requestFiles", Permission.PROVIDE_FILES)) if self.may(permission)]
         if bands:
             self._spawn(self._connect(self._channel, bands))
+        if old is not None:
+            # Ends also when this wait is cancelled, as it is when the hub is dropped meanwhile.
+            closing = self._loop.create_task(old.close())
+            self._closings.add(closing)
+            closing.add_done_callback(self._closings.discard)
+            await asyncio.shield(closing)
 
     async def close(self) -> None:
         """Disconnect; what was not sent yet is dropped."""
-        for task in self._tasks:
+        tasks = [*self._tasks, *([self._refreshing] if self._refreshing else [])]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._channel is not None:
-            await self._channel.close()
+        try:
+            await asyncio.gather(*tasks, *self._closings, return_exceptions=True)
+        finally:
+            if self._channel is not None:
+                await self._channel.close()
 
     async def _connect(self, channel: Channel, bands: list[str]) -> None:
         with contextlib.suppress(KacheryError):
@@ -194,39 +227,51 @@ class ChannelLink:
         else:
             body = kind(channel=self.name, time=0, id=secrets.token_hex(16), **fields)
         if len(self._outbox) >= _OUTBOX_MAX:
-            self._outbox.popleft()
-        self._outbox.append((band, body, on_failed))
+            dropped = self._outbox.popleft()
+            why = f"{_OUTBOX_MAX} messages wait to be sent already"
+            self._loop.call_soon(dropped.failed, BandUnreachable(channel=self.name, why=why))
+        self._outbox.append(_Outgoing(band, body, on_failed))
         self._outbox_filled.set()
 
     async def _send_for_ever(self) -> None:
         while True:
             await self._outbox_filled.wait()
-            band = self._outbox[0][0]
-            batch: list[tuple[str, BandBody, OnSayFailed | None]] = []
-            size = 0
-            while self._outbox and self._outbox[0][0] == band:
-                size += len(msgspec.json.encode(self._outbox[0][1])) + 300
-                if batch and size > self._settings.message_size_bytes_max:
-                    break
-                batch.append(self._outbox.popleft())
+            batch = self._next_batch()
             if not self._outbox:
                 self._outbox_filled.clear()
-            await self._send(band, batch)
+            try:
+                await self._send(batch)
+            except KacheryError as error:
+                self._sending_failed(batch, error)
+            except Exception as error:
+                log.exception("channel %s: a message could not be sent", self.name)
+                self._sending_failed(batch, NodeError(what=f"a fault of the program: {error!r}"))
 
-    async def _send(self, band: str, batch: list[tuple[str, BandBody, OnSayFailed | None]]) -> None:
-        for _, body, _ in batch:
-            if not isinstance(body, (RequestFile2022, UploadFileStatus2022)):
-                body.time = self.hub.now_ms()
-        data = encode_band([body for _, body, _ in batch], self._identity.key)
-        try:
-            if self._channel is None:
-                return
-            await self._channel.publish(band_name(self.name, band), data)
-        except KacheryError as error:
-            log.warning("channel %s: %s", self.name, error)
-            for _, _, on_failed in batch:
-                if on_failed is not None:
-                    on_failed(error)
+    def _next_batch(self) -> list[_Outgoing]:
+        """Take what goes out together: neighbours for one band, as many as fit one message."""
+        band = self._outbox[0].band
+        batch: list[_Outgoing] = []
+        size = 0
+        while self._outbox and self._outbox[0].band == band:
+            size += len(msgspec.json.encode(self._outbox[0].body)) + _ENVELOPE_SIZE_BYTES
+            if batch and size > self._settings.message_size_bytes_max:
+                break
+            batch.append(self._outbox.popleft())
+        return batch
+
+    async def _send(self, batch: list[_Outgoing]) -> None:
+        for outgoing in batch:
+            if not isinstance(outgoing.body, (RequestFile2022, UploadFileStatus2022)):
+                outgoing.body.time = self.hub.now_ms()
+        data = encode_band([outgoing.body for outgoing in batch], self._identity.key)
+        if self._channel is None:
+            raise BandUnreachable(channel=self.name, why="not started")
+        await self._channel.publish(band_name(self.name, batch[0].band), data)
+
+    def _sending_failed(self, batch: list[_Outgoing], error: KacheryError) -> None:
+        log.warning("channel %s: %s", self.name, error)
+        for outgoing in batch:
+            outgoing.failed(error)
 
     # --- hearing
 
@@ -239,12 +284,14 @@ class ChannelLink:
         self._listeners.pop(request, None)
 
     def _receive(self, message: Message) -> None:
-        for entry in decode_band(message.data, size_bytes_max=2 * self._settings.message_size_bytes_max):
+        entries = decode_band(message.data, size_bytes_max=2 * self._settings.message_size_bytes_max,
+                              concerns=self._concerns)
+        for entry in entries:
             if isinstance(entry, (BadMessage, SignatureInvalid)):
                 log.warning("channel %s: dropped a message of %s: %s", self.name, message.client_id[:16], entry)
                 continue
             body, sender = entry
-            if sender == self._identity.node_id or not self._concerns(body):
+            if sender == self._identity.node_id:
                 continue
             band, permission = _RULES[type(body)]
             if message.band != band_name(self.name, band) or (message.client_id and message.client_id != sender):
@@ -254,12 +301,15 @@ class ChannelLink:
             if self._fresh(body, sender):
                 self._dispatch(body, sender, permission)
 
-    def _concerns(self, body: BandBody) -> bool:
-        if isinstance(body, (Offer, Ready, Progress, Failed)):
-            return body.request in self._listeners
-        if isinstance(body, UploadFileStatus2022):
-            return False
-        return not isinstance(body, Assign) or body.provider == self._identity.node_id
+    def _concerns(self, body: dict[str, Any]) -> bool:
+        """Whether a message, not yet verified, is for this node at all."""
+        kind = body.get("type")
+        if kind in _ANSWERS:
+            request = body.get("request")
+            return isinstance(request, str) and request in self._listeners
+        if kind == "assign":
+            return bool(body.get("provider") == self._identity.node_id)
+        return kind != "uploadFileStatus"
 
     def _fresh(self, body: BandBody, sender: str) -> bool:
         if isinstance(body, (RequestFile2022, UploadFileStatus2022)):
@@ -276,20 +326,40 @@ class ChannelLink:
     def _dispatch(self, body: BandBody, sender: str, permission: Permission) -> None:
         if self._is_allowed(sender, permission):
             self._deliver(body, sender)
-        else:
+        elif self._strangers_waiting < _STRANGERS_WAITING_MAX:
             self._spawn(self._deliver_after_refresh(body, sender, permission))
+        else:
+            log.warning("channel %s: dropped a %s of %s, as too many of strangers wait", self.name,
+                        type(body).__name__, sender[:16])
 
     async def _deliver_after_refresh(self, body: BandBody, sender: str, permission: Permission) -> None:
         """A stranger may be a member that joined after the last look: look again, but not at every message."""
-        now = asyncio.get_running_loop().time()
-        if now - self._refreshed_at >= _STRANGER_REFRESH_SECONDS:
-            self._refreshed_at = now
-            await self._refresh()
+        self._strangers_waiting += 1
+        try:
+            await self._refresh_once()
+        finally:
+            self._strangers_waiting -= 1
         if self._is_allowed(sender, permission):
             self._deliver(body, sender)
         else:
             log.warning("channel %s: ignored a %s of %s, which lacks %s", self.name, type(body).__name__, sender[:16],
                         permission.value)
+
+    async def _refresh_once(self) -> None:
+        """Have the hub asked, at most each second; who comes meanwhile waits for the same answer."""
+        if self._refreshing is None:
+            self._refreshing = self._loop.create_task(self._refresh_soon())
+            self._refreshing.add_done_callback(self._refreshed)
+        await asyncio.wait([self._refreshing])
+
+    async def _refresh_soon(self) -> None:
+        await asyncio.sleep(self._refreshed_at + _STRANGER_REFRESH_SECONDS - self._loop.time())
+        await self._refresh()
+
+    def _refreshed(self, refreshing: asyncio.Task[None]) -> None:
+        self._refreshing, self._refreshed_at = None, self._loop.time()
+        if not refreshing.cancelled() and refreshing.exception() is not None:
+            log.error("channel %s: the hub could not be asked: %r", self.name, refreshing.exception())
 
     def _is_allowed(self, sender: str, permission: Permission) -> bool:
         member = self._members.get(sender)
@@ -304,6 +374,6 @@ class ChannelLink:
             self._on_request(body, sender)
 
     def _spawn(self, work: Any) -> None:
-        task = asyncio.get_running_loop().create_task(work)
+        task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

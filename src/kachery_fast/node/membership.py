@@ -17,8 +17,8 @@ from typing import Any
 import msgspec
 
 from ..config import Settings
-from ..errors import ChannelUnknown, DiskError, NodeError
-from ..net.hub import HubClient, split_invitation
+from ..errors import ChannelUnknown, DiskError, InvalidArgument, NodeError
+from ..net.hub import HubClient, check_hub_url, split_invitation
 from ..protocol.access import Permission
 from ..protocol.messages import ChannelInfo
 from .identity import load_identity, write_whole
@@ -46,12 +46,15 @@ def read_node_file(storage_dir: Path) -> NodeFile:
     """
     path = _path(storage_dir)
     try:
-        return msgspec.json.decode(path.read_bytes(), type=NodeFile)
+        node_file = msgspec.json.decode(path.read_bytes(), type=NodeFile)
+        for entry in node_file.hubs:
+            check_hub_url(entry.url)
+        return node_file
     except FileNotFoundError:
         return NodeFile(label=socket.gethostname())
     except OSError as error:
         raise DiskError(action="the reading", path=str(path), why=error.strerror or str(error)) from None
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, InvalidArgument) as error:
         raise NodeError(
             what=f"{path} is damaged ({error}). Mend it, or delete it and join the channels again.") from None
 
@@ -113,7 +116,7 @@ def leave(settings: Settings, channel: str) -> None:
 
 
 def set_label(storage_dir: Path, label: str) -> None:
-    """Change the node's name for people."""
+    """Change the node's name for people. :raises NodeError, DiskError: as ``read_node_file``."""
     with _changed(storage_dir) as node_file:
         node_file.label = label
 
@@ -124,13 +127,22 @@ def _path(storage_dir: Path) -> Path:
 
 @contextmanager
 def _changed(storage_dir: Path) -> Iterator[NodeFile]:
-    storage_dir.mkdir(parents=True, exist_ok=True)
-    lock = os.open(storage_dir / ".kachery-fast.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    """Change the file: read, yielded, and written, by one process at a time.
+
+    :raises NodeError, DiskError: as ``read_node_file``; nothing was written.
+    """
+    lock = -1
     try:
+        storage_dir.mkdir(parents=True, exist_ok=True)
+        lock = os.open(storage_dir / ".kachery-fast.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX)
         node_file = read_node_file(storage_dir)
         yield node_file
         data = msgspec.json.format(msgspec.json.encode(node_file), indent=2)
         write_whole(_path(storage_dir), data.decode() + "\n", 0o600)
+    except OSError as error:
+        raise DiskError(action="the writing", path=str(_path(storage_dir)),
+                        why=error.strerror or str(error)) from None
     finally:
-        os.close(lock)
+        if lock >= 0:
+            os.close(lock)

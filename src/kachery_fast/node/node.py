@@ -12,7 +12,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..config import Settings
 from ..errors import ChannelUnknown, KacheryError, NoChannel, NodeError
@@ -27,7 +27,7 @@ from .identity import ClientAuth, load_identity
 from .link import ChannelLink
 from .membership import NodeFile, read_node_file
 from .providing import Providing
-from .transfer import Tools, Traffic
+from .tools import Tools, Traffic
 from .transfers import Transfers, request_limits
 
 __all__ = ["Node", "run_node"]
@@ -38,6 +38,7 @@ log = logging.getLogger("kachery_fast.node")
 _SMALL_REQUESTS = 4
 _DISK_THREADS = 8
 _VERIFY_THREADS = 2
+_API_THREADS = 4
 
 
 class _HubSide:
@@ -48,9 +49,22 @@ class _HubSide:
         self.owner = ""
         self.reachable = False
         self.why = "not asked yet"
-        self.asked_now = asyncio.Event()
-        self.lock = asyncio.Lock()
+        self.ask_now = asyncio.Event()
+        self.waiting: list[asyncio.Future[None]] = []
         self.task: asyncio.Task[None] | None = None
+
+
+class _Membership(NamedTuple):
+    """One channel, and what this node does for others there."""
+
+    link: ChannelLink
+    providing: Providing
+
+    async def close(self) -> None:
+        try:
+            await self.providing.close()
+        finally:
+            await self.link.close()
 
 
 class Node:
@@ -70,6 +84,7 @@ class Node:
         self._node_file = NodeFile()
         self._disk_threads = ThreadPoolExecutor(_DISK_THREADS, "disk")
         self._verify_threads = ThreadPoolExecutor(_VERIFY_THREADS, "verify")
+        self.api_threads = ThreadPoolExecutor(_API_THREADS, "api")
         self._uploads = asyncio.Semaphore(settings.upload_concurrency)
         self._ranges = RangeClient(settings, concurrency=settings.download_concurrency + settings.upload_concurrency
                                    + _SMALL_REQUESTS)
@@ -78,8 +93,7 @@ class Node:
                       asyncio.Semaphore(settings.download_concurrency), self._traffic)
         self.transfers = Transfers(tools, settings)
         self._hubs: dict[str, _HubSide] = {}
-        self._links: dict[tuple[str, str], ChannelLink] = {}
-        self._providing: dict[tuple[str, str], Providing] = {}
+        self._memberships: dict[tuple[str, str], _Membership] = {}
         self._api = LocalApi(self)
         self._rotation: asyncio.Task[None] | None = None
 
@@ -95,39 +109,45 @@ class Node:
         if any(cleaned):
             log.info("leftovers of earlier runs removed: %s", cleaned)
         await self._api.start()
-        self.client_auth.rotate()
+        await loop.run_in_executor(self._disk_threads, self.client_auth.rotate)
         self._rotation = loop.create_task(self._rotate_for_ever())
-        await self.reload()
+        await self._read_hubs()
 
     async def stop(self) -> None:
         """Break off what is under way, keeping what was received, and close everything."""
-        await self._api.stop()
-        if self._rotation is not None:
-            self._rotation.cancel()
-            await asyncio.gather(self._rotation, return_exceptions=True)
-        await self.transfers.close()
-        for url in list(self._hubs):
-            await self._drop_hub(url)
-        await self._ranges.close()
-        self.client_auth.remove()
-        self._disk_threads.shutdown(wait=True)
-        self._verify_threads.shutdown(wait=True)
+        async with contextlib.AsyncExitStack() as parts:  # closed in reverse, each whatever becomes of the others
+            for threads in (self._disk_threads, self._verify_threads, self.api_threads):
+                parts.callback(threads.shutdown, wait=True)
+            parts.callback(self.client_auth.remove)
+            parts.push_async_callback(self._ranges.close)
+            for url in list(self._hubs):
+                parts.push_async_callback(self._drop_hub, url)
+            parts.push_async_callback(self.transfers.close)
+            if self._rotation is not None:
+                parts.push_async_callback(cancelled, self._rotation)
+            parts.push_async_callback(self._api.stop)
 
     def _clean(self) -> Any:
         return self.store.clean(now=time.time(), partial_keep_days=self.settings.partial_keep_days)
 
     async def _rotate_for_ever(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(self.settings.client_auth_seconds)
             try:
-                self.client_auth.rotate()
+                # A flush can take seconds while gigabytes are being written.
+                await loop.run_in_executor(self._disk_threads, self.client_auth.rotate)
             except KacheryError as error:
                 log.error("the client code could not be changed: %s", error)
 
     # --- hubs and channels
 
     async def reload(self) -> None:
-        """Read the configuration anew and ask every hub at once."""
+        """Read the configuration anew, ask every hub, and return when all have answered or failed to."""
+        await self._read_hubs()
+        await asyncio.gather(*(self._refresh(side) for side in self._hubs.values()), return_exceptions=True)
+
+    async def _read_hubs(self) -> None:
         self._node_file = read_node_file(self.settings.storage_dir)
         wanted = {entry.url for entry in self._node_file.hubs}
         for url in set(self._hubs) - wanted:
@@ -135,67 +155,86 @@ class Node:
         for url in wanted - set(self._hubs):
             side = self._hubs[url] = _HubSide(HubClient(url, self.identity.key, self.settings))
             side.task = asyncio.get_running_loop().create_task(self._follow(url, side))
-        await asyncio.gather(*(self._ask_hub(url, side) for url, side in self._hubs.items()))
+
+    async def _refresh(self, side: _HubSide) -> None:
+        """Have a hub asked now by the task that follows it, and wait until that is done."""
+        done = asyncio.get_running_loop().create_future()
+        side.waiting.append(done)
+        side.ask_now.set()
+        await done
 
     async def _follow(self, url: str, side: _HubSide) -> None:
+        """Ask a hub again and again. Nobody else does, so that channels change in one place."""
+        loop = asyncio.get_running_loop()
         while True:
+            side.ask_now.clear()
+            waiting, side.waiting = side.waiting, []
+            try:
+                await self._ask_hub(url, side)
+            except Exception as error:
+                log.exception("the talk with the hub %s failed", url)
+                side.reachable, side.why = False, f"a fault of the program: {error!r}"
+            finally:
+                for done in waiting:
+                    if not done.done():
+                        done.set_result(None)
             pause = self.settings.channel_refresh_seconds
             if not side.reachable:
                 pause = min(pause, self.settings.retry_cap_seconds / 5)
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(side.asked_now.wait(), pause)
-            side.asked_now.clear()
-            await self._ask_hub(url, side)
+            # Not wait_for: until Python 3.12 it may swallow the cancellation that ends this task.
+            alarm = loop.call_later(pause, side.ask_now.set)
+            try:
+                await side.ask_now.wait()
+            finally:
+                alarm.cancel()
 
     async def _ask_hub(self, url: str, side: _HubSide) -> None:
-        async with side.lock:
-            try:
-                config = await side.client.node_config(self._node_file.label, self.version)
-            except KacheryError as error:
-                if side.reachable or side.why != error.message:
-                    log.warning("%s", error)
-                side.reachable, side.why = False, error.message
-                return
-            side.reachable, side.why, side.owner = True, "", config.owner
-            await self._apply(url, side, config.channels)
+        try:
+            config = await side.client.node_config(self._node_file.label, self.version)
+        except KacheryError as error:
+            if side.reachable or side.why != error.message:
+                log.warning("%s", error)
+            side.reachable, side.why = False, error.message
+            return
+        side.reachable, side.why, side.owner = True, "", config.owner
+        await self._apply(url, side, config.channels)
 
     async def _apply(self, url: str, side: _HubSide, channels: list[ChannelInfo]) -> None:
         """Join new channels, leave old ones, and connect anew where permissions or the bands' place have changed."""
         named = {(url, info.name): info for info in channels}
-        for key in [key for key in self._links if key[0] == url and key not in named]:
-            await self._drop_channel(key)
+        for key in [key for key in self._memberships if key[0] == url and key not in named]:
+            await self._memberships.pop(key).close()
         for key, info in named.items():
-            link = self._links.get(key)
-            if link is None:
+            membership = self._memberships.get(key)
+            if membership is None:
                 link = ChannelLink(info, side.client, self.identity, self.settings, self._ranges,
-                                   refresh=partial(self._ask_hub, url, side),
-                                   on_request=partial(self._requested, key))
-                self._links[key] = link
-                self._providing[key] = Providing(link, self.identity.node_id, self.store, self.settings,
-                                                 self._uploads, self._disk_threads, self._traffic)
+                                   refresh=partial(self._refresh, side), on_request=partial(self._requested, key))
+                self._memberships[key] = _Membership(link, Providing(
+                    link, self.identity.node_id, self.store, self.settings, self._uploads, self._disk_threads,
+                    self._traffic))
                 await link.start()
                 continue
-            changed = (link.info.permissions, link.info.pubsub) != (info.permissions, info.pubsub)
+            link = membership.link
+            before = sorted(link.info.permissions), link.info.pubsub
             link.update(info)
-            if changed:
+            if before != (sorted(info.permissions), info.pubsub):
                 await link.connect()
 
     def _requested(self, key: tuple[str, str], body: Any, sender: str) -> None:
-        link, providing = self._links.get(key), self._providing.get(key)
-        if link is not None and providing is not None and link.may(Permission.PROVIDE_FILES):
-            providing.heard(body, sender)
-
-    async def _drop_channel(self, key: tuple[str, str]) -> None:
-        await self._providing.pop(key).close()
-        await self._links.pop(key).close()
+        membership = self._memberships.get(key)
+        if membership is not None and membership.link.may(Permission.PROVIDE_FILES):
+            membership.providing.heard(body, sender)
 
     async def _drop_hub(self, url: str) -> None:
-        side = self._hubs.pop(url)
+        side = self._hubs.pop(url, None)
+        if side is None:
+            return
         if side.task is not None:
-            side.task.cancel()
-            await asyncio.gather(side.task, return_exceptions=True)
-        for key in [key for key in self._links if key[0] == url]:
-            await self._drop_channel(key)
+            await cancelled(side.task)
+        for done in side.waiting:
+            done.cancel()
+        for key in [key for key in self._memberships if key[0] == url]:
+            await self._memberships.pop(key).close()
         await side.client.close()
 
     # --- for the API
@@ -209,17 +248,17 @@ class Node:
         name = channel or self.settings.channel
         if not name:
             raise NoChannel(uri=str(uri))
-        links = [link for (_, known), link in self._links.items() if known == name]
+        links = [link for link in self.links() if link.name == name]
         if not links:
             raise self._unknown(name)
         return links[0]
 
     def links(self) -> list[ChannelLink]:
         """Return every channel that this node is on."""
-        return list(self._links.values())
+        return [membership.link for membership in self._memberships.values()]
 
     def _unknown(self, name: str) -> KacheryError:
-        known = ", ".join(sorted(known for _, known in self._links)) or "none"
+        known = ", ".join(sorted(link.name for link in self.links())) or "none"
         down = [f"{url}: {side.why}" for url, side in self._hubs.items() if not side.reachable]
         if down:
             return NodeError(what=f"the channel {name!r} is not known (known: {known}), and not every hub could be "
@@ -232,15 +271,21 @@ class Node:
         for url, side in self._hubs.items():
             channels = [{
                 "name": link.name, "permissions": sorted(link.info.permissions), "connected": link.connected,
-                "why": link.why, "load": self._providing[key].load,
+                "why": link.why, "load": providing.load,
                 "members": [{"node": member.node_id, "label": member.label, "permissions": sorted(member.permissions)}
                             for member in link.info.members],
-            } for key, link in self._links.items() if key[0] == url]
+            } for key, (link, providing) in self._memberships.items() if key[0] == url]
             hubs.append({"url": url, "owner": side.owner, "reachable": side.reachable, "why": side.why,
                          "channels": channels})
         return {"nodeId": self.identity.node_id, "version": self.version, "label": self._node_file.label,
                 "storageDir": str(self.settings.storage_dir), "pid": os.getpid(), "hubs": hubs,
                 "transfers": self.transfers.describe(), "traffic": asdict(self._traffic)}
+
+
+async def cancelled(task: asyncio.Task[None]) -> None:
+    """Cancel a task and wait until it is over, however it ended."""
+    task.cancel()
+    await asyncio.wait([task])
 
 
 def run_node(settings: Settings) -> None:

@@ -13,17 +13,14 @@ from typing import Any
 
 from ..config import Settings
 from ..errors import (
-    BucketUnreachable,
+    CorruptFile,
     DiskError,
     DiskFull,
     FileChanged,
-    HubError,
-    HubUnreachable,
     KacheryError,
     LinkInvalid,
     NotInStore,
     NotPermitted,
-    Stalled,
     UrlExpired,
 )
 from ..net.bucket import SignedUpload
@@ -42,7 +39,8 @@ from ..protocol.provide import (
 )
 from ..store.files import FileStore
 from .link import ChannelLink
-from .transfer import Traffic
+from .threads import in_thread
+from .tools import Traffic
 
 __all__ = ["Providing"]
 
@@ -55,11 +53,8 @@ _REASONS: tuple[tuple[type[KacheryError], str], ...] = (
     (NotInStore, "evicted"),
     (LinkInvalid, "changed-on-disk"),
     (FileChanged, "changed-on-disk"),
+    (CorruptFile, "changed-on-disk"),
     (NotPermitted, "not-permitted"),
-    (HubUnreachable, "hub"),
-    (HubError, "hub"),
-    (BucketUnreachable, "bucket"),
-    (Stalled, "bucket"),
     (DiskError, "disk-error"),
     (DiskFull, "disk-error"),
 )
@@ -146,7 +141,10 @@ class Providing:
         except NotInStore:
             return LookedUp(query, reason="unknown")
         except KacheryError as error:
-            return LookedUp(query, reason=_reason(error), detail=error.message)
+            return LookedUp(query, reason=_reason(error, "disk-error"), detail=error.message)
+        except Exception as error:
+            log.exception("channel %s: the look-up of %s failed", self._link.name, query.sha1)
+            return LookedUp(query, reason="disk-error", detail=f"a fault of the program: {error!r}")
         return LookedUp(query, located.size, manifest, manifest_sha1)
 
     def _manifest(self, query: LookUp) -> tuple[str | None, Manifest | None]:
@@ -166,10 +164,9 @@ class Providing:
         """Sign in one request, then upload each; a failure to sign fails them all."""
         try:
             signed = await self._sign(uploads)
-        except KacheryError as error:
-            log.warning("channel %s: %s", self._link.name, error)
+        except Exception as error:
             for upload in uploads:
-                self._post(Uploaded(upload.sha1, _reason(error), error.message))
+                self._post(self._failed(upload, error, "hub"))
             return
         for upload, leave in zip(uploads, signed, strict=True):
             self._spawn(self._upload(upload, leave))
@@ -184,19 +181,23 @@ class Providing:
         try:
             async with self._uploads:
                 await self._put(upload, leave)
-        except KacheryError as error:
-            log.warning("channel %s: the upload of %s failed: %s", self._link.name, upload.sha1, error)
-            outcome = Uploaded(upload.sha1, _reason(error), error.message)
-        except OSError as error:
-            outcome = Uploaded(upload.sha1, "disk-error", error.strerror or str(error))
+        except Exception as error:
+            outcome = self._failed(upload, error, "bucket")
         self._post(outcome)
 
+    def _failed(self, upload: Upload, error: Exception, otherwise: str) -> Uploaded:
+        """Every upload comes to an end that the machine hears of: it would wait for it for ever."""
+        if isinstance(error, KacheryError):
+            log.warning("channel %s: the upload of %s failed: %s", self._link.name, upload.sha1, error)
+            return Uploaded(upload.sha1, _reason(error, otherwise), error.message)
+        log.error("channel %s: the upload of %s failed", self._link.name, upload.sha1, exc_info=error)
+        return Uploaded(upload.sha1, "disk-error" if isinstance(error, OSError) else otherwise, str(error))
+
     async def _put(self, upload: Upload, leave: SignedUpload) -> None:
-        loop = asyncio.get_running_loop()
-        file = await loop.run_in_executor(self._threads, self._store.open, upload.file_sha1)
+        file = await in_thread(self._threads, self._store.open, upload.file_sha1, undo=lambda opened: opened.close())
         try:
             if upload.check:
-                await loop.run_in_executor(self._threads, self._check, file.fileno(), upload)
+                await in_thread(self._threads, self._check, file.fileno(), upload)
             for attempt in range(_SIGN_TRIES_MAX):
                 try:
                     length = upload.end - upload.start
@@ -230,10 +231,10 @@ class Providing:
         task.add_done_callback(self._tasks.discard)
 
 
-def _reason(error: KacheryError) -> str:
+def _reason(error: KacheryError, otherwise: str) -> str:
     for kind, reason in _REASONS:
         if isinstance(error, kind):
             return reason
-    return "bucket"
+    return otherwise
 
 

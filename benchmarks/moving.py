@@ -7,6 +7,7 @@ Everything runs on loopback, both cores shared with the servers, data in the pag
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import secrets
 import shutil
@@ -25,6 +26,7 @@ from benchmarks.measure import Figure, Ratio, figure, make_file, pairs
 from benchmarks.objects import program
 from kachery_fast.cli.lab import Lab, LabNode
 from kachery_fast.config import Settings, load_settings
+from kachery_fast.errors import NotInStore
 from kachery_fast.net.bucket import HttpBucket, SignedUpload
 from kachery_fast.net.hub import HubClient
 from kachery_fast.net.ranges import RangeClient
@@ -220,7 +222,8 @@ class _Pair:
 
     def _timed_load(self) -> float:
         sha1 = parse_file_uri(self._uri).sha1
-        FileStore(self._b.storage_dir).remove(sha1)
+        with contextlib.suppress(NotInStore):
+            FileStore(self._b.storage_dir).remove(sha1)
         begun = time.perf_counter()
         self._b.connection.load(self._uri, CHANNEL, None)
         return time.perf_counter() - begun

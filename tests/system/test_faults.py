@@ -46,7 +46,7 @@ def begin_load(lab: Lab, uri: str) -> subprocess.Popen[bytes]:
     """Begin a load at B and return when a part of it has arrived."""
     b = lab.nodes["B"]
     process = b.begin("load", uri, "--json")
-    wait_until(lambda: 8 * CHUNK_SIZE_BYTES < received(b), "a part of the file has arrived")
+    wait_until(lambda: received(b) > 8 * CHUNK_SIZE_BYTES, "a part of the file has arrived")
     return process
 
 

@@ -15,7 +15,8 @@ from kachery_fast.protocol.request_events import Need
 from .simulation import LIMITS, Net, Outcome, World, forge, make_file, name_of
 
 TRAITS = ("honest", "mute", "idler", "liar", "spoiler", "decliner", "busy")
-# Two idlers in a row, each as long as a provider may claim to be at work, then patience.
+# Two idlers in a row, each as long as a provider may claim to be at work, then patience; and once more for each
+# damaged chunk before its uploader is refused.
 SECONDS_MAX = 2 * LIMITS.provider_stall_seconds + 3 * LIMITS.patience_seconds
 
 
@@ -219,7 +220,7 @@ def test_a_provider_may_take_long_over_a_chunk_and_over_a_lookup() -> None:
     world.provider("a", file, rate=1e6, lookup_seconds=30.0)
     outcome = run(world, world.request(file))
     assert outcome.succeeded
-    assert world.said["Want"] <= 2
+    assert world.said["Want"] <= 4  # now and then the channel is asked whether somebody else can help
 
 
 def test_a_bucket_out_of_reach_at_the_start_fails_clearly_and_soon() -> None:
@@ -350,7 +351,8 @@ def play(schedule: tuple[int, int, list[str], Net, list[tuple[float, str, int]],
 @given(schedules())
 def test_every_schedule_ends_in_success_or_a_named_error_in_bounded_time(
         schedule: tuple[int, int, list[str], Net, list[tuple[float, str, int]], bool]) -> None:
-    assert play(schedule, good=False).seconds <= SECONDS_MAX + 60
+    spoilers = schedule[2].count("spoiler")
+    assert play(schedule, good=False).seconds <= (1 + LIMITS.corrupt_retries_max * spoilers) * SECONDS_MAX
 
 
 @settings(max_examples=150, deadline=None)
@@ -358,6 +360,8 @@ def test_every_schedule_ends_in_success_or_a_named_error_in_bounded_time(
 def test_a_good_provider_and_a_working_bucket_suffice(
         schedule: tuple[int, int, list[str], Net, list[tuple[float, str, int]], bool]) -> None:
     seed, count, traits, net, faults, with_manifest = schedule
+    if net.loss:  # whoever damages objects on purpose, while the good one does not hear the question, can win
+        traits = [trait for trait in traits if trait != "spoiler"]
     net = dataclasses.replace(net, bucket_failure=0.0, damage=0.0)
     outcome = play((seed, count, traits, net, faults, with_manifest), good=True)
     assert outcome.succeeded, outcome.error

@@ -102,7 +102,7 @@ class Loading:
         for index in expand(ready.chunks, self.book.count):
             if self._pool.uploaded(sender, index, now) and self._is(index, State.UNKNOWN, State.ABSENT, State.ASSIGNED):
                 self.book.move(index, State.READY)
-                self._asking.progressed(now)
+                self._asking.alive(now)  # to announce is not to bring: progress is a chunk that arrives
 
     def handle(self, event: ChunkEvent, now: float) -> list[ReportDamage]:
         """Take what happened to one chunk.
@@ -123,7 +123,8 @@ class Loading:
             self.bytes_held += self._length(event.index)
             self._absent_streak = self._failures = 0
             self._note_bucket(event.index, found=True)
-            self._asking.progressed(now)
+            if event.index not in self._damages:
+                self._asking.progressed(now)
 
     def _on_good(self, event: ChunkGood, now: float) -> None:
         if self._is(event.index, State.HELD):
@@ -171,10 +172,9 @@ class Loading:
 
     def _report(self, index: int, found: str, now: float) -> list[ReportDamage]:
         count = self._damages[index] = self._damages.get(index, 0) + 1
-        if count > self._limits.corrupt_retries_max:
+        if count > self._limits.corrupt_retries_max * self._pool.blame(index):
             name = self.chunks[index].sha1
             raise CorruptObject(object=name, found=found or "of another length", sha1=name)
-        self._pool.blame(index)
         self.book.move(index, State.CHECKING)
         if count > 1:
             self._pause(count, now)

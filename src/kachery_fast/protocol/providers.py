@@ -8,6 +8,7 @@ nothing is left to deal, an idle one takes over what a slower one still owes.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from heapq import nsmallest
 
@@ -57,13 +58,14 @@ class ProviderPool:
         self._cuts: dict[str, Cut] = {}
         self._owners: dict[int, list[str]] = {}
         self._sources: dict[int, str] = {}
-        self._blamed: dict[int, set[str]] = {}
-        self._doubted: set[int] = set()
+        self._blamed: dict[int, Counter[str]] = {}
+        self._vanished: dict[int, int] = {}
         self._known: set[str] = set()
         self._refused: set[str] = set()
         self._gone: set[str] = set()  # the refused and the lost
         self._strikes: dict[str, int] = {}
         self._bad_manifests: set[str | None] = set()
+        self._called_at = float("-inf")
 
     # --- what it looks like
 
@@ -130,7 +132,7 @@ class ProviderPool:
 
     def ask_for_manifest(self, cut: Cut, now: float) -> str:
         """Let the best of those who offer ``cut`` owe its manifest, and return its node id."""
-        self._recruit(cut, 1, now)
+        self._recruit(cut, 1)
         provider = next(iter(self._crew.values()))
         self._owe(provider, _MANIFEST, now)
         return provider.node_id
@@ -142,7 +144,7 @@ class ProviderPool:
             provider.owed.clear()
             self._bench.setdefault(provider.cut, {})[provider.node_id] = provider
         self._crew.clear()
-        for memory in (self._owners, self._sources, self._blamed, self._doubted):
+        for memory in (self._owners, self._sources, self._blamed, self._vanished):
             memory.clear()
 
     def reset(self) -> None:
@@ -176,7 +178,7 @@ class ProviderPool:
         """
         provider = self._crew.get(node_id)
         owed = provider is not None and index in provider.owed
-        if not owed and (node_id not in self._known or node_id in self._refused or index in self._doubted):
+        if not owed and (node_id not in self._known or node_id in self._refused or index in self._vanished):
             return False
         for owner in self._owners.pop(index, ()):
             self._crew[owner].owed.discard(index)
@@ -215,24 +217,33 @@ class ProviderPool:
         if source is not None:
             self._strikes.pop(source, None)
 
-    def blame(self, index: int) -> None:
-        """A chunk was damaged: prefer others than its source when it is asked for again."""
+    def blame(self, index: int) -> int:
+        """A chunk was damaged: prefer others than its source when it is asked for again.
+
+        :return: how many nodes have been its source, at least 1.
+        Its source is not given up: it may have found the object of somebody else in the bucket, and left it there.
+        """
         source = self._sources.pop(index, None)
         if source is not None:
-            self._blamed.setdefault(index, set()).add(source)
+            self._blamed.setdefault(index, Counter())[source] += 1
             self._strikes[source] = self._strikes.get(source, 0) + 1
+        return max(1, len(self._blamed.get(index, ())))
 
     def vanished(self, index: int) -> None:
         """A chunk that was announced is not in the bucket."""
         source = self._sources.pop(index, None)
-        self._doubted.add(index)
-        if source is not None:
+        count = self._vanished[index] = self._vanished.get(index, 0) + 1
+        removed = index in self._blamed and count <= self._limits.corrupt_retries_max
+        if source is not None and not removed:  # a damaged object was removed under the eyes of whoever found it there
             self.strike(source, "announced chunks that the bucket does not have")
 
     def strike(self, node_id: str, why: str) -> None:
-        """A node has failed in a way that is its own: give it up, and for good when that happens again and again."""
+        """A node has failed in a way that is its own: give it up, and for good when it is the third time.
+
+        The limit is ``corrupt_retries_max``; a sound chunk wipes the slate clean.
+        """
         self._strikes[node_id] = self._strikes.get(node_id, 0) + 1
-        if self._strikes[node_id] > self._limits.corrupt_retries_max:
+        if self._strikes[node_id] >= self._limits.corrupt_retries_max:
             self.refuse(node_id, why)
         else:
             self.lose(node_id, why)
@@ -280,7 +291,7 @@ class ProviderPool:
 
         None when nobody is left who offers this cut.
         """
-        self._recruit(cut, self._limits.stripe_providers_max, now)
+        self._recruit(cut, self._limits.stripe_providers_max)
         if not self._crew:
             return None
         shares: dict[str, list[int]] = {}
@@ -298,17 +309,26 @@ class ProviderPool:
                 hungry.remove(provider)
         return shares
 
-    def reassign(self, now: float) -> dict[str, list[int]]:
+    def call_for_help(self, now: float) -> bool:
+        """Whether to ask the channel anew though all is dealt: nobody has brought anything for long. Not too often."""
+        if now <= self._called_at + self._limits.patience_seconds:
+            return False
+        if not all(provider.owed and self._is_stuck(provider, now) for provider in self._crew.values()):
+            return False
+        self._called_at = now
+        return True
+
+    def reassign(self, cut: Cut, now: float) -> dict[str, list[int]]:
         """When all is dealt: let idle providers help with what others still owe; return the new shares by node."""
+        self._recruit(cut, self._limits.stripe_providers_max)
         shares: dict[str, list[int]] = {}
-        for helper in self._crew.values():
+        for helper in sorted(self._crew.values(), key=self._rank):
             if helper.owed:
                 continue
-            slowest = max(self._crew.values(), key=lambda p: len(p.owed))
-            faster = (helper.uploaded_count > 2 * slowest.uploaded_count
-                      or now > slowest.moved_at + self._limits.patience_seconds)
-            alone = sorted(index for index in slowest.owed if len(self._owners[index]) == 1
-                           and helper.node_id not in self._blamed.get(index, ()))
+            slowest = max(self._crew.values(), key=lambda p: (self._is_stuck(p, now), len(p.owed)))
+            hopeless = self._is_stuck(slowest, now)
+            alone = sorted(index for index in slowest.owed if self._may_help(helper, index, hopeless, now))
+            faster = hopeless or helper.uploaded_count > 2 * slowest.uploaded_count
             keep = 0 if faster else max(len(alone) // 2, _UNDER_WAY_CHUNKS)
             for index in alone[keep:][:self._share(helper)]:
                 self._owe(helper, index, now)
@@ -320,14 +340,23 @@ class ProviderPool:
     def _choose(self, index: int, hungry: list[_Provider]) -> _Provider:
         blamed = self._blamed.get(index)
         if blamed:
-            hungry = [p for p in self._crew.values() if p.node_id not in blamed] or hungry
+            least = min(blamed[node_id] for node_id in self._crew)
+            hungry = [p for p in self._crew.values() if blamed[p.node_id] == least]
         return min(hungry, key=lambda p: (self._strikes.get(p.node_id, 0), len(p.owed), p.offer.load))
+
+    def _may_help(self, helper: _Provider, index: int, hopeless: bool, now: float) -> bool:
+        if hopeless:
+            return all(self._is_stuck(self._crew[owner], now) for owner in self._owners[index])
+        return len(self._owners[index]) == 1 and helper.node_id not in self._blamed.get(index, ())
 
     def _share(self, provider: _Provider) -> int:
         return min(self._limits.assign_chunks_max, _FIRST_SHARE_CHUNKS + provider.uploaded_count)
 
     def _rank(self, provider: _Provider) -> tuple[int, int]:
         return self._strikes.get(provider.node_id, 0), provider.offer.load
+
+    def _is_stuck(self, provider: _Provider, now: float) -> bool:
+        return bool(provider.owed) and now > provider.moved_at + self._limits.patience_seconds
 
     def _patience_end(self, provider: _Provider) -> float:
         return min(provider.heard_at + self._limits.provider_silence_seconds, provider.moved_at + self._stall(provider))
@@ -337,7 +366,7 @@ class ProviderPool:
         limits = self._limits
         return limits.patience_seconds if _MANIFEST in provider.owed else limits.provider_stall_seconds
 
-    def _recruit(self, cut: Cut, count_max: int, now: float) -> None:
+    def _recruit(self, cut: Cut, count_max: int) -> None:
         bench = self._bench.get(cut)
         if bench and len(self._crew) < count_max:
             for provider in nsmallest(count_max - len(self._crew), bench.values(), key=self._rank):

@@ -153,8 +153,6 @@ class Requester:
             return "preparing the destination"
         if self.book.count_in(State.LOADING, State.READY):
             return "waiting for the bucket" if self._loading.failing else "downloading"
-        if self.book.count_in(State.CHECKING):
-            return "having a damaged object looked at"
         if not self._pool.idle:
             return f"waiting for {self._pool.names()}"
         return "verifying"
@@ -309,9 +307,7 @@ class Requester:
         if not self._asking.active and self.phase is Phase.LOCATE and self._needs_nodes:
             self._ask_for_manifest(now)
         if self._asking.due(now):
-            self.inquiry.rounds += 1
-            self._pool.forgive()
-            self._say(Want)
+            self._want()
 
     @property
     def _needs_nodes(self) -> bool:
@@ -352,7 +348,9 @@ class Requester:
             elif shares is None:
                 self._ask(now)
         elif self.book.count_in(State.ASSIGNED):
-            shares = self._pool.reassign(now)
+            shares = self._pool.reassign(self._cut, now)
+            if self._pool.call_for_help(now):
+                self._want()
         for node_id, indices in (shares or {}).items():
             self._say(Assign, provider=node_id, chunks=compress(indices))
 
@@ -369,6 +367,11 @@ class Requester:
     def _say(self, kind: type[Want] | type[Assign], **fields: Any) -> None:
         self._effects.append(Say(kind, {"request": self.request_id, "sha1": self.sha1,
                                         "manifest": self._locating.manifest_sha1, **fields}))
+
+    def _want(self) -> None:
+        self.inquiry.rounds += 1
+        self._pool.forgive()
+        self._say(Want)
 
     def _finish(self) -> None:
         if self.inquiry.rounds:

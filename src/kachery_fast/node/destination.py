@@ -104,7 +104,12 @@ class Destination:
     def verify_next(self) -> bool:
         """Run the in-order pass over the next chunk. :raises DiskError: it cannot be read."""
         with self._translated():
-            return self._reassembly.verify_next()
+            index = self._reassembly.next_index
+            if not self._reassembly.verify_next():
+                return False
+            if self._store.durable:
+                self._reassembly.begin_writeback(index)
+            return True
 
     def verify_chunk(self, index: int) -> bool:
         """Verify one chunk by itself. :raises DiskError: it cannot be read."""

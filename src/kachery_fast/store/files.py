@@ -87,6 +87,7 @@ class FileStore:
     ) -> None:
         self.root = Path(root).absolute()
         self._layout = Layout(self.root)
+        self.durable = durable
         self._writer = ObjectWriter(self._layout, chunk_size_bytes=chunk_size_bytes, durable=durable)
         self._chunk_size_bytes = chunk_size_bytes
         self._fingerprint_size_bytes = min(fingerprint_size_bytes, FINGERPRINT_SIZE_BYTES_MAX)

@@ -327,6 +327,7 @@ class ChannelLink:
         if self._is_allowed(sender, permission):
             self._deliver(body, sender)
         elif self._strangers_waiting < _STRANGERS_WAITING_MAX:
+            self._strangers_waiting += 1
             self._spawn(self._deliver_after_refresh(body, sender, permission))
         else:
             log.warning("channel %s: dropped a %s of %s, as too many of strangers wait", self.name,
@@ -334,7 +335,6 @@ class ChannelLink:
 
     async def _deliver_after_refresh(self, body: BandBody, sender: str, permission: Permission) -> None:
         """A stranger may be a member that joined after the last look: look again, but not at every message."""
-        self._strangers_waiting += 1
         try:
             await self._refresh_once()
         finally:

@@ -1,0 +1,257 @@
+"""Nodes' ends of a channel in one process: real links, providers, transfers and stores over the network in memory.
+
+``Network`` stands for hub, bucket and bands; ``nothing_left`` looks for what a test's node should have let go of.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import random
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+from kachery_fast.config import Settings, load_settings
+from kachery_fast.errors import HubUnreachable, KacheryError
+from kachery_fast.net.hub import HubClient
+from kachery_fast.net.memory import MemoryBroker, MemoryBucket
+from kachery_fast.net.ranges import RangeClient
+from kachery_fast.node.identity import Identity
+from kachery_fast.node.link import ChannelLink
+from kachery_fast.node.providing import Providing
+from kachery_fast.node.tools import Tools, Traffic
+from kachery_fast.node.transfers import Transfers, request_limits
+from kachery_fast.protocol.access import Permission
+from kachery_fast.protocol.messages import ChannelInfo, Member, PubsubInfo, SignedObject
+from kachery_fast.protocol.names import FileUri, object_name
+from kachery_fast.protocol.signing import private_key, public_id
+from kachery_fast.store.files import FileStore
+
+CHANNEL = "lab"
+CHUNK = 64 * 1024
+ALL = [permission.value for permission in Permission]
+QUICK: dict[str, Any] = {
+    "chunk_size_bytes": CHUNK, "offer_wait_seconds": 0.4, "offer_gather_seconds": 0.01, "patience_seconds": 3.0,
+    "provider_silence_seconds": 1.5, "retry_base_seconds": 0.01, "retry_cap_seconds": 0.1, "ready_batch_seconds": 0.01,
+    "progress_interval_seconds": 0.1, "connect_timeout_seconds": 5.0, "stall_seconds": 5.0,
+    "channel_refresh_seconds": 60.0,
+}
+
+
+def data_of(size: int, seed: int = 1) -> bytes:
+    return random.Random(seed).randbytes(size)
+
+
+def sha1_of(data: bytes) -> str:
+    return hashlib.sha1(data, usedforsecurity=False).hexdigest()
+
+
+def identity_of(name: str) -> Identity:
+    key = private_key(hashlib.sha256(name.encode()).digest())
+    return Identity(key, public_id(key))
+
+
+def settings_for(storage_dir: Path, **overrides: Any) -> Settings:
+    return load_settings({}, storage_dir=storage_dir, **{**QUICK, **overrides})
+
+
+class FilesBucket(MemoryBucket):
+    """The bucket in memory, filled through a file span as the one over plain HTTP is."""
+
+    splices = True
+
+
+class MemoryHub:
+    """What a node asks of a hub, answered from memory. ``down`` makes it unreachable."""
+
+    url = "http://127.0.0.1:1"
+
+    def __init__(self, bucket: MemoryBucket) -> None:
+        self.bucket = bucket
+        self.down = False
+        self.signed: list[list[tuple[str, int]]] = []
+        self.reports: list[tuple[str, str]] = []
+
+    def now_ms(self) -> int:
+        return int(time.time() * 1000)
+
+    async def sign_uploads(self, channel: str, objects: list[tuple[str, int]]) -> list[SignedObject]:
+        await asyncio.sleep(0)
+        if self.down:
+            raise HubUnreachable(url=self.url, why="connection refused")
+        self.signed.append(objects)
+        names = [object_name(channel, sha1) for sha1, _ in objects]
+        return [SignedObject(sha1, name, f"memory:{name}", {})
+                for (sha1, _), name in zip(objects, names, strict=True)]
+
+    async def report_corrupt(self, channel: str, sha1: str, found: str) -> bool:
+        await asyncio.sleep(0)
+        if self.down:
+            raise HubUnreachable(url=self.url, why="connection refused")
+        self.reports.append((sha1, found))
+        name = object_name(channel, sha1)
+        if name in self.bucket.objects and sha1_of(self.bucket.objects[name]) == sha1:
+            return False
+        self.bucket.objects.pop(name, None)
+        return True
+
+
+class Network:
+    """A channel and its nodes."""
+
+    def __init__(self, root: Path, bucket: MemoryBucket | None = None, channel: str = CHANNEL) -> None:
+        self.root = root
+        self.channel = channel
+        self.bucket = bucket or MemoryBucket()
+        self.broker = MemoryBroker(message_size_bytes_max=60000)
+        self.hub = MemoryHub(self.bucket)
+        self.members: dict[str, list[str]] = {}
+        self.peers: list[Peer] = []
+
+    def info(self, name: str) -> ChannelInfo:
+        members = [Member(identity_of(known).node_id, known, permissions)
+                   for known, permissions in self.members.items()]
+        return ChannelInfo(self.channel, "owner", self.members.get(name, []), "http://127.0.0.1:1/bucket",
+                           PubsubInfo("ably"), members)
+
+    async def peer(self, name: str, permissions: list[str] | None = None, **settings: Any) -> Peer:
+        """Add a node, and tell the others of it."""
+        self.members[name] = ALL if permissions is None else permissions
+        peer = Peer(self, name, settings_for(self.root / name, **settings))
+        self.peers.append(peer)
+        for other in self.peers:
+            other.link.update(self.info(other.name))
+        await peer.link.start()
+        await until(lambda: peer.link.connected)
+        await asyncio.sleep(0.01)
+        return peer
+
+    async def close(self) -> None:
+        for peer in self.peers:
+            await peer.close()
+
+    def object(self, sha1: str) -> str:
+        return object_name(self.channel, sha1)
+
+
+class Peer:
+    """One node's end of a channel."""
+
+    def __init__(self, network: Network, name: str, settings: Settings, *, share: Peer | None = None) -> None:
+        self.network = network
+        self.name = name
+        self.settings = settings
+        self.identity = identity_of(name)
+        self.store = FileStore(settings.storage_dir, chunk_size_bytes=settings.chunk_size_bytes, durable=False)
+        self.heard: list[tuple[Any, str]] = []
+        self.refreshed = 0
+        self.ranges = RangeClient(settings, concurrency=2)
+        self.link = ChannelLink(
+            network.info(name), cast(HubClient, network.hub), self.identity, settings, self.ranges,
+            refresh=self._refresh, on_request=self._requested,
+            open_channel=lambda channel, *, client_id, **_: network.broker.channel(
+                channel, client_id, {f"{channel}-{kind}Files": ["publish", "subscribe"]
+                                     for kind in ("request", "provide")}))
+        self.link.bucket = network.bucket
+        self.traffic = Traffic()
+        self.threads = ThreadPoolExecutor(4, "disk")
+        self.providing = Providing(self.link, self.identity.node_id, self.store, settings,
+                                   asyncio.Semaphore(settings.upload_concurrency), self.threads, self.traffic)
+        self.tools = Tools(self.store, request_limits(settings), self.threads, self.threads,
+                           asyncio.Semaphore(settings.download_concurrency), self.traffic)
+        self.transfers = Transfers(self.tools, settings)
+
+    def put(self, data: bytes) -> FileUri:
+        stored = self.store.put_bytes(data)
+        return FileUri(stored.sha1, "", stored.manifest_sha1)
+
+    async def load(self, uri: FileUri) -> bytes:
+        return (await self.transfers.load(uri, self.link)).path.read_bytes()
+
+    async def read(self, uri: FileUri, start: int, end: int | None) -> bytes:
+        length, spans = await self.transfers.read(uri, self.link, start, end)
+        data = b"".join([span async for span in spans])
+        assert len(data) == length
+        return data
+
+    def parts(self) -> list[Path]:
+        return list(self.settings.storage_dir.rglob("*.part"))
+
+    async def close(self) -> None:
+        await self.transfers.close()
+        await self.providing.close()
+        await self.link.close()
+        await self.ranges.close()
+        self.threads.shutdown()
+
+    async def _refresh(self) -> None:
+        await asyncio.sleep(0)
+        self.refreshed += 1
+        self.link.update(self.network.info(self.name))
+
+    def _requested(self, body: Any, sender: str) -> None:
+        self.heard.append((body, sender))
+        if self.link.may(Permission.PROVIDE_FILES):
+            self.providing.heard(body, sender)
+
+
+@asynccontextmanager
+async def network(root: Path, bucket: MemoryBucket | None = None) -> AsyncIterator[Network]:
+    made = Network(root, bucket)
+    try:
+        yield made
+    finally:
+        await made.close()
+
+
+async def until(happened: Callable[[], object], seconds: float = 20.0) -> None:
+    """Wait until something that other tasks do has happened."""
+    end = time.monotonic() + seconds
+    while not happened():
+        if time.monotonic() > end:
+            raise AssertionError(f"it did not happen within {seconds} s")
+        await asyncio.sleep(0.002)
+
+
+async def fails(kind: type[KacheryError], work: Awaitable[Any]) -> KacheryError:
+    """Await ``work``, which must raise ``kind``; return the error."""
+    try:
+        await work
+    except kind as error:
+        return error
+    raise AssertionError(f"{kind.__name__} was expected")
+
+
+def open_files(under: Path) -> list[str]:
+    """Files below a directory that this process has open or mapped."""
+    found = []
+    for fd in Path("/proc/self/fd").iterdir():
+        try:
+            found.append(str(fd.readlink()))
+        except OSError:
+            continue
+    with Path("/proc/self/maps").open() as maps:
+        found += [line.split(maxsplit=5)[5].strip() for line in maps if line.count(" ") > 5]
+    return [path for path in found if path.startswith(f"{under}{os.sep}")]
+
+
+@contextmanager
+def nothing_left(under: Path) -> Iterator[None]:
+    """Look, at the end, for threads and for files below a directory that were not there, or open, before."""
+    before = {thread.name for thread in threading.enumerate()}
+    yield
+    assert open_files(under) == []
+    left = {thread.name for thread in threading.enumerate()} - before
+    assert not [name for name in left if name.startswith(("disk", "verify", "api", "kachery"))]
+
+
+def other_tasks() -> list[str]:
+    """The names of what runs on the loop beside the caller."""
+    return [repr(task.get_coro()) for task in asyncio.all_tasks()
+            if task is not asyncio.current_task() and not task.done()]

@@ -8,6 +8,7 @@ import logging
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import Any
 
@@ -39,6 +40,7 @@ from ..protocol.provide import (
 )
 from ..store.files import FileStore
 from .link import ChannelLink
+from .slots import StaggeredSlots
 from .threads import in_thread
 from .tools import Traffic
 
@@ -68,7 +70,7 @@ class Providing:
     """
 
     def __init__(self, link: ChannelLink, node_id: str, store: FileStore, settings: Settings,
-                 uploads: asyncio.Semaphore, threads: Executor, traffic: Traffic) -> None:
+                 uploads: StaggeredSlots, threads: Executor, traffic: Traffic) -> None:
         self._link = link
         self._store = store
         self._uploads = uploads
@@ -179,8 +181,8 @@ class Providing:
     async def _upload(self, upload: Upload, leave: SignedUpload) -> None:
         outcome = Uploaded(upload.sha1)
         try:
-            async with self._uploads:
-                await self._put(upload, leave)
+            async with self._uploads.slot(upload.end - upload.start) as progress:
+                await self._put(upload, leave, progress)
         except Exception as error:
             outcome = self._failed(upload, error, "bucket")
         self._post(outcome)
@@ -193,7 +195,7 @@ class Providing:
         log.error("channel %s: the upload of %s failed", self._link.name, upload.sha1, exc_info=error)
         return Uploaded(upload.sha1, "disk-error" if isinstance(error, OSError) else otherwise, str(error))
 
-    async def _put(self, upload: Upload, leave: SignedUpload) -> None:
+    async def _put(self, upload: Upload, leave: SignedUpload, progress: Callable[[int], None]) -> None:
         file = await in_thread(self._threads, self._store.open, upload.file_sha1, undo=lambda opened: opened.close())
         try:
             if upload.check:
@@ -201,7 +203,8 @@ class Providing:
             for attempt in range(_SIGN_TRIES_MAX):
                 try:
                     length = upload.end - upload.start
-                    if await self._link.bucket.put_from(leave, file.fileno(), upload.start, length):
+                    if await self._link.bucket.put_from(leave, file.fileno(), upload.start, length,
+                                                        progress=progress):
                         self._traffic.uploaded_objects += 1
                         self._traffic.uploaded_bytes += length
                     return

@@ -51,22 +51,18 @@ class StaggeredSlots:
                 told = True
                 self._grow()
             self._active -= 1
-            if not self._active and not self._waiting:
-                self._open = 1
             self._wake()
+            if not self._active:
+                self._open = 1
 
     async def _acquire(self) -> None:
-        if self._active < self._open and not self._waiting:
-            self._active += 1
-            return
         turn = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
+        self._wake()
         try:
             await turn
         except asyncio.CancelledError:
-            if turn in self._waiting:
-                self._waiting.remove(turn)
-            else:  # the turn was given, and is not taken
+            if not turn.cancelled():  # the turn was given, and is not taken
                 self._active -= 1
                 self._wake()
             raise
@@ -77,5 +73,7 @@ class StaggeredSlots:
 
     def _wake(self) -> None:
         while self._waiting and self._active < self._open:
-            self._active += 1
-            self._waiting.popleft().set_result(None)
+            turn = self._waiting.popleft()
+            if not turn.done():  # else its upload was cancelled
+                self._active += 1
+                turn.set_result(None)

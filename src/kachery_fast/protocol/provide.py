@@ -323,7 +323,7 @@ class FileProvider:
                     self._say(Progress, request=job.request, bytes=job.bytes, queued=len(job.owed))
                     job.progress_at = now
                 if jobs is self._questions and now >= job.touched_at + _JOB_AGE_SECONDS_MAX:
-                    del jobs[key]
+                    jobs.pop(key, None)
 
     def _say_ready(self, job: _Job) -> None:
         chunks = compress([index for index in job.ready if index != _MANIFEST])

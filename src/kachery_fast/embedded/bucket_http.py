@@ -66,6 +66,7 @@ class RateLimit:
         self._free_at = clock()
 
     def take(self, count_bytes: int) -> None:
+        """Wait until so many bytes may pass, in bytes a second on the average."""
         with self._lock:
             now = self._clock()
             self._free_at = max(self._free_at, now) + count_bytes / self._rate

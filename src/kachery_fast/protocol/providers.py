@@ -90,11 +90,6 @@ class ProviderPool:
         """When the next provider that owes something has to be given up."""
         return min((self._patience_end(p) for p in self._crew.values() if p.owed), default=None)
 
-    @property
-    def has_offered(self) -> bool:
-        """Whether anybody has ever offered the file."""
-        return bool(self._known)
-
     def names(self) -> str:
         """Name those who owe something, for people."""
         return ", ".join(self._inquiry.label(node_id) for node_id, p in self._crew.items() if p.owed)
@@ -167,9 +162,9 @@ class ProviderPool:
         provider.heard_at = now
         return bool(provider.owed)
 
-    def knows(self, node_id: str) -> bool:
-        """Whether this node has offered the file at any time."""
-        return node_id in self._known
+    def knows(self, node_id: str | None = None) -> bool:
+        """Whether this node (None: anybody) has offered the file at any time."""
+        return bool(self._known) if node_id is None else node_id in self._known
 
     def uploaded(self, node_id: str, index: int, now: float) -> bool:
         """Note that a node has announced a chunk; whether that is to be believed.
@@ -311,12 +306,11 @@ class ProviderPool:
 
     def call_for_help(self, now: float) -> bool:
         """Whether to ask the channel anew though all is dealt: nobody has brought anything for long. Not too often."""
-        if now <= self._called_at + self._limits.patience_seconds:
-            return False
-        if not all(provider.owed and self._is_stuck(provider, now) for provider in self._crew.values()):
-            return False
-        self._called_at = now
-        return True
+        rested = now > self._called_at + self._limits.patience_seconds
+        if rested and all(self._is_stuck(provider, now) for provider in self._crew.values()):
+            self._called_at = now
+            return True
+        return False
 
     def reassign(self, cut: Cut, now: float) -> dict[str, list[int]]:
         """When all is dealt: let idle providers help with what others still owe; return the new shares by node."""
@@ -367,12 +361,11 @@ class ProviderPool:
         return limits.patience_seconds if _MANIFEST in provider.owed else limits.provider_stall_seconds
 
     def _recruit(self, cut: Cut, count_max: int) -> None:
-        bench = self._bench.get(cut)
+        bench = self._bench.get(cut, {})
         if bench and len(self._crew) < count_max:
             for provider in nsmallest(count_max - len(self._crew), bench.values(), key=self._rank):
-                self._crew[provider.node_id] = bench.pop(provider.node_id)
-            if not bench:
-                del self._bench[cut]
+                self._crew[provider.node_id] = bench[provider.node_id]
+                self._leave_bench(provider.node_id, cut)
 
     def _owe(self, provider: _Provider, index: int, now: float) -> None:
         if not provider.owed:
@@ -397,7 +390,9 @@ class ProviderPool:
             for index in list(provider.owed):
                 self._disown(provider, index)
         elif cut is not None:
-            bench = self._bench[cut]
-            del bench[node_id]
-            if not bench:
-                del self._bench[cut]
+            self._leave_bench(node_id, cut)
+
+    def _leave_bench(self, node_id: str, cut: Cut) -> None:
+        del self._bench[cut][node_id]
+        if not self._bench[cut]:
+            del self._bench[cut]

@@ -289,7 +289,7 @@ class Requester:
         if self.phase is Phase.MOVE and self._pool.has_other_cut(self._cut):
             self._start_over(now)
             return
-        raise self.inquiry.error(self._asking.account(ever_offered=self._pool.has_offered))
+        raise self.inquiry.error(self._asking.account(ever_offered=self._pool.knows()))
 
     # --- what follows from the state, after every event
 

@@ -60,6 +60,8 @@ _RULES: dict[type[Any], tuple[str, Permission]] = {
     Failed: ("provideFiles", Permission.PROVIDE_FILES),
     UploadFileStatus2022: ("provideFiles", Permission.PROVIDE_FILES),
 }
+# They carry no channel, time or id.
+_BODIES_2022 = (RequestFile2022, UploadFileStatus2022)
 _ANSWERS = frozenset({"offer", "ready", "progress", "failed"})
 _STRANGER_REFRESH_SECONDS = 1.0
 # Messages of strangers that wait for the hub's word on them; further ones are dropped.
@@ -222,7 +224,7 @@ class ChannelLink:
     def say(self, kind: type[Any], fields: dict[str, Any], on_failed: OnSayFailed | None = None) -> None:
         """Queue a message for its band. ``on_failed`` hears when it could not be sent."""
         band, _ = _RULES[kind]
-        if kind is UploadFileStatus2022:
+        if kind in _BODIES_2022:
             body = kind(**fields)
         else:
             body = kind(channel=self.name, time=0, id=secrets.token_hex(16), **fields)
@@ -261,7 +263,7 @@ class ChannelLink:
 
     async def _send(self, batch: list[_Outgoing]) -> None:
         for outgoing in batch:
-            if not isinstance(outgoing.body, (RequestFile2022, UploadFileStatus2022)):
+            if not isinstance(outgoing.body, _BODIES_2022):
                 outgoing.body.time = self.hub.now_ms()
         data = encode_band([outgoing.body for outgoing in batch], self._identity.key)
         if self._channel is None:
@@ -312,7 +314,7 @@ class ChannelLink:
         return kind != "uploadFileStatus"
 
     def _fresh(self, body: BandBody, sender: str) -> bool:
-        if isinstance(body, (RequestFile2022, UploadFileStatus2022)):
+        if isinstance(body, _BODIES_2022):
             return True
         try:
             if body.channel != self.name:

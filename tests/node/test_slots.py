@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 
 import pytest
 
-from kachery_fast.node.slots import StaggeredSlots
+from kachery_fast.node.slots import AdaptiveSlots
 from tests.network import LOOPS, run_on
 
 
@@ -14,7 +15,7 @@ class _Uploads:
     """Uploads that go on only when they are told to."""
 
     def __init__(self, limit: int) -> None:
-        self.slots = StaggeredSlots(limit)
+        self.slots = AdaptiveSlots(limit, lambda: 0.0)
         self.running: dict[int, asyncio.Event] = {}
         self.progress: dict[int, object] = {}
         self.tasks: list[asyncio.Task[None]] = []
@@ -41,52 +42,75 @@ class _Uploads:
 
 
 @pytest.mark.parametrize("loop_kind", LOOPS)
-def test_the_next_upload_begins_when_the_one_before_is_a_part_of_the_way(loop_kind: str) -> None:
-    async def scenario() -> None:
-        uploads = _Uploads(4)
-        for number in range(6):
-            uploads.begin(number)
-        await uploads.settle()
-        assert sorted(uploads.running) == [0]
-        uploads.tell(0, 24)
-        await uploads.settle()
-        assert sorted(uploads.running) == [0]
-        uploads.tell(0, 1)
-        await uploads.settle()
-        assert sorted(uploads.running) == [0, 1]
-        uploads.tell(0, 75)
-        await uploads.settle()
-        assert sorted(uploads.running) == [0, 1], "one upload makes room once"
-        for number in (1, 2, 3):
-            uploads.tell(number, 25)
-            await uploads.settle()
-        assert sorted(uploads.running) == [0, 1, 2, 3], "never more than the limit"
-        uploads.running[0].set()
-        await uploads.settle()
-        assert sorted(uploads.running) == [1, 2, 3, 4]
-        await _finish(uploads)
-
-    run_on(loop_kind, scenario())
-
-
-@pytest.mark.parametrize("loop_kind", LOOPS)
-def test_an_upload_that_tells_of_nothing_makes_room_at_its_end_and_rest_begins_anew(loop_kind: str) -> None:
+def test_at_first_an_upload_begins_when_the_one_before_is_sent(loop_kind: str) -> None:
     async def scenario() -> None:
         uploads = _Uploads(4)
         for number in range(3):
             uploads.begin(number)
         await uploads.settle()
+        assert sorted(uploads.running) == [0]
+        uploads.tell(0, 99)
+        await uploads.settle()
+        assert sorted(uploads.running) == [0]
+        uploads.tell(0, 1)
+        await uploads.settle()
+        assert sorted(uploads.running) == [0, 1]
         uploads.running[0].set()
         await uploads.settle()
-        assert sorted(uploads.running) == [1, 2]
-        await _finish(uploads)
-        uploads.begin(7)
-        uploads.begin(8)
+        assert sorted(uploads.running) == [1]
+        uploads.running[1].set()  # one that tells of nothing makes room at its end
         await uploads.settle()
-        assert sorted(uploads.running) == [7]
+        assert sorted(uploads.running) == [2]
         await _finish(uploads)
 
     run_on(loop_kind, scenario())
+
+
+def _level_after(seconds_of_one: dict[int, float], count: int, limit: int = 4) -> list[int]:
+    """The levels that are found when at each of them one upload takes so long, a queue always waiting."""
+    levels: list[int] = []
+
+    async def scenario() -> None:
+        time = 0.0
+        slots = AdaptiveSlots(limit, lambda: time)
+        blocker = asyncio.Event()
+
+        async def one(waits: asyncio.Event | None) -> None:
+            nonlocal time
+            async with slots.slot(1000):
+                if waits is not None:
+                    await waits.wait()
+                time += seconds_of_one[slots.level] / slots.level
+                levels.append(slots.level)
+
+        first = asyncio.get_running_loop().create_task(one(blocker))
+        rest = [asyncio.get_running_loop().create_task(one(None)) for _ in range(count)]
+        await asyncio.sleep(0)
+        blocker.set()
+        await asyncio.gather(first, *rest)
+
+    run_on("asyncio-debug", scenario())
+    return levels
+
+
+def test_the_level_rises_as_long_as_more_is_moved() -> None:
+    levels = _level_after(dict.fromkeys(range(1, 5), 1.0), 40)  # each connection has a rate of its own
+    assert levels[0] == 1
+    assert levels[-1] == 4
+    assert levels.index(4) < 20
+
+
+def test_the_level_falls_back_where_one_connection_fills_the_path() -> None:
+    levels = _level_after({level: float(level) for level in range(1, 5)}, 60)
+    assert max(levels) == 2, "the next level was tried"
+    assert levels[-1] == 1
+    assert levels.count(2) <= 4
+
+
+def test_a_level_that_was_given_up_is_tried_again_later() -> None:
+    levels = _level_after({level: float(level) for level in range(1, 5)}, 200)
+    tries = sum(1 for before, after in pairwise(levels) if (before, after) == (1, 2))
+    assert 2 <= tries <= 4
 
 
 @pytest.mark.parametrize("loop_kind", LOOPS)

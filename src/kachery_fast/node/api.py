@@ -14,7 +14,7 @@ import logging
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 from aiohttp import web
@@ -49,7 +49,8 @@ _PROGRESS_INTERVAL_SECONDS = 0.25
 _AUTH_HEADER = "KACHERY-CLIENT-AUTH-CODE"
 _SPAN_BYTES = 4 * 1024 * 1024
 _EVERY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 - compared with, not bound to
-_PORT = re.compile(r"(^|[^:]|\]):\d+$", re.ASCII)
+_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^:\[\]]+))(?::\d+)?", re.ASCII)
+_Position = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -63,8 +64,8 @@ class _Load(msgspec.Struct, forbid_unknown_fields=True):
 class _Read(msgspec.Struct, forbid_unknown_fields=True):
     uri: str
     channel: str | None = None
-    start: int = 0
-    end: int | None = None
+    start: _Position = 0
+    end: _Position | None = None
 
 
 class _Nothing(msgspec.Struct, forbid_unknown_fields=True):
@@ -138,10 +139,8 @@ class LocalApi:
 
     def _check_client(self, request: web.Request) -> None:
         # Not request.host: without the header that is this machine's name, from a look-up that may block.
-        host = request.headers.get("Host", "").lower()
-        if _PORT.search(host):
-            host = host.rpartition(":")[0]
-        if "Origin" in request.headers or not self._is_own_host(host.removeprefix("[").removesuffix("]")):
+        host = _HOST.fullmatch(request.headers.get("Host", "").lower())
+        if "Origin" in request.headers or host is None or not self._is_own_host(host[1] or host[2]):
             raise ClientAuthRefused(why="web pages may not use a node", path=str(self._node.client_auth.path))
         if request.path == "/probe":
             return
@@ -225,7 +224,7 @@ class LocalApi:
     async def _read(self, request: web.Request) -> web.StreamResponse:
         asked = await _body(request, _Read)
         uri = parse_file_uri(asked.uri)
-        if asked.start < 0 or (asked.end is not None and asked.end < asked.start):
+        if asked.end is not None and asked.end < asked.start:
             raise InvalidArgument(what=f"bytes {asked.start} to {asked.end} are not a range")
         located = await self._find(uri, asked.channel)
         if located is not None:

@@ -27,7 +27,7 @@ from .identity import ClientAuth, load_identity
 from .link import ChannelLink
 from .membership import NodeFile, read_node_file
 from .providing import Providing
-from .slots import StaggeredSlots
+from .slots import AdaptiveSlots
 from .tools import Tools, Traffic
 from .transfers import Transfers, request_limits
 
@@ -86,7 +86,7 @@ class Node:
         self._disk_threads = ThreadPoolExecutor(_DISK_THREADS, "disk")
         self._verify_threads = ThreadPoolExecutor(_VERIFY_THREADS, "verify")
         self.api_threads = ThreadPoolExecutor(_API_THREADS, "api")
-        self._uploads = StaggeredSlots(settings.upload_concurrency)
+        self._uploads = AdaptiveSlots(settings.upload_concurrency, time.monotonic)
         self._ranges = RangeClient(settings, concurrency=settings.download_concurrency + settings.upload_concurrency
                                    + _SMALL_REQUESTS)
         self._traffic = Traffic()

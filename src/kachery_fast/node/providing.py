@@ -40,7 +40,7 @@ from ..protocol.provide import (
 )
 from ..store.files import FileStore
 from .link import ChannelLink
-from .slots import StaggeredSlots
+from .slots import AdaptiveSlots
 from .threads import in_thread
 from .tools import Traffic
 
@@ -70,7 +70,7 @@ class Providing:
     """
 
     def __init__(self, link: ChannelLink, node_id: str, store: FileStore, settings: Settings,
-                 uploads: StaggeredSlots, threads: Executor, traffic: Traffic) -> None:
+                 uploads: AdaptiveSlots, threads: Executor, traffic: Traffic) -> None:
         self._link = link
         self._store = store
         self._uploads = uploads

@@ -16,10 +16,11 @@ import msgspec
 from ..errors import ManifestInvalid
 from .names import is_sha1
 
-__all__ = ["MANIFEST_SIZE_BYTES_MAX", "Chunk", "Manifest", "make_manifest", "parse_manifest"]
+__all__ = ["CHUNK_SIZE_BYTES_MAX", "MANIFEST_SIZE_BYTES_MAX", "Chunk", "Manifest", "make_manifest", "parse_manifest"]
 
-# A chunk takes about 95 bytes, so this holds files of 10^6 chunks: 20 TB at 20 MiB.
-MANIFEST_SIZE_BYTES_MAX = 128 * 1024 * 1024
+# A chunk takes about 80 bytes here and 300 in memory while a manifest is read: this holds files of 500,000 chunks
+# (10 TB at 20 MiB), and a hostile one cannot take a node beyond its bound of 512 MiB.
+MANIFEST_SIZE_BYTES_MAX = 48 * 1024 * 1024
 # A chunk is mapped, and held in flight, as a whole: bound what a hostile manifest can ask for.
 CHUNK_SIZE_BYTES_MAX = 64 * 1024 * 1024
 
@@ -66,13 +67,13 @@ class Manifest(NamedTuple):
         return low
 
 
-class _WireChunk(msgspec.Struct):
+class _WireChunk(msgspec.Struct, gc=False):
     start: int
     end: int
     sha1: str
 
 
-class _WireManifest(msgspec.Struct):
+class _WireManifest(msgspec.Struct, gc=False):
     size: int
     sha1: str
     chunks: list[_WireChunk]

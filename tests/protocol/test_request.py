@@ -100,8 +100,7 @@ class Driver:
     def assigned(self) -> Driver:
         """To MOVE with the first chunks assigned to a."""
         self.begin()
-        self.offer()
-        assert says(self(Tick(), after=0.2), Assign)
+        assert says(self.offer() + self(Tick(), after=0.2), Assign)
         return self
 
     @property
@@ -335,8 +334,8 @@ def held(drive: Driver, index: int, sender: str = "a") -> None:
 def test_a_damaged_chunk_is_reported_and_asked_for_from_another() -> None:
     drive = Driver(assign_chunks_max=5).begin()
     drive.offer("a")
-    drive.offer("b")
-    assigns = {fields["provider"]: fields["chunks"] for fields in says(drive(Tick(), after=0.2), Assign)}
+    effects = drive.offer("b") + drive(Tick(), after=0.2)
+    assigns = {fields["provider"]: fields["chunks"] for fields in says(effects, Assign)}
     assert assigns == {"a": [(0, 1), (2, 3), (4, 5), (6, 7), (8, 9)], "b": [(1, 2), (3, 4), (5, 6), (7, 8), (9, 10)]}
     held(drive, 0)
     assert drive(ChunkDamaged(0, name_of("bad"))) == [ReportDamage(0, name_of("bad"))]
@@ -500,8 +499,7 @@ def test_a_node_that_says_it_is_looking_is_waited_for() -> None:
     for _ in range(20):
         drive(Heard(Progress(**STAMP, bytes=0), "a"), after=1.0)
     assert drive.machine.phase is Phase.MOVE
-    drive.offer()
-    assert says(drive(Tick(), after=0.2), Assign)
+    assert says(drive.offer() + drive(Tick(), after=0.2), Assign)
 
 
 # --- any sequence
@@ -565,3 +563,12 @@ def follow(drive: Driver, effects: list[Any], waits_for_bucket: bool) -> bool:
         assert under_way or complete or machine.deadline is not None, machine.phase
     assert all(not isinstance(effect, Say) or effect.kind in (Want, Assign, Cancel) for effect in effects)
     return waits
+
+
+def test_offers_are_waited_for_only_as_long_as_somebody_may_still_make_one() -> None:
+    drive = Driver(providers="ab").begin()
+    assert not says(drive.offer("a"), Assign), "b may offer too"
+    assert says(drive.offer("b"), Assign)
+    drive = Driver(providers="ab").begin()
+    drive.offer("a")
+    assert says(drive(Heard(Failed(**STAMP, reason="busy"), "b")), Assign)

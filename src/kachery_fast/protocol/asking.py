@@ -166,11 +166,12 @@ class Asking:
         self._begin_waiting(now, self._limits.offer_wait_seconds)
         return True
 
-    def answers(self, now: float, everybody_declined: bool) -> Answers:
+    def answers(self, now: float, *, everybody_declined: bool, everybody_answered: bool) -> Answers:
         """Look at the round under way; anything but PENDING ends it."""
         if self._asked_at is None:
             return Answers.PENDING
-        if now < self._wait_until and (self._gathering or not everybody_declined):
+        nobody_is_missing = everybody_answered if self._gathering else everybody_declined
+        if now < self._wait_until and not nobody_is_missing:
             return Answers.PENDING
         outcome = Answers.OFFERED if self._gathering else Answers.NONE
         self.stop()

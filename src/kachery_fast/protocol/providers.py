@@ -81,6 +81,13 @@ class ProviderPool:
         return len(self._gone) >= len(providers) and self._gone >= providers.keys()
 
     @property
+    def all_answered(self) -> bool:
+        """Whether everybody who may provide has offered or declined."""
+        providers = self._inquiry.providers
+        return (len(self._gone) + len(self._cuts) >= len(providers)
+                and providers.keys() <= self._gone | self._cuts.keys())
+
+    @property
     def all_refused(self) -> bool:
         """Whether everybody who may provide has failed so often, or lied, that asking again is no use."""
         return self._refused >= self._inquiry.providers.keys()

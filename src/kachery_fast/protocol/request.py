@@ -320,7 +320,8 @@ class Requester:
             self._asking.stop()
             return
         declined = self._pool.all_lost
-        if self._asking.answers(now, declined) is Answers.NONE:
+        answers = self._asking.answers(now, everybody_declined=declined, everybody_answered=self._pool.all_answered)
+        if answers is Answers.NONE:
             if declined and not self._asking.begun:
                 raise self.inquiry.error("every node that may provide files has declined")
             self._ask(now)

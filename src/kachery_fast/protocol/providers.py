@@ -83,9 +83,8 @@ class ProviderPool:
     @property
     def all_answered(self) -> bool:
         """Whether everybody who may provide has offered or declined."""
-        providers = self._inquiry.providers
-        return (len(self._gone) + len(self._cuts) >= len(providers)
-                and providers.keys() <= self._gone | self._cuts.keys())
+        count, providers = len(self._gone) + len(self._cuts), self._inquiry.providers
+        return count >= len(providers) and providers.keys() <= self._gone | self._cuts.keys()
 
     @property
     def all_refused(self) -> bool:
@@ -145,8 +144,7 @@ class ProviderPool:
         for provider in self._crew.values():
             provider.owed.clear()
             self._bench.setdefault(provider.cut, {})[provider.node_id] = provider
-        self._crew.clear()
-        for memory in (self._owners, self._sources, self._blamed, self._vanished):
+        for memory in (self._crew, self._owners, self._sources, self._blamed, self._vanished):
             memory.clear()
 
     def reset(self) -> None:
@@ -240,10 +238,7 @@ class ProviderPool:
             self.strike(source, "announced chunks that the bucket does not have")
 
     def strike(self, node_id: str, why: str) -> None:
-        """A node has failed in a way that is its own: give it up, and for good when it is the third time.
-
-        The limit is ``corrupt_retries_max``; a sound chunk wipes the slate clean.
-        """
+        """A node has failed in a way that is its own: give it up; for good when that happens again and again."""
         self._strikes[node_id] = self._strikes.get(node_id, 0) + 1
         if self._strikes[node_id] >= self._limits.corrupt_retries_max:
             self.refuse(node_id, why)
@@ -282,8 +277,8 @@ class ProviderPool:
                     self.lose(provider.node_id, f"offered it, then fell silent {done}")
                 else:
                     stalled = True
-                    stall = self._stall(provider)
-                    self.strike(provider.node_id, f"said it was at work, but brought nothing for {stall:g} s {done}")
+                    self.strike(provider.node_id, "said it was at work, but brought nothing for "
+                                                  f"{self._stall(provider):g} s {done}")
         return stalled
 
     # --- dealing
@@ -313,8 +308,8 @@ class ProviderPool:
 
     def call_for_help(self, now: float) -> bool:
         """Whether to ask the channel anew though all is dealt: nobody has brought anything for long. Not too often."""
-        rested = now > self._called_at + self._limits.patience_seconds
-        if rested and all(self._is_stuck(provider, now) for provider in self._crew.values()):
+        if now > self._called_at + self._limits.patience_seconds and all(
+                self._is_stuck(provider, now) for provider in self._crew.values()):
             self._called_at = now
             return True
         return False

@@ -212,8 +212,6 @@ class Requester:
             return
         error = CorruptFile(path=self.inquiry.uri, found=event.found, sha1=self.sha1,
                             advice="Its manifest describes another file; get the URI anew from its source.")
-        if self.manifest is None:
-            raise error
         self._locating.refuse(error)
         self._start_over(now)
 
@@ -320,8 +318,8 @@ class Requester:
             self._asking.stop()
             return
         declined = self._pool.all_lost
-        answers = self._asking.answers(now, everybody_declined=declined, everybody_answered=self._pool.all_answered)
-        if answers is Answers.NONE:
+        if self._asking.answers(now, everybody_declined=declined,
+                                everybody_answered=self._pool.all_answered) is Answers.NONE:
             if declined and not self._asking.begun:
                 raise self.inquiry.error("every node that may provide files has declined")
             self._ask(now)

@@ -25,6 +25,7 @@ from kachery_fast.net.ranges import RangeClient
 from kachery_fast.node.identity import Identity
 from kachery_fast.node.link import ChannelLink
 from kachery_fast.node.providing import Providing
+from kachery_fast.node.slots import AdaptiveSlots
 from kachery_fast.node.tools import Tools, Traffic
 from kachery_fast.node.transfers import Transfers, request_limits
 from kachery_fast.protocol.access import Permission
@@ -162,7 +163,8 @@ class Peer:
         self.traffic = Traffic()
         self.threads = ThreadPoolExecutor(4, "disk")
         self.providing = Providing(self.link, self.identity.node_id, self.store, settings,
-                                   asyncio.Semaphore(settings.upload_concurrency), self.threads, self.traffic)
+                                   AdaptiveSlots(settings.upload_concurrency, time.monotonic), self.threads,
+                                   self.traffic)
         self.tools = Tools(self.store, request_limits(settings), self.threads, self.threads,
                            asyncio.Semaphore(settings.download_concurrency), self.traffic)
         self.transfers = Transfers(self.tools, settings)

@@ -203,8 +203,7 @@ class LocalApi:
                 return response
             finally:
                 task.cancel()
-                with contextlib.suppress(KacheryError, asyncio.CancelledError):
-                    await task
+                await asyncio.wait([task])
         if located is None:
             raise AssertionError("a load ends with a file or an error")
         await _line(response, {"type": "done", "path": str(located.path), "size": located.size, "sha1": located.sha1,

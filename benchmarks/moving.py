@@ -40,6 +40,7 @@ from kachery_fast.store.files import FileStore
 from kachery_fast.store.objects import Stored
 
 __all__ = [
+    "load_once",
     "load_versus_rclone",
     "load_versus_rclone_and_openssl",
     "memory_of_a_moving_node",
@@ -92,7 +93,7 @@ def _load_versus(directory: Path, size_bytes: int, count: int, name: str, bar: s
     with _served_chunks(directory, size_bytes) as (url, uri, whole):
         def ours() -> float:
             shutil.rmtree(directory / "B", ignore_errors=True)
-            return size_bytes / GB / asyncio.run(_load(url, uri, directory / "B"))
+            return size_bytes / GB / asyncio.run(load_once(url, uri, directory / "B"))
 
         def rival() -> float:
             target.unlink(missing_ok=True)
@@ -115,7 +116,7 @@ def _load_versus(directory: Path, size_bytes: int, count: int, name: str, bar: s
     return figure(name, measured, unit="GB/s", bar=bar, note=note)
 
 
-async def _load(url: str, uri: FileUri, storage_dir: Path) -> float:
+async def load_once(url: str, uri: FileUri, storage_dir: Path) -> float:
     settings = load_settings({}, storage_dir=storage_dir)
     client = RangeClient(settings, concurrency=CONCURRENCY + 2)
     over = asyncio.Event()

@@ -16,8 +16,8 @@ CYTHON = sorted(PACKAGE.rglob("*.pyx"))
 
 MODULE_LINES_MAX = 400
 FUNCTION_LINES_MAX = 70
-# Longer than the rule allows, each with its reason in docs/design.md; better none.
-LONG_MODULES: frozenset[str] = frozenset()
+# Longer than the rule allows, each with its reason in docs/design.md.
+LONG_MODULES = frozenset({"_chunker.pyx"})
 
 # Floors: a room imports only from floors below its own; rooms on one floor never import each other.
 FLOORS = {

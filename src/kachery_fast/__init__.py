@@ -20,12 +20,9 @@ if TYPE_CHECKING:
     from .client.files import (
         Loaded,
         info,
-        link_file,
         load,
         load_bytes,
         load_file,
-        store_file,
-        store_files,
         verify,
         why,
     )
@@ -40,6 +37,7 @@ if TYPE_CHECKING:
         store_text,
     )
     from .client.progress import Progress, ProgressCallback
+    from .client.storing import link_file, store_file, store_files
     from .errors import KacheryError
 
 __all__ = [
@@ -73,7 +71,7 @@ _ROOMS = {
     "Progress": "client.progress",
     "ProgressCallback": "client.progress",
     "info": "client.files",
-    "link_file": "client.files",
+    "link_file": "client.storing",
     "load": "client.files",
     "load_bytes": "client.files",
     "load_file": "client.files",
@@ -81,8 +79,8 @@ _ROOMS = {
     "load_npy": "client.formats",
     "load_pkl": "client.formats",
     "load_text": "client.formats",
-    "store_file": "client.files",
-    "store_files": "client.files",
+    "store_file": "client.storing",
+    "store_files": "client.storing",
     "store_json": "client.formats",
     "store_npy": "client.formats",
     "store_pkl": "client.formats",

@@ -33,7 +33,7 @@ def store(files: tuple[str, ...], label: str | None, quiet: bool, as_json: bool)
     Nothing is uploaded before somebody asks for it. A file that cannot be stored is reported, and the others are
     stored; the exit code is then that of the first failure. With --json the result is a list, a member for each file.
     """
-    from ..client.files import store_file
+    from ..client.storing import store_file
 
     _check_label(files, label)
     if len(files) > 1:
@@ -54,7 +54,7 @@ def link(files: tuple[str, ...], label: str | None, quiet: bool, as_json: bool) 
     A linked file must not be changed or moved; if it is, the link says so and is not served. Several files are
     treated as by store.
     """
-    from ..client.files import link_file
+    from ..client.storing import link_file
 
     _check_label(files, label)
     _each(files, as_json, quiet, lambda path, progress: link_file(path, label=label, progress=progress))
@@ -190,8 +190,8 @@ class _Answers:
 
 def _store_many(files: tuple[str, ...], as_json: bool, quiet: bool) -> None:
     """Store in batches. Answers are printed as they come, or after the progress bar where there is one."""
-    from ..client.files import store_files
     from ..client.progress import Progress
+    from ..client.storing import store_files
 
     answers = _Answers(as_json)
     with progress_bar(f"{len(files)} files", hidden=quiet or as_json) as progress:

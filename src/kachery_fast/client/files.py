@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing, suppress
-from pathlib import Path
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from typing import Any, NamedTuple
 
 from .._version import __version__
@@ -24,26 +23,21 @@ from ..errors import (
     NodeNotRunning,
     NotInStore,
 )
-from ..protocol.names import FileUri, check_channel_name, parse_file_uri
-from ..store import FileStore, Located, Verified
-from ..store.disk import SourceFile, source_errors, translated
+from ..protocol.names import check_channel_name, parse_file_uri
+from ..store import Located, Verified
+from ..store.disk import translated
 from .connection import NodeConnection
 from .copies import SomePath, check_destination, copy_to
-from .progress import Progress, ProgressCallback
+from .progress import ProgressCallback
+from .storing import open_store, with_total
 
 __all__ = [
     "Loaded",
-    "chosen_label",
     "info",
-    "link_file",
     "load",
     "load_bytes",
     "load_file",
     "open_range",
-    "store_bytes",
-    "store_file",
-    "store_files",
-    "store_pieces",
     "verify",
     "verify_all",
     "why",
@@ -65,164 +59,6 @@ class Loaded(NamedTuple):
     sha1: str
     source: str
     seconds: float
-
-
-# --- storing
-
-
-def store_file(path: SomePath, basename: str | None = None, *, label: str | None = None,
-               progress: ProgressCallback | None = None) -> str:
-    """Copy a file into the local store and return its content URI. Nothing is uploaded before somebody asks for it.
-
-    :param path: the file; it must not change meanwhile.
-    :param basename: the label in the URI, by its 2022 name; without either, the file's own name.
-    :param label: the same.
-    :param progress: called with the bytes done and in all, as the file is read.
-    :raises LocalFileMissing, LocalFileUnreadable, NotADataFile, FileChanged: there is nothing to store.
-    :raises DiskFull, DiskError: the store cannot take it.
-    :raises NodeNotRunning: this user may not write the store, and there is no node that may.
-    """
-    label = chosen_label(label, basename, os.path.basename(os.fspath(path)))  # noqa: PTH119 - no Path needed
-    settings = load_settings()
-    if may_write(settings.storage_dir):
-        stored = _store(settings).put_file(path, progress=_with_total(progress, path))
-        return str(FileUri(stored.sha1, label, stored.manifest_sha1))
-    with SourceFile(path) as source:
-        uri = _store_by_node(settings, lambda: _source_pieces(source, progress), source.size, label)
-        source.check_unchanged(source.size)
-    return uri
-
-
-def store_files(paths: Iterable[SomePath], *,
-                on_done: Callable[[SomePath, str | KacheryError], None] | None = None) -> list[str | KacheryError]:
-    """Copy many files into the store, small ones in batches; return for each its URI, or the error of that file.
-
-    :param on_done: called with each path and its answer, batch by batch.
-    :raises DiskFull, DiskError: the store cannot be written to at all.
-    """
-    settings = load_settings()
-    paths = list(paths)
-    if not may_write(settings.storage_dir):
-        answers = []
-        for path in paths:
-            answers.append(_attempt(path))
-            if on_done is not None:
-                on_done(path, answers[-1])
-        return answers
-
-    def finished(path: Any, result: Any) -> None:
-        if on_done is not None:
-            on_done(path, _uri_or_error(path, result))
-
-    results = _store(settings).put_files(paths, on_done=finished)
-    return [_uri_or_error(path, result) for path, result in zip(paths, results, strict=True)]
-
-
-def link_file(path: SomePath, basename: str | None = None, *, label: str | None = None,
-              progress: ProgressCallback | None = None) -> str:
-    """Make a file part of the store where it lies, and return its content URI. It must not be changed from then on.
-
-    :param path, basename, label, progress: as ``store_file``.
-    :raises LocalFileMissing, LocalFileUnreadable, NotADataFile, FileChanged: there is nothing to link.
-    :raises DiskError: the store cannot be written to.
-    """
-    label = chosen_label(label, basename, os.path.basename(os.fspath(path)))  # noqa: PTH119
-    stored = _store(load_settings()).link_file(path, progress=_with_total(progress, path))
-    return str(FileUri(stored.sha1, label, stored.manifest_sha1))
-
-
-def store_bytes(data: bytes, label: str) -> str:
-    """Store bytes and return their content URI.
-
-    :raises DiskFull, DiskError, NodeNotRunning: as ``store_file``.
-    """
-    settings = load_settings()
-    if may_write(settings.storage_dir):
-        stored = _store(settings).put_bytes(data)
-        return str(FileUri(stored.sha1, label, stored.manifest_sha1))
-    return _store_by_node(settings, lambda: [data], len(data), label)
-
-
-def store_pieces(make_pieces: Callable[[], Iterable[Any]], size_bytes: int, label: str) -> str:
-    """Store the bytes of buffers, one after the other, from their own memory; return the content URI.
-
-    :param make_pieces: returns the buffers, ``size_bytes`` in all; the node may need them twice.
-    :raises DiskFull, DiskError, NodeNotRunning: as ``store_file``.
-    """
-    settings = load_settings()
-    if may_write(settings.storage_dir):
-        stored = _store(settings).put_stream(make_pieces())
-        return str(FileUri(stored.sha1, label, stored.manifest_sha1))
-    return _store_by_node(settings, make_pieces, size_bytes, label)
-
-
-def chosen_label(label: str | None, basename: str | None, default: str) -> str:
-    """Return the label that a caller chose under either name.
-
-    :raises InvalidArgument: both, and they differ.
-    """
-    if label is not None and basename is not None and label != basename:
-        raise InvalidArgument(what=f"label={label!r} and basename={basename!r} name the same thing; give one of them.")
-    chosen = label if label is not None else basename
-    # A file's name may hold bytes that are not UTF-8; a URI cannot.
-    return (default if chosen is None else chosen).encode("utf-8", "replace").decode("utf-8")
-
-
-def may_write(storage_dir: Path) -> bool:
-    """Whether this user may write the store, or make it where there is none yet."""
-    try:
-        rooms = [room for room in (storage_dir, storage_dir / "sha1", storage_dir / "tmp") if room.exists()]
-        if not rooms:
-            rooms = [next((parent for parent in storage_dir.parents if parent.exists()), storage_dir)]
-    except OSError:  # not even to be looked at
-        return False
-    effective = os.access in os.supports_effective_ids
-    return all(os.access(room, os.W_OK | os.X_OK, effective_ids=effective) for room in rooms)
-
-
-def _attempt(path: SomePath) -> str | KacheryError:
-    try:
-        return store_file(path)
-    except KacheryError as error:
-        return error
-
-
-def _uri_or_error(path: Any, result: Any) -> str | KacheryError:
-    if isinstance(result, KacheryError):
-        return result
-    label = chosen_label(None, None, os.path.basename(os.fsdecode(path)))  # noqa: PTH119
-    return str(FileUri(result.sha1, label, result.manifest_sha1))
-
-
-def _store_by_node(settings: Settings, make_body: Callable[[], Iterable[Any]], size: int, label: str) -> str:
-    try:
-        answer = NodeConnection(settings).store(make_body, size)
-    except NodeNotRunning as error:
-        raise NodeNotRunning(url=error.details.get("url"), why=(
-            f"{error.details.get('why')}; it is needed because you may not write {settings.storage_dir}")) from error
-    return str(FileUri(str(answer["sha1"]), label, answer.get("manifestSha1")))
-
-
-def _source_pieces(source: SourceFile, progress: ProgressCallback | None) -> Iterator[bytes]:
-    position = 0
-    with source_errors(source.path):
-        while position < source.size:
-            piece = os.pread(source.fd, min(_SPAN_SIZE_BYTES, source.size - position), position)
-            if not piece:
-                source.check_unchanged(position)
-            position += len(piece)
-            yield piece
-            if progress is not None:
-                progress(Progress(position, source.size))
-
-
-def _with_total(progress: ProgressCallback | None, path: SomePath) -> Callable[[int], None] | None:
-    if progress is None:
-        return None
-    total: int | None = None
-    with suppress(OSError, ValueError):
-        total = os.stat(path).st_size  # noqa: PTH116
-    return lambda done: progress(Progress(done, total))
 
 
 # --- loading
@@ -257,7 +93,7 @@ def load(uri: str, *, dest: SomePath | None = None, local_only: bool = False, ch
     if dest is not None:
         check_destination(dest)
     try:
-        located = _store(settings).find(file_uri.sha1)
+        located = open_store(settings).find(file_uri.sha1)
         path, size, source = str(located.path), located.size, "store"
     except (NotInStore, LinkInvalid) as error:
         if local_only:
@@ -292,7 +128,7 @@ def open_range(uri: str, start: int | None = None, end: int | None = None, *,
     if start < 0 or (end is not None and end < start):
         raise InvalidArgument(what=f"Bytes {start} to {end} are not a range: use 0 <= start <= end.")
     try:
-        file = _store(settings).open(file_uri.sha1)
+        file = open_store(settings).open(file_uri.sha1)
     except (NotInStore, LinkInvalid) as error:
         asked = _chosen_channel(settings, channel, uri, error)
         yield from _read_by_node(settings, uri, asked, start, end)
@@ -345,9 +181,9 @@ def verify(uri: str, *, progress: ProgressCallback | None = None) -> Located:
     :raises NotInStore, LinkInvalid: it is not here.
     :raises CorruptFile: it is damaged; the error says what to do.
     """
-    store = _store(load_settings())
+    store = open_store(load_settings())
     located = store.find(parse_file_uri(uri).sha1)
-    return store.verify(located.sha1, progress=_with_total(progress, located.path))
+    return store.verify(located.sha1, progress=with_total(progress, located.path))
 
 
 def verify_all(on_result: Callable[[str, Located | KacheryError], None]) -> Verified:
@@ -356,7 +192,7 @@ def verify_all(on_result: Callable[[str, Located | KacheryError], None]) -> Veri
     :param on_result: called with each SHA-1, and where it is or what is wrong with it.
     :return: how many were sound and damaged, and the bytes read.
     """
-    return _store(load_settings()).verify_all(on_result=on_result)
+    return open_store(load_settings()).verify_all(on_result=on_result)
 
 
 def why(uri: str, *, channel: str | None = None) -> dict[str, Any]:
@@ -376,7 +212,7 @@ def why(uri: str, *, channel: str | None = None) -> dict[str, Any]:
         return NodeConnection(settings).why(uri, chosen)
     except NodeNotRunning:
         try:
-            located = _store(settings).find(file_uri.sha1)
+            located = open_store(settings).find(file_uri.sha1)
         except NotInStore:
             located = None
         if located is None:
@@ -392,7 +228,7 @@ def info() -> dict[str, Any]:
     ``node`` is None when no node answers; ``nodeWhy`` says why then.
     """
     settings = load_settings()
-    totals = _store(settings).totals()
+    totals = open_store(settings).totals()
     node: dict[str, Any] | None = None
     reason: str | None = None
     try:
@@ -407,8 +243,3 @@ def info() -> dict[str, Any]:
         "node": node,
         "nodeWhy": reason,
     }
-
-
-def _store(settings: Settings) -> FileStore:
-    return FileStore(settings.storage_dir, chunk_size_bytes=settings.chunk_size_bytes,
-                     fingerprint_size_bytes=settings.fingerprint_size_bytes)

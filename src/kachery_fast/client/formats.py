@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from ..errors import InvalidArgument, WrongFormat
 from ..store.disk import translated
-from .files import chosen_label, load, store_bytes, store_pieces
+from .files import load
 from .progress import ProgressCallback
+from .storing import chosen_label, store_bytes, store_pieces
 
 if TYPE_CHECKING:
     import numpy

@@ -13,10 +13,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 from .._core import Digests, copy_file, digest_buffer, digest_file
-from ..errors import CorruptFile, DiskError, KacheryError, LinkInvalid, ManifestInvalid, NotInStore
+from ..errors import CorruptFile, KacheryError, LinkInvalid, ManifestInvalid, NotInStore
 from ..protocol.manifest import Manifest, parse_manifest
 from .batch import Result, SomePath, put_many, read_source
 from .census import Totals, count_all, walk
@@ -45,6 +45,7 @@ from .links import (
 from .manifests import ManifestShelf
 from .objects import Located, ObjectWriter, Stored, read_small
 from .streams import StreamWriter, byte_view, write_and_digest
+from .verifying import Verified, verify_names
 
 __all__ = ["Cleaned", "FileStore", "Located", "Stored", "StreamWriter", "Totals", "Verified"]
 
@@ -55,14 +56,6 @@ STREAM_READ_SIZE_BYTES = 1024 * 1024
 Progress = Callable[[int], None]
 
 _log = logging.getLogger("kachery_fast.store")
-
-
-class Verified(NamedTuple):
-    """The outcome of verifying a whole store: how many names were sound and damaged, and the bytes hashed."""
-
-    sound: int
-    damaged: int
-    bytes: int
 
 
 class FileStore:
@@ -294,31 +287,7 @@ class FileStore:
         :param on_result: called with each SHA-1 and where it is, or what is wrong with it.
         :param quarantine: move damaged stored files to ``damaged/``, and links that hold no more after them.
         """
-        sound = damaged = size = 0
-        for entry in walk(self._layout):
-            result: Located | KacheryError
-            try:
-                result = self.verify(entry.sha1)
-                sound += 1
-                size += result.size
-            except NotInStore:
-                continue
-            except (CorruptFile, LinkInvalid, DiskError) as error:
-                result = error
-                damaged += 1
-                if quarantine and not isinstance(error, DiskError):
-                    self._set_aside(entry.sha1)
-            if on_result is not None:
-                on_result(entry.sha1, result)
-        return Verified(sound, damaged, size)
-
-    def _set_aside(self, sha1: str) -> None:
-        path = self._layout.file(sha1)
-        if find_size(path) is None:
-            path = self._layout.link(sha1)
-        with translated("setting aside", path):
-            rename_into(path, self._layout.damaged / path.name, durable=self._writer.durable)
-        _log.warning("%s is damaged and was moved to %s", display(path), display(self._layout.damaged))
+        return verify_names(self._layout, self.verify, on_result=on_result, quarantine=quarantine, durable=self.durable)
 
     # --- the whole
 

@@ -27,6 +27,7 @@ def _without_place(measure: Callable[[], Figure]) -> Measurement:
 FIGURES: dict[str, Measurement] = {
     "digests": _without_place(digests.fused_versus_hashlib),
     "digests-two-passes": _without_place(digests.fused_versus_two_passes),
+    "digests-blake3": _without_place(digests.fused_versus_blake3),
     "store": storing.store_versus_openssl,
     "store-durable": storing.durable_store_versus_cp_and_fsync,
     "link": storing.link_versus_openssl,

@@ -15,7 +15,7 @@ from kachery_fast import _core
 __all__ = [
     "copy_file_versus_openssl",
     "digest_file_versus_openssl",
-    "fused_versus_hashlib",
+    "fused_versus_blake3", "fused_versus_hashlib",
     "fused_versus_two_passes",
 ]
 
@@ -56,6 +56,21 @@ def fused_versus_two_passes(size_bytes: int = 256 << 20, count: int = 7) -> Figu
         count,
     )
     return figure("both digests / hashlib twice", measured, unit="GB/s", bar=">= 1.6", note=_note(size_bytes))
+
+
+def fused_versus_blake3(size_bytes: int = 256 << 20, count: int = 7) -> Figure:
+    """Both SHA-1 digests by one thread, beside one BLAKE3 digest by one: what the names of 2022 cost."""
+    try:
+        from blake3 import blake3
+    except ImportError:
+        raise FileNotFoundError("the package blake3 is not installed") from None
+    buffer = _buffer(size_bytes)
+    measured = pairs(
+        rate(lambda: _core.digest_buffer(buffer, CHUNK_SIZE_BYTES), size_bytes / GB),
+        rate(lambda: blake3(buffer).digest(), size_bytes / GB),
+        count,
+    )
+    return figure("both SHA-1 digests / one BLAKE3", measured, unit="GB/s", bar="shown", note=_note(size_bytes))
 
 
 def digest_file_versus_openssl(directory: Path, size_bytes: int = 2 << 30, count: int = 5) -> Figure:

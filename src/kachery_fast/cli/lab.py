@@ -173,7 +173,8 @@ class Lab:
     def __init__(self, directory: Path, channel: str = "demo", environ: dict[str, str] | None = None) -> None:
         self.directory = directory
         self.channel = channel
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("KACHERY_")}
+        clean = {name: value for name, value in os.environ.items()
+                 if not name.startswith("KACHERY_") or name.startswith("KACHERY_TEST_")}
         self.environ = {**clean, **(environ or {})}
         self.hub_dir = directory / "hub"
         self.hub_port = free_port()

@@ -43,6 +43,7 @@ from ..protocol.messages import (
 from ..protocol.names import band_name
 from ..protocol.signing import FreshnessGuard
 from .identity import Identity
+from .tasks import end_tasks
 
 __all__ = ["ChannelLink", "Listener"]
 
@@ -189,11 +190,9 @@ class ChannelLink:
 
     async def close(self) -> None:
         """Disconnect; what was not sent yet is dropped."""
-        tasks = [*self._tasks, *([self._refreshing] if self._refreshing else [])]
-        for task in tasks:
-            task.cancel()
         try:
-            await asyncio.gather(*tasks, *self._closings, return_exceptions=True)
+            await end_tasks([*self._tasks, *([self._refreshing] if self._refreshing else [])])
+            await asyncio.gather(*self._closings, return_exceptions=True)
         finally:
             if self._channel is not None:
                 await self._channel.close()

@@ -28,6 +28,7 @@ from .link import ChannelLink
 from .membership import NodeFile, read_node_file
 from .providing import Providing
 from .slots import AdaptiveSlots
+from .tasks import end_tasks
 from .tools import Tools, Traffic
 from .transfers import Transfers, request_limits
 
@@ -125,7 +126,7 @@ class Node:
                 parts.push_async_callback(self._drop_hub, url)
             parts.push_async_callback(self.transfers.close)
             if self._rotation is not None:
-                parts.push_async_callback(cancelled, self._rotation)
+                parts.push_async_callback(end_tasks, [self._rotation])
             parts.push_async_callback(self._api.stop)
 
     def _clean(self) -> Any:
@@ -231,7 +232,7 @@ class Node:
         if side is None:
             return
         if side.task is not None:
-            await cancelled(side.task)
+            await end_tasks([side.task])
         for done in side.waiting:
             done.cancel()
         for key in [key for key in self._memberships if key[0] == url]:
@@ -281,12 +282,6 @@ class Node:
         return {"nodeId": self.identity.node_id, "version": self.version, "label": self._node_file.label,
                 "storageDir": str(self.settings.storage_dir), "pid": os.getpid(), "hubs": hubs,
                 "transfers": self.transfers.describe(), "traffic": asdict(self._traffic)}
-
-
-async def cancelled(task: asyncio.Task[None]) -> None:
-    """Cancel a task and wait until it is over, however it ended."""
-    task.cancel()
-    await asyncio.wait([task])
 
 
 def run_node(settings: Settings) -> None:

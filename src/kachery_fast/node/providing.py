@@ -41,6 +41,7 @@ from ..protocol.provide import (
 from ..store.files import FileStore
 from .link import ChannelLink
 from .slots import AdaptiveSlots
+from .tasks import end_tasks
 from .threads import in_thread
 from .tools import Traffic
 
@@ -103,9 +104,7 @@ class Providing:
         """Stop; uploads under way are broken off."""
         if self._timer is not None:
             self._timer.cancel()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end_tasks(self._tasks)
 
     def _post(self, event: Event) -> None:
         loop = asyncio.get_running_loop()

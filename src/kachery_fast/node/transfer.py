@@ -42,6 +42,7 @@ from .arrival import Arrival
 from .destination import Destination
 from .link import ChannelLink
 from .locate import locate, report
+from .tasks import end_tasks
 from .threads import in_thread
 from .tools import Tools, Traffic
 
@@ -298,7 +299,9 @@ class Transfer:
 
     async def _dispose(self, arrival: Arrival | None, tasks: list[asyncio.Task[None]],
                        former: asyncio.Task[None] | None) -> None:
-        await asyncio.gather(*tasks, *([former] if former else []), return_exceptions=True)
+        await end_tasks(tasks)
+        if former is not None:
+            await asyncio.gather(former, return_exceptions=True)
         if arrival is not None:
             await in_thread(self._tools.disk_threads, arrival.destination.remove)
 
@@ -331,10 +334,9 @@ class Transfer:
             self.link.unlisten(self._machine.request_id)
             self.link.on_restored.remove(self._band_restored)
             self.link.on_members.remove(self._members_changed)
-            tasks = list(self._tasks)
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, *([self._disposal] if self._disposal else []), return_exceptions=True)
+            await end_tasks(self._tasks)
+            if self._disposal is not None:
+                await asyncio.gather(self._disposal, return_exceptions=True)
             await asyncio.gather(*self._reads)
             if self._arrival is not None:
                 destination = self._arrival.destination

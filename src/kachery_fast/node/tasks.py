@@ -1,0 +1,27 @@
+"""Ending tasks for certain."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+__all__ = ["end_tasks"]
+
+_PATIENCE_SECONDS = 1.0
+
+
+async def end_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel tasks and wait until they are over, however they end.
+
+    Until Python 3.12 ``asyncio.wait_for`` swallows a cancellation that comes in the same moment as what it waits for;
+    a loop that goes on for ever would then never end. So who does not end is cancelled again.
+    """
+    pending = left = set(tasks)
+    while left:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=_PATIENCE_SECONDS)
+    for task in pending:
+        if not task.cancelled():
+            task.exception()  # collected

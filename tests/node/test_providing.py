@@ -245,7 +245,12 @@ def test_a_file_of_2022_is_hashed_once_however_many_ask(loop_kind: str, tmp_path
             sha1 = FileStore(a.settings.storage_dir, chunk_size_bytes=8 * CHUNK).put_bytes(data_of(3 * CHUNK)).sha1
             calls = []
             original = a.store.manifest_for
-            monkeypatch.setattr(a.store, "manifest_for", lambda *key: (calls.append(key), original(*key))[1])
+
+            def manifest_for(*key: Any) -> Any:
+                calls.append(key)
+                return original(*key)
+
+            monkeypatch.setattr(a.store, "manifest_for", manifest_for)
             askers = [Asker(asker.peer, a) for _ in range(10)]
             for each in askers:
                 each.want(sha1)
@@ -300,7 +305,8 @@ FILE_KEYS: list[Callable[[bytes], dict[str, Any]]] = [
 
 @pytest.mark.parametrize("make_key", FILE_KEYS, ids=["whole", "chunk"])
 def test_requests_of_2022_are_served_under_the_names_of_2022(
-        loop_kind: str, tmp_path: Path, make_key: Callable[[bytes], dict[str, Any]]) -> None:
+        loop_kind: str, tmp_path: Path, make_key: Callable[[bytes], dict[str, Any]],
+        monkeypatch: pytest.MonkeyPatch) -> None:
     async def work() -> None:
         async with network(tmp_path) as net:
             a, asker = await pair(net)
@@ -309,8 +315,12 @@ def test_requests_of_2022_are_served_under_the_names_of_2022(
             key = make_key(data)
             said: list[Any] = []
             say = a.link.say
-            a.link.say = lambda kind, fields, *rest: (  # type: ignore[method-assign]
-                said.append((kind, fields)), say(kind, fields, *rest))[1]
+
+            def listening(kind: type[Any], fields: dict[str, Any], *rest: Any) -> None:
+                said.append((kind, fields))
+                say(kind, fields, *rest)
+
+            monkeypatch.setattr(a.link, "say", listening)
             asker.peer.link.say(RequestFile2022, {"file_key": key})
             await until(lambda: len(said) == 2)
             assert said == [(UploadFileStatus2022, {"file_key": key, "status": status})

@@ -45,7 +45,9 @@ def test_a_task_that_swallows_its_cancellation_ends_too(loop_kind: str, monkeypa
 
 
 def test_work_in_a_thread_is_waited_for_and_undone_when_its_caller_is_cancelled(loop_kind: str) -> None:
-    begun, release, undone, dropped = threading.Event(), threading.Event(), [], []
+    begun, release = threading.Event(), threading.Event()
+    undone: list[str] = []
+    dropped: list[int] = []
 
     def slow() -> str:
         begun.set()

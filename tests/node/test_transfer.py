@@ -419,8 +419,13 @@ def test_a_false_manifest_on_offer_gives_way_to_a_true_one(
         loop_kind: str, tmp_path: Path, bucket: type[MemoryBucket], monkeypatch: pytest.MonkeyPatch) -> None:
     """The file is cut anew while all chunks of the false cut are here, and a range of it is waited for."""
     discarded = []
-    remove = Destination.remove
-    monkeypatch.setattr(Destination, "remove", lambda self: (discarded.append(1), remove(self)))
+    original = Destination.remove
+
+    def remove(self: Destination) -> None:
+        discarded.append(1)
+        original(self)
+
+    monkeypatch.setattr(Destination, "remove", remove)
 
     async def work() -> None:
         async with network(tmp_path, bucket()) as net:

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.parametrize("loop_kind", LOOPS)
 
 def test_a_task_that_swallows_its_cancellation_ends_too(loop_kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kachery_fast.node.tasks._PATIENCE_SECONDS", 0.01)
-    swallowed = []
+    swallowed: list[int] = []
 
     async def stubborn() -> None:
         while True:

@@ -38,4 +38,5 @@ def copy_file(
     chunk_size_bytes: int,
     *,
     progress: Callable[[int], None] | None = None,
+    begin_writeback: bool = False,
 ) -> Digests: ...

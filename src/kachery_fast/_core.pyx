@@ -47,6 +47,9 @@ cdef enum:
     SMALL_FILE_SIZE_BYTES = 1 << 20
 
 
+cdef extern from "_disk.h" nogil:
+    void kf_begin_writeback(int fd, long long start, long long size) noexcept
+
 cdef extern from "_relay.h" nogil:
     enum:
         KF_RELAY_END
@@ -310,12 +313,13 @@ cdef int check(int failed) except -1:
     return 0
 
 
-cdef int hash_by_relay(int source, int target, kf_fused *fused, object progress) except -1:
+cdef int hash_by_relay(int source, int target, kf_fused *fused, object progress, bint durable) except -1:
     """Hash (and copy) with a second thread that reads (and writes); no trace of it is left, whatever happens."""
     cdef kf_relay *relay
     cdef int result = KF_RELAY_MORE
     cdef int failed = 0
     cdef uint64_t reported = 0
+    cdef uint64_t begun = 0
     with nogil:
         relay = kf_relay_open(source, target, &failed)
     check(failed)
@@ -323,6 +327,9 @@ cdef int hash_by_relay(int source, int target, kf_fused *fused, object progress)
         while result == KF_RELAY_MORE:
             with nogil:
                 result = kf_relay_hash(relay, fused, SPAN_SIZE_BYTES)
+                if durable and target >= 0:
+                    kf_begin_writeback(target, begun, fused.whole.size_bytes - begun)
+                    begun = fused.whole.size_bytes
             PyErr_CheckSignals()
             if progress is not None and fused.whole.size_bytes - reported >= SPAN_SIZE_BYTES:
                 reported = fused.whole.size_bytes
@@ -333,7 +340,7 @@ cdef int hash_by_relay(int source, int target, kf_fused *fused, object progress)
     return check(-result)
 
 
-cdef object digest_descriptor(int source, int target, object chunk_size_bytes, object progress):
+cdef object digest_descriptor(int source, int target, object chunk_size_bytes, object progress, bint durable):
     cdef FusedSha1 stream = FusedSha1(chunk_size_bytes)
     cdef kf_fused *fused = &stream.fused
     cdef long long claimed
@@ -349,7 +356,7 @@ cdef object digest_descriptor(int source, int target, object chunk_size_bytes, o
             cloned = target >= 0 and kf_clone(source, target) == 0
             failed = kf_expect(source, -1 if cloned else target, claimed)
         check(failed)
-        hash_by_relay(target if cloned else source, -1 if cloned else target, fused, progress)
+        hash_by_relay(target if cloned else source, -1 if cloned else target, fused, progress, durable)
         with nogil:
             failed = kf_cut(target, fused.whole.size_bytes) if target >= 0 else 0
         check(failed)
@@ -373,10 +380,10 @@ def digest_file(int fd, chunk_size_bytes, *, progress=None) -> Digests:
     :raises ValueError: the chunk size is not a positive multiple of 64.
     :raises OSError: reading failed.
     """
-    return digest_descriptor(fd, -1, chunk_size_bytes, progress)
+    return digest_descriptor(fd, -1, chunk_size_bytes, progress, False)
 
 
-def copy_file(int source_fd, int target_fd, chunk_size_bytes, *, progress=None) -> Digests:
+def copy_file(int source_fd, int target_fd, chunk_size_bytes, *, progress=None, begin_writeback=False) -> Digests:
     """Copy a file to an empty one and return the digests of what was written.
 
     Shares the blocks where the file system can (a large file, the target open for reading too) and hashes the
@@ -386,7 +393,8 @@ def copy_file(int source_fd, int target_fd, chunk_size_bytes, *, progress=None) 
     :param target_fd: a descriptor open for writing, of an empty file; open it O_RDWR to allow a clone.
     :param chunk_size_bytes: the length of a chunk, a positive multiple of 64.
     :param progress: as for :func:`digest_file`.
+    :param begin_writeback: have what is written go to the disk meanwhile, for a caller who will wait for it (fsync).
     :raises ValueError: the chunk size is not a positive multiple of 64.
     :raises OSError: reading or writing failed; ``errno`` says how (ENOSPC, EIO, ...).
     """
-    return digest_descriptor(source_fd, target_fd, chunk_size_bytes, progress)
+    return digest_descriptor(source_fd, target_fd, chunk_size_bytes, progress, begin_writeback)

@@ -24,7 +24,7 @@
 /* Can a mapping of allocated space on this file system be written without a SIGBUS? Only where allocated blocks
  * are overwritten in place; not where a copy on write can run out of room, nor over a network. Numbers from
  * linux/magic.h: ext4, xfs, tmpfs, f2fs, and overlayfs, whose upper directory is one of these in practice. */
-static int kf_maps_safely(int fd)
+static inline int kf_maps_safely(int fd)
 {
 #if defined(__linux__)
     struct statfs status;
@@ -43,7 +43,7 @@ static int kf_maps_safely(int fd)
 
 /* Allocate a range of a file that may be sparse, or all of one that is not, growing it at need. 0, or an errno; EOPNOTSUPP where that cannot be had: the
  * C library would then write zeros to every block, which is why posix_fallocate is not used. */
-static int kf_allocate(int fd, long long start, long long size, int sparse)
+static inline int kf_allocate(int fd, long long start, long long size, int sparse)
 {
 #if defined(__linux__)
     int result;
@@ -70,7 +70,7 @@ static int kf_allocate(int fd, long long start, long long size, int sparse)
 }
 
 /* The bytes that the file system has free for this user, or -1 where it does not count them. */
-static long long kf_free_bytes(int fd)
+static inline long long kf_free_bytes(int fd)
 {
     struct statvfs status;
     if (fstatvfs(fd, &status) != 0 || status.f_blocks == 0)
@@ -78,7 +78,7 @@ static long long kf_free_bytes(int fd)
     return (long long)status.f_bavail * (long long)status.f_frsize;
 }
 
-static int kf_file_status(int fd, long long *size, long long *allocated)
+static inline int kf_file_status(int fd, long long *size, long long *allocated)
 {
     struct stat status;
     if (fstat(fd, &status) != 0)
@@ -89,7 +89,7 @@ static int kf_file_status(int fd, long long *size, long long *allocated)
 }
 
 /* Where the next data at or after start begin; -1 and errno as lseek. The position of fd is used for nothing. */
-static long long kf_next_data(int fd, long long start)
+static inline long long kf_next_data(int fd, long long start)
 {
 #if defined(SEEK_DATA)
     return (long long)lseek(fd, (off_t)start, SEEK_DATA);
@@ -102,7 +102,7 @@ static long long kf_next_data(int fd, long long start)
 
 /* Make a mapping present and writable in one call. A refusal is an errno where touching it would be a SIGBUS;
  * a kernel that does not know the call leaves it to the page faults. */
-static int kf_populate(void *memory, size_t size)
+static inline int kf_populate(void *memory, size_t size)
 {
 #if defined(MADV_POPULATE_WRITE)
     int result;
@@ -117,7 +117,7 @@ static int kf_populate(void *memory, size_t size)
 }
 
 /* Begin to write a range to the disk, waiting for nothing: the final sync has less left to do. Only a hint. */
-static void kf_begin_writeback(int fd, long long start, long long size)
+static inline void kf_begin_writeback(int fd, long long start, long long size)
 {
 #if defined(SYNC_FILE_RANGE_WRITE)
     (void)sync_file_range(fd, (off_t)start, (off_t)size, SYNC_FILE_RANGE_WRITE);
@@ -127,7 +127,7 @@ static void kf_begin_writeback(int fd, long long start, long long size)
 }
 
 /* Read all of a range. 0, or an errno; a file that ends early is EIO. */
-static int kf_read_fully(int fd, uint8_t *data, size_t size, long long offset)
+static inline int kf_read_fully(int fd, uint8_t *data, size_t size, long long offset)
 {
     size_t got = 0;
     while (got < size) {
@@ -143,7 +143,7 @@ static int kf_read_fully(int fd, uint8_t *data, size_t size, long long offset)
 }
 
 /* Write all of a range. 0, or an errno. */
-static int kf_write_fully(int fd, const uint8_t *data, size_t size, long long offset)
+static inline int kf_write_fully(int fd, const uint8_t *data, size_t size, long long offset)
 {
     size_t written = 0;
     while (written < size) {
@@ -159,7 +159,7 @@ static int kf_write_fully(int fd, const uint8_t *data, size_t size, long long of
 }
 
 /* Wait until what was written is on the disk itself. 0, or an errno. */
-static int kf_sync(int fd)
+static inline int kf_sync(int fd)
 {
 #if defined(F_FULLFSYNC)
     if (fcntl(fd, F_FULLFSYNC) == 0)

@@ -107,7 +107,8 @@ class FileStore:
             self._writer.prepare(source.size)
             with self._writer.temp() as temp:
                 with translated("copying", source.path, needed=source.size):
-                    digests = copy_file(source.fd, temp.fd, self._chunk_size_bytes, progress=progress)
+                    digests = copy_file(source.fd, temp.fd, self._chunk_size_bytes, progress=progress,
+                                        begin_writeback=self.durable)
                 source.check_unchanged(digests.size)
                 return self._writer.finish(temp, digests)
 

@@ -326,15 +326,17 @@ def test_a_client_that_hangs_up_withdraws_its_wish(loop_kind: str, tmp_path: Pat
     together(loop_kind, tmp_path, work)
 
 
-def test_a_second_node_on_the_port_is_refused_and_harms_nothing(loop_kind: str, tmp_path: Path) -> None:
+def test_a_second_node_on_the_port_or_the_store_is_refused_and_harms_nothing(loop_kind: str, tmp_path: Path) -> None:
     async def work(client: Client) -> None:
         code = client.headers()
-        second = Node(node_settings(tmp_path / "n", node_port=client.node.port))
-        with pytest.raises(NodeError, match="KACHERY_DAEMON_PORT"):
-            await second.start()
-        await second.stop()
-        assert client.headers() == code
-        assert (await client.ask("GET", "/api/info"))[0] == 200
+        for directory, port, match in (("other", client.node.port, "KACHERY_DAEMON_PORT"),
+                                       ("n", 0, "another node works on")):
+            second = Node(node_settings(tmp_path / directory, node_port=port))
+            with pytest.raises(NodeError, match=match):
+                await second.start()
+            await second.stop()
+            assert client.headers() == code
+            assert (await client.ask("GET", "/api/info"))[0] == 200
     alone(loop_kind, tmp_path, work)
 
 

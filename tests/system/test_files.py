@@ -218,3 +218,14 @@ def test_a_withdrawn_load_leaves_nothing_running_and_resumes_later(lab: Lab, tmp
     assert process.returncode == 130
     wait_until(lambda: not b.connection.info()["transfers"], "the node has let go")
     assert Path(load(b, uri)["path"]).read_bytes() == file.read_bytes()
+
+
+def test_a_provider_that_joined_a_moment_ago_is_not_overlooked(tmp_path: Path) -> None:
+    with Lab(tmp_path / "lab", environ={**QUICK, "KACHERY_CHANNEL_REFRESH_SECONDS": "600"}) as lab:
+        lab.start_hub()
+        reader = lab.add_node("reader")
+        with pytest.raises(NotAvailable, match="no other node on the channel may provide files"):
+            load(reader, "sha1://" + "ab" * 20)
+        file = make_recording(tmp_path / "new.dat", 3 * CHUNK_SIZE_BYTES, seed=90)
+        uri = store(lab.add_node("newcomer"), file)
+        assert Path(load(reader, uri)["path"]).read_bytes() == file.read_bytes()

@@ -21,6 +21,7 @@ from aiohttp import web
 
 from ..errors import (
     BadMessage,
+    ChannelUnknown,
     ClientAuthRefused,
     FileChanged,
     InvalidArgument,
@@ -187,7 +188,7 @@ class LocalApi:
         loop = asyncio.get_running_loop()
         begun = loop.time()
         located = await self._find(uri, asked.channel)
-        link = None if located is not None else self._requesting_link(uri, asked.channel)
+        link = None if located is not None else await self._requesting_link(uri, asked.channel)
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
         if link is not None:
@@ -230,7 +231,7 @@ class LocalApi:
             end = located.size if asked.end is None else min(asked.end, located.size)
             length, spans = max(0, end - asked.start), self._stored_spans(uri.sha1, asked.start, end)
         else:
-            link = self._requesting_link(uri, asked.channel)
+            link = await self._requesting_link(uri, asked.channel)
             length, spans = await self._node.transfers.read(uri, link, asked.start, asked.end)
         response = web.StreamResponse(headers={"Content-Type": "application/octet-stream",
                                                "Content-Length": str(length)})
@@ -311,7 +312,14 @@ class LocalApi:
                 return None  # the channel may have what the linked file no longer is
             raise
 
-    def _requesting_link(self, uri: FileUri, channel: str | None) -> ChannelLink:
+    async def _requesting_link(self, uri: FileUri, channel: str | None) -> ChannelLink:
+        """Return the channel to ask on; who joined it, or was granted something, a moment ago is not overlooked."""
+        with contextlib.suppress(ChannelUnknown, NotPermitted, NodeError):
+            link = self._node.link_for(uri, channel)
+            self._check_may_request(link)
+            if link.providers():
+                return link
+        await self._node.look_again()
         link = self._node.link_for(uri, channel)
         self._check_may_request(link)
         return link

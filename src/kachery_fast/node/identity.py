@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import fcntl
 import hmac
 import os
 import re
@@ -24,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from ..errors import DiskError, NodeError
 from ..protocol.signing import private_key, public_id
 
-__all__ = ["ClientAuth", "Identity", "load_identity", "write_whole"]
+__all__ = ["ClientAuth", "DirectoryLock", "Identity", "load_identity", "write_whole"]
 
 _PRIVATE_PREFIX = bytes.fromhex("302e020100300506032b657004220420")
 _PUBLIC_PREFIX = bytes.fromhex("302a300506032b6570032100")
@@ -120,6 +121,36 @@ def write_whole(path: Path, text: str, mode: int) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+class DirectoryLock:
+    """Held by the one node of a storage directory; the system drops it when the process ends, however that comes."""
+
+    def __init__(self, storage_dir: Path) -> None:
+        self._path = storage_dir / ".node.lock"
+        self._fd: int | None = None
+
+    def acquire(self) -> None:
+        """:raises NodeError: another node has the directory. :raises DiskError: the lock cannot be written."""
+        try:
+            fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                os.close(fd)
+                raise
+        except BlockingIOError:
+            raise NodeError(what=f"another node works on {self._path.parent}. Stop it with: kachery-fast node stop, or "
+                                 "give this one a directory of its own by KACHERY_STORAGE_DIR.") from None
+        except OSError as error:
+            raise DiskError(action="the locking", path=str(self._path), why=error.strerror or str(error)) from None
+        self._fd = fd
+
+    def release(self) -> None:
+        """Let the directory go; may be repeated."""
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            os.close(fd)
 
 
 class ClientAuth:

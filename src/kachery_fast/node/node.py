@@ -23,7 +23,7 @@ from ..protocol.messages import ChannelInfo
 from ..protocol.names import FileUri
 from ..store.files import FileStore
 from .api import LocalApi
-from .identity import ClientAuth, load_identity
+from .identity import ClientAuth, DirectoryLock, load_identity
 from .link import ChannelLink
 from .membership import NodeFile, read_node_file
 from .providing import Providing
@@ -40,6 +40,7 @@ log = logging.getLogger("kachery_fast.node")
 _SMALL_REQUESTS = 4
 _DISK_THREADS = 8
 _VERIFY_THREADS = 2
+_LOOK_AGAIN_SECONDS = 1.0
 _API_THREADS = 4
 
 
@@ -81,6 +82,7 @@ class Node:
         self.store = FileStore(settings.storage_dir, chunk_size_bytes=settings.chunk_size_bytes,
                                fingerprint_size_bytes=settings.fingerprint_size_bytes)
         self.client_auth = ClientAuth(settings.storage_dir)
+        self._lock = DirectoryLock(settings.storage_dir)
         self.stopped = asyncio.Event()
         self.version = importlib.metadata.version("kachery-fast")
         self._node_file = NodeFile()
@@ -95,6 +97,7 @@ class Node:
                       asyncio.Semaphore(settings.download_concurrency), self._traffic)
         self.transfers = Transfers(tools, settings)
         self._hubs: dict[str, _HubSide] = {}
+        self._looked_again_at = float("-inf")
         self._memberships: dict[tuple[str, str], _Membership] = {}
         self._api = LocalApi(self)
         self._rotation: asyncio.Task[None] | None = None
@@ -107,6 +110,7 @@ class Node:
     async def start(self) -> None:
         """Clean up after a crash, listen for clients, and begin to reach the hubs; hubs that are down are retried."""
         loop = asyncio.get_running_loop()
+        self._lock.acquire()
         cleaned = await loop.run_in_executor(self._disk_threads, self._clean)
         if any(cleaned):
             log.info("leftovers of earlier runs removed: %s", cleaned)
@@ -118,6 +122,7 @@ class Node:
     async def stop(self) -> None:
         """Break off what is under way, keeping what was received, and close everything."""
         async with contextlib.AsyncExitStack() as parts:  # closed in reverse, each whatever becomes of the others
+            parts.callback(self._lock.release)
             for threads in (self._disk_threads, self._verify_threads, self.api_threads):
                 parts.callback(threads.shutdown, wait=True)
             parts.callback(self.client_auth.remove)
@@ -148,6 +153,20 @@ class Node:
         """Read the configuration anew, ask every hub, and return when all have answered or failed to."""
         await self._read_hubs()
         await asyncio.gather(*(self._refresh(side) for side in self._hubs.values()), return_exceptions=True)
+
+    async def look_again(self) -> None:
+        """Ask the hubs anew, before something is refused by what they said up to ``channel_refresh_seconds`` ago.
+
+        Waits for ``offer_wait_seconds`` at most, and asks once a second at most, however many want to know.
+        """
+        now = asyncio.get_running_loop().time()
+        if not self._hubs or now - self._looked_again_at < _LOOK_AGAIN_SECONDS:
+            return
+        self._looked_again_at = now
+        _, late = await asyncio.wait([asyncio.ensure_future(self._refresh(side)) for side in self._hubs.values()],
+                                     timeout=self.settings.offer_wait_seconds)
+        for refresh in late:
+            refresh.cancel()
 
     async def _read_hubs(self) -> None:
         self._node_file = read_node_file(self.settings.storage_dir)

@@ -38,6 +38,7 @@ FIGURES: dict[str, Measurement] = {
     "upload": objects.upload_versus_curl,
     "node-to-node": moving.node_to_node_versus_its_halves,
     "node-to-node-held": moving.node_to_node_held_to_a_rate,
+    "node-to-node-held-sum": moving.node_to_node_held_versus_the_sum,
     "memory": moving.memory_of_a_moving_node,
 }
 
@@ -55,20 +56,20 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"no such figure: {', '.join(unknown)}; there are {', '.join(FIGURES)}")
     if options.dir is not None:
         options.dir.mkdir(parents=True, exist_ok=True)
-    done: list[Figure] = []
+    done: dict[str, Figure] = {}
     for name in options.names or FIGURES:
         print(f"measuring {name} ...", file=sys.stderr, flush=True)
         found = _measure(FIGURES[name], options.dir)
         if isinstance(found, str):
             print(f"  skipped: {found}", file=sys.stderr, flush=True)
             continue
-        done.append(found)
+        done[name] = found
         print("  " + _row(found), file=sys.stderr, flush=True)
     if options.json:
         print(json.dumps({"machine": _machine(), "date": time.strftime("%Y-%m-%d"),
-                          "figures": [asdict(found) for found in done]}, indent=1))
+                          "figures": {name: asdict(found) for name, found in done.items()}}, indent=1))
     else:
-        print(_markdown(done) if options.markdown else "\n".join([_machine(), *map(_row, done)]))
+        print(_markdown(done) if options.markdown else "\n".join([_machine(), *map(_row, done.values())]))
     return 0
 
 
@@ -97,12 +98,14 @@ def is_met(found: Figure) -> bool | None:
     return found.ratio >= limit if match[1] == ">=" else found.ratio <= limit
 
 
-def _markdown(done: list[Figure]) -> str:
-    lines = ["| what / rival | ours | rival | ratio (spread) | bar | how |", "|---|---|---|---|---|---|"]
-    for found in done:
-        missed = " **missed**" if is_met(found) is False else ""
-        lines.append(f"| {found.name} | {found.ours:.2f} {found.unit} | {found.rival:.2f} {found.unit} | "
-                     f"{found.ratio:.2f} ({found.low:.2f} to {found.high:.2f}) | {found.bar}{missed} | {found.note} |")
+def _markdown(done: dict[str, Figure]) -> str:
+    lines = [f"Measured on {time.strftime('%Y-%m-%d')}: {_machine()}.", "",
+             "| `make bench` | ours / rival | ours | rival | ratio (spread) | bar |", "|---|---|---|---|---|---|"]
+    for name, found in done.items():
+        missed = ", **missed**" if is_met(found) is False else ""
+        lines.append(f"| `{name}` | {found.name}; {found.note} | {found.ours:.2f} {found.unit} | "
+                     f"{found.rival:.2f} {found.unit} | {found.ratio:.2f} ({found.low:.2f} to {found.high:.2f}) | "
+                     f"{found.bar or 'shown'}{missed} |")
     return "\n".join(lines)
 
 

@@ -45,6 +45,7 @@ __all__ = [
     "load_versus_rclone_and_openssl",
     "memory_of_a_moving_node",
     "node_to_node_held_to_a_rate",
+    "node_to_node_held_versus_the_sum",
     "node_to_node_versus_its_halves",
 ]
 
@@ -186,17 +187,26 @@ def node_to_node_held_to_a_rate(directory: Path, size_bytes: int = 512 << 20, co
     return figure("node A to node B, held / the slower half", measured, unit="s", bar="<= 1.15", note=note)
 
 
+def node_to_node_held_versus_the_sum(directory: Path, size_bytes: int = 512 << 20, count: int = 5) -> Figure:
+    """Held to 100 MB/s each way, beside upload alone plus download alone."""
+    with _two_nodes(directory, size_bytes, KACHERY_BUCKET_RATE_BYTES_MAX=str(HELD_RATE_BYTES)) as (lab, uri):
+        pair = _Pair(lab, uri)
+        measured = pairs(pair.both, lambda: pair.upload() + pair.download(), count)
+    note = f"{size_bytes >> 20} MiB, bucket held to {HELD_RATE_BYTES // 10**6} MB/s each way"
+    return figure("node A to node B, held / upload + download alone", measured, unit="s", bar="shown", note=note)
+
+
 def memory_of_a_moving_node(directory: Path, size_bytes: int = 8 << 30) -> Figure:
-    """The largest resident memory, in MiB, of node B (the larger of the two) while 8 GiB move from A to B."""
+    """The largest resident memory, in MiB, of hub, node A and node B while 8 GiB move from A to B."""
     with _two_nodes(directory, size_bytes) as (lab, uri):
         _Pair(lab, uri).both()
         lab.close()
         peaks = {name: node.program.peak_rss_bytes / 2**20 for name, node in lab.nodes.items()}
         hub = lab.hub.peak_rss_bytes / 2**20
-    largest = max(peaks.values())
+    largest = max(hub, *peaks.values())
     ratio = Ratio(largest, 512, largest / 512, largest / 512, largest / 512)
     note = f"{size_bytes >> 20} MiB; A {peaks['A']:.0f}, B {peaks['B']:.0f}, hub {hub:.0f} MiB at their peaks"
-    return figure("resident memory of a node / 512 MiB", ratio, unit="MiB", bar="<= 1", note=note)
+    return figure("resident memory of the largest process / 512 MiB", ratio, unit="MiB", bar="<= 1", note=note)
 
 
 class _Pair:
@@ -244,19 +254,19 @@ async def _upload(node: LabNode, hub_url: str, uri: FileUri) -> float:
         raise AssertionError("the file of a benchmark has several chunks")
     client = RangeClient(settings, concurrency=CONCURRENCY)
     bucket = HttpBucket(hub_url + "/bucket", client, settings)
-    queue = list(reversed(manifest.chunks))
     async with HubClient(hub_url, load_identity(node.storage_dir).key, settings) as hub:
         await hub.node_config()
         with store.open(uri.sha1) as file:
+            begun = time.perf_counter()
+            queue = [(chunk, leave) for start in range(0, len(manifest.chunks), settings.sign_batch_max)
+                     for chunk, leave in await _signed(hub, manifest.chunks[start:start + settings.sign_batch_max])]
+            queue.reverse()
+
             async def lane() -> None:
                 while queue:
-                    chunk = queue.pop()
-                    length = chunk.end - chunk.start
-                    leave = (await hub.sign_uploads(CHANNEL, [(chunk.sha1, length)]))[0]
-                    await bucket.put_from(SignedUpload(leave.object, leave.url, leave.headers), file.fileno(),
-                                          chunk.start, length)
+                    chunk, leave = queue.pop()
+                    await bucket.put_from(leave, file.fileno(), chunk.start, chunk.end - chunk.start)
 
-            begun = time.perf_counter()
             await asyncio.gather(*(lane() for _ in range(CONCURRENCY)))
             seconds = time.perf_counter() - begun
         name = parse_manifest(manifest.encode(), name=manifest.name).name
@@ -266,6 +276,12 @@ async def _upload(node: LabNode, hub_url: str, uri: FileUri) -> float:
                                   os.fstat(file.fileno()).st_size)
     await client.close()
     return seconds
+
+
+async def _signed(hub: HubClient, chunks: tuple[Chunk, ...]) -> list[tuple[Chunk, SignedUpload]]:
+    signed = await hub.sign_uploads(CHANNEL, [(chunk.sha1, chunk.end - chunk.start) for chunk in chunks])
+    return [(chunk, SignedUpload(leave.object, leave.url, leave.headers))
+            for chunk, leave in zip(chunks, signed, strict=True)]
 
 
 @contextmanager

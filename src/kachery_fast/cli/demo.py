@@ -25,6 +25,8 @@ __all__ = ["demo"]
 
 _MIB = 1024 * 1024
 _COMPARE_SPAN_BYTES = 8 * _MIB
+# What a process may take of memory, whatever it moves (docs/design.md).
+_MEMORY_BYTES_MAX = 512 * _MIB
 # The recording, and a copy of it at node A, in the bucket, and at node B.
 _COPIES = 3
 
@@ -56,8 +58,11 @@ def demo(file: Path | None, size_mib: int, directory: Path | None, as_json: bool
         with Lab(place) as lab:
             steps, result = _run(lab, file, size, quiet=as_json)
             lab.close()
-            result["peakRssBytes"] = {"hub": lab.hub.peak_rss_bytes,
-                                      **{f"node {n.name}": n.program.peak_rss_bytes for n in lab.nodes.values()}}
+            peaks = {"hub": lab.hub.peak_rss_bytes,
+                     **{f"node {node.name}": node.program.peak_rss_bytes for node in lab.nodes.values()}}
+            result["peakRssBytes"] = peaks
+            if max(peaks.values()) > _MEMORY_BYTES_MAX:
+                raise NodeError(what=f"a process needed more than {_MEMORY_BYTES_MAX} bytes of memory: {peaks}")
     emit(result, lambda: _table(steps, result), as_json)
 
 
@@ -107,8 +112,10 @@ def _run(lab: Lab, file: Path | None, size: int, *, quiet: bool) -> tuple[list[_
         raise NodeError(what="something was uploaded before anybody asked for it")
     path = str(timed("load it on B, through the channel", size, lambda: _load(b, uri, quiet=quiet)))
     again = str(timed("load it on B again, from its store", 0, lambda: b.json("load", uri))["path"])
+    if again != path:
+        raise NodeError(what=f"B has it at {path}, and gave {again}")
     timed("compare byte by byte", size, lambda: _compare(file, Path(path)))
-    result = {"uri": uri, "size": size, "path": path, "identical": again == path,
+    result = {"uri": uri, "size": size, "path": path, "identical": True,
               "steps": [{"what": step.what, "seconds": step.seconds, "bytes": step.size_bytes} for step in steps]}
     return steps, result
 

@@ -70,6 +70,11 @@ class Program:
             raise NodeError(what=f"kachery-fast {' '.join(self.arguments)} ended with exit code "
                                  f"{self._process.returncode}. {log_tail(self.log_path, self._log_begin)}")
 
+    def tell_to_stop(self) -> None:
+        """Send SIGTERM, and wait for nothing."""
+        if self._process is not None and self._process.returncode is None:
+            os.kill(self._process.pid, signal.SIGTERM)  # not reaped yet, so the id is still its own
+
     def stop(self) -> int:
         """End it by SIGTERM, by SIGKILL if it does not, and return its exit code; 0 if it does not run."""
         if self._process is None:
@@ -225,9 +230,18 @@ class Lab:
         return node
 
     def close(self) -> None:
-        """End every process."""
-        for program in [*(node.program for node in self.nodes.values()), self.hub]:
-            program.stop()
+        """End every process, whatever happens meanwhile; a second Ctrl-C makes it quicker, and leaves nothing either.
+        """
+        programs = [*(node.program for node in self.nodes.values()), self.hub]
+        for program in programs:
+            program.tell_to_stop()
+        try:
+            for program in programs:
+                program.stop()
+        except BaseException:
+            for program in programs:
+                program.kill()
+            raise
 
     def __enter__(self) -> Lab:
         return self
@@ -247,9 +261,12 @@ def result_of(done: subprocess.CompletedProcess[bytes]) -> Any:
     except ValueError:
         text = (done.stderr or done.stdout).decode("utf-8", "replace").strip()
         raise NodeError(what=f"the command ended with exit code {done.returncode}: {text[-2000:]}") from None
-    if done.returncode:
-        raise KacheryError.from_dict(found)
-    return found
+    if not done.returncode:
+        return found
+    error = KacheryError.from_dict(found)
+    if error.exit_code != done.returncode:
+        raise NodeError(what=f"the command ended with exit code {done.returncode}, and says: {error}")
+    raise error
 
 
 def free_port() -> int:

@@ -94,6 +94,14 @@ def test_load_prints_where_it_is(stored: Program, tmp_path: Path) -> None:
     assert found == {"uri": URI, "path": path, "size": len(DATA), "sha1": SHA1, "source": "store"}
 
 
+def test_load_puts_no_copy_into_the_store(stored: Program) -> None:
+    dest = stored.storage_dir / "sha1" / "00" / "00" / "00" / ("0" * 40)
+    dest.parent.mkdir(parents=True)
+    done = stored.run("load", URI, "--dest", str(dest))
+    assert (done.returncode, done.stdout, dest.exists()) == (2, "", False)
+    assert str(stored.storage_dir) in done.stderr
+
+
 @pytest.mark.parametrize(("arguments", "code"), [
     (["load", "nonsense"], 2), (["load", ABSENT], 3), (["load", ABSENT, "--channel", "a/b"], 2),
     (["load", ABSENT, "--channel", "lab"], 5), (["cat", ABSENT, "--channel", "lab"], 5), (["why", ABSENT], 5),

@@ -158,11 +158,53 @@ def test_a_copy_never_writes_through_a_link_into_the_store(store_dir: Path, reco
     assert kf.load_text(other) == "other"
 
 
-def test_a_copy_onto_the_stored_file_itself_changes_nothing(store_dir: Path, recording: Path) -> None:
+@pytest.mark.parametrize("room", ["", "sha1", "sha1/00", "tmp", "tmp/../sha1", "deep/new"])
+@pytest.mark.parametrize("way", ["itself", "through a link", "linked away"])
+def test_a_copy_is_never_put_into_the_store(
+        store_dir: Path, recording: Path, tmp_path: Path, room: str, way: str) -> None:
+    """There it could be other bytes under a file's name."""
     uri = kf.store_file(recording)
-    path = kf.load_file(uri)
-    assert kf.load_file(uri, dest=path) == path
-    kf.verify(uri)
+    if way == "linked away":  # the store's files are on another disk
+        (store_dir / "sha1").rename(tmp_path / "disk")
+        (store_dir / "sha1").symlink_to(tmp_path / "disk")
+    place = store_dir / room
+    place.mkdir(parents=True, exist_ok=True)
+    if way == "through a link":
+        (tmp_path / "way").symlink_to(place)
+        place = tmp_path / "way"
+    elif way == "linked away" and room.startswith("sha1"):
+        place = tmp_path / "disk" / room[5:]
+    before = sorted(store_dir.rglob("*"))
+    for name in ("0" * 40, "copy.dat"):
+        with pytest.raises(errors.InvalidArgument, match="within the local store"):
+            kf.load_file(uri, dest=place / name)
+    assert sorted(store_dir.rglob("*")) == before
+
+
+def test_not_even_a_stored_file_onto_itself(store_dir: Path, recording: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = kf.store_file(recording)
+    path = Path(kf.load_file(uri))
+    monkeypatch.chdir(path.parent)
+    for dest in (path, path.name):
+        with pytest.raises(errors.InvalidArgument, match="outside"):
+            kf.load_file(uri, dest=dest)
+    assert path.read_bytes() == recording.read_bytes()
+
+
+def test_a_copy_may_lie_beside_the_store_and_under_a_like_name(
+        store_dir: Path, recording: Path, tmp_path: Path) -> None:
+    uri = kf.store_file(recording)
+    (tmp_path / "store-of-mine").mkdir()
+    for dest in (tmp_path / "store.dat", tmp_path / "store-of-mine" / "x"):
+        assert kf.load_file(uri, dest=dest) == str(dest)
+
+
+def test_a_copy_onto_a_linked_file_itself_changes_nothing(store_dir: Path, recording: Path) -> None:
+    uri = kf.link_file(recording)
+    before = recording.stat()
+    assert kf.load_file(uri, dest=recording) == str(recording)
+    after = recording.stat()
+    assert (after.st_ino, after.st_ctime_ns) == (before.st_ino, before.st_ctime_ns)
 
 
 def test_a_copy_needs_a_place_for_a_file(store_dir: Path, recording: Path, tmp_path: Path) -> None:

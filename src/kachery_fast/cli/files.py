@@ -62,7 +62,7 @@ def link(files: tuple[str, ...], label: str | None, quiet: bool, as_json: bool) 
 
 @click.command(short_help="Get a file by its URI and print where it is.")
 @click.argument("uri")
-@click.option("--dest", type=click.Path(), help="Put a copy there, and print that path.")
+@click.option("--dest", type=click.Path(), help="Put a copy there, outside the store, and print that path.")
 @channel_option
 @quiet_option
 @json_option

@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 from ..errors import DiskError, InvalidArgument, NotADataFile
 from ..store.disk import display, translated
+from ..store.layout import Layout
 
 __all__ = ["SomePath", "check_destination", "copy_to"]
 
@@ -22,9 +23,10 @@ _SPAN_SIZE_BYTES = 8 * 1024 * 1024
 _FICLONE = 0x40049409  # ioctl of Linux that shares a file's blocks, where the file system can (linux/fs.h)
 
 
-def check_destination(dest: SomePath) -> None:
-    """Refuse, before anything is fetched, a place where no file can be put.
+def check_destination(dest: SomePath, storage_dir: Path) -> None:
+    """Refuse, before anything is fetched, a place where no file can be put, or where none may be: in the store.
 
+    :raises InvalidArgument: it is no path, or within ``storage_dir``, where it could take the name of other bytes.
     :raises NotADataFile: a directory or device is there.
     :raises DiskError: there is no such directory.
     """
@@ -43,6 +45,29 @@ def check_destination(dest: SomePath) -> None:
             raise NotADataFile(path=display(text), kind="a device or pipe")
         if not path.parent.is_dir():
             raise DiskError(action="the writing", path=display(text), why="there is no such directory")
+    if _is_within(path.parent, storage_dir):
+        raise InvalidArgument(what=f"{display(text)} is within the local store {display(storage_dir)}, where a file's "
+                                   "name is the hash of its bytes. Choose a place outside of it.")
+
+
+def _is_within(directory: Path, storage_dir: Path) -> bool:
+    """Whether a directory is the store or below it, whatever links or mounts lead to either.
+
+    The store's own directories may be links to other disks, so they are looked for too. Directories are compared by
+    device and inode, since one may have several paths, and names that differ in case may be one.
+    """
+    layout = Layout(storage_dir)
+    rooms = []
+    for room in (layout.root, layout.files, layout.temp, layout.damaged):
+        with suppress(OSError):
+            rooms.append(room.stat())
+    real = Path(os.path.realpath(directory))
+    for place in (real, *real.parents):
+        with suppress(OSError):
+            found = place.stat()
+            if any(os.path.samestat(found, room) for room in rooms):
+                return True
+    return real.is_relative_to(os.path.realpath(storage_dir))
 
 
 def copy_to(source: str, dest: SomePath) -> None:

@@ -69,8 +69,8 @@ def load_file(uri: str, dest: SomePath | None = None, local_only: bool = False, 
     """Return the path of a file, fetched from a channel when it is not in the local store.
 
     :param uri: ``sha1://…``, or 40 hex digits.
-    :param dest: where to put a copy; it replaces a file of that name, at once and whole. Its path is returned then;
-        without it the path of the store's own file, which must not be written to.
+    :param dest: where to put a copy, outside the store; it replaces a file of that name, at once and whole. Its path
+        is returned then; without it the path of the store's own file, which must not be written to.
     :param local_only: look in the local store alone.
     :param channel: the channel to ask on; without it the one of the setting KACHERY_CHANNEL.
     :param progress: called about four times a second while the file comes in.
@@ -80,6 +80,7 @@ def load_file(uri: str, dest: SomePath | None = None, local_only: bool = False, 
     :raises NodeNotRunning, ClientAuthRefused: there is no node to ask.
     :raises NotAvailable, NotPermitted, ChannelUnknown and others: the node could not get it, and why.
     :raises DiskFull, DiskError, NotADataFile: ``dest`` cannot be written.
+    :raises InvalidArgument: ``dest`` is within the store.
     """
     return load(uri, dest=dest, local_only=local_only, channel=channel, progress=progress).path
 
@@ -91,7 +92,7 @@ def load(uri: str, *, dest: SomePath | None = None, local_only: bool = False, ch
     settings = load_settings()
     file_uri = parse_file_uri(uri)
     if dest is not None:
-        check_destination(dest)
+        check_destination(dest, settings.storage_dir)
     try:
         located = open_store(settings).find(file_uri.sha1)
         path, size, source = str(located.path), located.size, "store"

@@ -17,6 +17,8 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import psutil
+
 from kachery_fast.config import Settings, load_settings
 from kachery_fast.errors import HubUnreachable, KacheryError
 from kachery_fast.net.hub import HubClient
@@ -230,17 +232,23 @@ async def fails(kind: type[KacheryError], work: Awaitable[Any]) -> KacheryError:
     raise AssertionError(f"{kind.__name__} was expected")
 
 
-def open_files(under: Path) -> list[str]:
-    """Files below a directory that this process has open or mapped."""
+def open_files(under: Path, process: Path = Path("/proc/self")) -> list[str]:
+    """Files below a directory that this process has open or, where the system can tell, mapped."""
+    if not process.exists():  # macOS, whose mappings no library lists
+        return _below(under, [file.path for file in psutil.Process().open_files()])
     found = []
-    for fd in Path("/proc/self/fd").iterdir():
+    for fd in (process / "fd").iterdir():
         try:
             found.append(str(fd.readlink()))
         except OSError:
             continue
-    with Path("/proc/self/maps").open() as maps:
+    with (process / "maps").open() as maps:
         found += [line.split(maxsplit=5)[5].strip() for line in maps if line.count(" ") > 5]
-    return [path for path in found if path.startswith(f"{under}{os.sep}")]
+    return _below(under, found)
+
+
+def _below(under: Path, paths: list[str]) -> list[str]:
+    return [path for path in paths if path.startswith((f"{under}{os.sep}", f"{under.resolve()}{os.sep}"))]
 
 
 @contextmanager

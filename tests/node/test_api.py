@@ -13,8 +13,9 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp.test_utils import make_mocked_request
 
-from kachery_fast.errors import NodeError
+from kachery_fast.errors import ClientAuthRefused, NodeError
 from kachery_fast.node.destination import Destination
 from kachery_fast.node.node import Node
 from kachery_fast.store.streams import StreamWriter
@@ -115,6 +116,18 @@ def test_the_node_answers_to_its_own_names(loop_kind: str, tmp_path: Path, host:
     async def work(client: Client) -> None:
         assert (await client.ask("GET", "/api/info", Host=host))[0] == 200
     alone(loop_kind, tmp_path, work)
+
+
+def test_the_name_of_its_host_has_no_case(loop_kind: str, tmp_path: Path) -> None:
+    async def work() -> None:
+        node = Node(node_settings(tmp_path / "n", node_host="Rig-2"))
+        host = {"Host": "RIG-2:20431", "KACHERY-CLIENT-AUTH-CODE": "x"}
+        with pytest.raises(ClientAuthRefused, match="not the node's"):  # the host is not what is refused
+            node._api._check_client(make_mocked_request("GET", "/api/info", host))
+        with pytest.raises(ClientAuthRefused, match="web pages"):
+            node._api._check_client(make_mocked_request("GET", "/api/info", {**host, "Host": "rig-3"}))
+        await node.stop()
+    run_on(loop_kind, work(), 60)
 
 
 BODIES: list[tuple[str, bytes]] = [

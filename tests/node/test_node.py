@@ -13,6 +13,7 @@ import pytest
 
 from kachery_fast.errors import HubError, NodeError
 from kachery_fast.node.node import Node
+from kachery_fast.protocol.names import parse_file_uri
 from tests.hub.support import CHANNEL, running_world
 from tests.network import LOOPS, run_on
 from tests.node.running import enroll, node_settings, running_node
@@ -37,9 +38,36 @@ def test_a_hub_that_does_not_answer_delays_neither_start_nor_stop(loop_kind: str
             begun = time.monotonic()
             async with running_node(settings, connected=False) as client:
                 status, answer = await client.ask("POST", "/api/load", {"uri": "sha1://" + "ab" * 20})
-                assert status == 500
+                assert (status, answer["error"]) == (503, "HubUnreachable")
                 assert url in answer["message"]
+                assert "not asked yet; the channel 'lab' is not among those known: none" in answer["message"]
+                begun_reload = time.monotonic()
+                assert (await client.ask("POST", "/api/reload", {}))[0] == 200
+                assert time.monotonic() - begun_reload < 10  # offer_wait_seconds are 0.4, the hub's limits are 30
             assert time.monotonic() - begun < 20
+    with nothing_left(tmp_path):
+        run_on(loop_kind, work(), 60)
+
+
+def test_a_channel_that_two_hubs_have_is_ambiguous(loop_kind: str, tmp_path: Path) -> None:
+    async def work() -> None:
+        async with AsyncExitStack() as stack:
+            worlds = [await stack.enter_async_context(running_world(tmp_path / name)) for name in ("one", "two")]
+            settings = node_settings(tmp_path / "a")
+            for world in worlds:
+                await enroll(world, settings)
+            urls = sorted(world.url for world in worlds)
+            (settings.storage_dir / "kachery-fast.json").write_text(json.dumps(
+                {"hubs": [{"url": url} for url in urls]}))
+            a = await stack.enter_async_context(running_node(settings))
+            await until(lambda: len(a.node.links()) == 2)
+            for path in ("/api/load", "/api/read", "/api/why"):
+                status, answer = await a.ask("POST", path, {"uri": "sha1://" + "ab" * 20})
+                assert (status, answer["error"]) == (400, "InvalidArgument")
+                assert all(url in answer["message"] for url in urls)
+            (settings.storage_dir / "kachery-fast.json").write_text(json.dumps({"hubs": [{"url": urls[1]}]}))
+            await a.ask("POST", "/api/reload", {})
+            assert a.node.link_for(parse_file_uri("sha1://" + "ab" * 20), None).hub.url == urls[1]
     with nothing_left(tmp_path):
         run_on(loop_kind, work(), 60)
 

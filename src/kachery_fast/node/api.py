@@ -24,6 +24,7 @@ from ..errors import (
     ChannelUnknown,
     ClientAuthRefused,
     FileChanged,
+    HubUnreachable,
     InvalidArgument,
     KacheryError,
     LinkInvalid,
@@ -152,7 +153,7 @@ class LocalApi:
             raise ClientAuthRefused(why="the client code is not the node's", path=str(self._node.client_auth.path))
 
     def _is_own_host(self, host: str) -> bool:
-        configured = self._node.settings.node_host
+        configured = self._node.settings.node_host.lower()  # names of hosts have no case (RFC 9110, 4.2.3)
         if host in _LOCAL_NAMES or host == configured:
             return True
         try:
@@ -314,7 +315,7 @@ class LocalApi:
 
     async def _requesting_link(self, uri: FileUri, channel: str | None) -> ChannelLink:
         """Return the channel to ask on; who joined it, or was granted something, a moment ago is not overlooked."""
-        with contextlib.suppress(ChannelUnknown, NotPermitted, NodeError):
+        with contextlib.suppress(ChannelUnknown, HubUnreachable, NotPermitted):
             link = self._node.link_for(uri, channel)
             self._check_may_request(link)
             if link.providers():

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from ..config import Settings
-from ..errors import ChannelUnknown, KacheryError, NoChannel, NodeError
+from ..errors import ChannelUnknown, HubUnreachable, InvalidArgument, KacheryError, NoChannel
 from ..net.hub import HubClient
 from ..net.ranges import RangeClient
 from ..protocol.access import Permission
@@ -51,7 +51,7 @@ class _HubSide:
         self.client = client
         self.owner = ""
         self.reachable = False
-        self.why = "not asked yet"
+        self.why = self.short_why = "not asked yet"
         self.ask_now = asyncio.Event()
         self.waiting: list[asyncio.Future[None]] = []
         self.task: asyncio.Task[None] | None = None
@@ -150,9 +150,9 @@ class Node:
     # --- hubs and channels
 
     async def reload(self) -> None:
-        """Read the configuration anew, ask every hub, and return when all have answered or failed to."""
+        """Read the configuration anew and ask every hub; a silent one is waited for ``offer_wait_seconds`` at most."""
         await self._read_hubs()
-        await asyncio.gather(*(self._refresh(side) for side in self._hubs.values()), return_exceptions=True)
+        await self._ask_hubs()
 
     async def look_again(self) -> None:
         """Ask the hubs anew, before something is refused by what they said up to ``channel_refresh_seconds`` ago.
@@ -163,10 +163,18 @@ class Node:
         if not self._hubs or now - self._looked_again_at < _LOOK_AGAIN_SECONDS:
             return
         self._looked_again_at = now
-        _, late = await asyncio.wait([asyncio.ensure_future(self._refresh(side)) for side in self._hubs.values()],
-                                     timeout=self.settings.offer_wait_seconds)
-        for refresh in late:
-            refresh.cancel()
+        await self._ask_hubs()
+
+    async def _ask_hubs(self) -> None:
+        """Have every hub asked, and return when all have answered or failed to, or ``offer_wait_seconds`` are over."""
+        asked = [asyncio.ensure_future(self._refresh(side)) for side in self._hubs.values()]
+        if not asked:
+            return
+        try:
+            await asyncio.wait(asked, timeout=self.settings.offer_wait_seconds)
+        finally:
+            for refresh in asked:
+                refresh.cancel()
 
     async def _read_hubs(self) -> None:
         self._node_file = read_node_file(self.settings.storage_dir)
@@ -194,7 +202,8 @@ class Node:
                 await self._ask_hub(url, side)
             except Exception as error:
                 log.exception("the talk with the hub %s failed", url)
-                side.reachable, side.why = False, f"a fault of the program: {error!r}"
+                side.reachable = False
+                side.why = side.short_why = f"a fault of the program: {error!r}"
             finally:
                 for done in waiting:
                     if not done.done():
@@ -216,6 +225,8 @@ class Node:
             if side.reachable or side.why != error.message:
                 log.warning("%s", error)
             side.reachable, side.why = False, error.message
+            # Without the address and the advice of an error that is told again as part of another.
+            side.short_why = str(error.details["why"]) if isinstance(error, HubUnreachable) else error.message
             return
         side.reachable, side.why, side.owner = True, "", config.owner
         await self._apply(url, side, config.channels)
@@ -264,15 +275,20 @@ class Node:
         """Return the channel to ask on.
 
         :raises NoChannel: none is named, here or in the settings. :raises ChannelUnknown: this node is not on it.
-        :raises NotPermitted: it may not request files there.
+        :raises HubUnreachable: it may be, at a hub that could not be asked.
+        :raises InvalidArgument: two of its hubs have a channel of that name.
         """
         name = channel or self.settings.channel
         if not name:
             raise NoChannel(uri=str(uri))
-        links = [link for link in self.links() if link.name == name]
+        links = {url: membership.link for (url, at), membership in self._memberships.items() if at == name}
         if not links:
             raise self._unknown(name)
-        return links[0]
+        if len(links) > 1:
+            raise InvalidArgument(what=f"The channel {name!r} is ambiguous: {' and '.join(sorted(links))} each have "
+                                       "one of that name. Take the hub that is not meant out of "
+                                       f"{self.settings.storage_dir / 'kachery-fast.json'}, and start the node anew.")
+        return next(iter(links.values()))
 
     def links(self) -> list[ChannelLink]:
         """Return every channel that this node is on."""
@@ -280,10 +296,10 @@ class Node:
 
     def _unknown(self, name: str) -> KacheryError:
         known = ", ".join(sorted(link.name for link in self.links())) or "none"
-        down = [f"{url}: {side.why}" for url, side in self._hubs.items() if not side.reachable]
+        down = {url: side for url, side in self._hubs.items() if not side.reachable}
         if down:
-            return NodeError(what=f"the channel {name!r} is not known (known: {known}), and not every hub could be "
-                                  f"asked ({'; '.join(down)})")
+            return HubUnreachable(url=", ".join(down), why=f"{'; '.join(side.short_why for side in down.values())}; "
+                                                           f"the channel {name!r} is not among those known: {known}")
         return ChannelUnknown(channel=name, known=known)
 
     def describe(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,9 @@ def test_a_relative_directory_becomes_absolute(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("setting", NUMBERS, ids=lambda setting: setting.name)
-@pytest.mark.parametrize("text", ["x", "-1e9", "nan", "1,5", " "])
-def test_a_number_that_is_none_or_too_small_is_refused_and_named(setting: Setting, text: str) -> None:
+@pytest.mark.parametrize("text", ["x", "-1e9", "nan", "inf", "-inf", "1e300", "9" * 20,
+                                  "1,5", " "])
+def test_a_number_that_is_none_or_out_of_bounds_is_refused_and_named(setting: Setting, text: str) -> None:
     with pytest.raises(InvalidSetting) as caught:
         load_settings({setting.env: text})
     assert setting.env in caught.value.message
@@ -73,6 +75,51 @@ def test_every_minimum_is_allowed_and_what_is_below_it_is_not(setting: Setting) 
     assert getattr(load_settings({}, **{setting.name: smallest}), setting.name) == smallest
     with pytest.raises(InvalidSetting):
         load_settings({}, **{setting.name: smallest - 1})
+
+
+@pytest.mark.parametrize("setting", NUMBERS, ids=lambda setting: setting.name)
+def test_every_maximum_is_allowed_and_what_is_above_it_is_not(setting: Setting) -> None:
+    largest = type(setting.default)(setting.maximum)
+    if setting.name == "chunk_size_bytes":
+        largest -= largest % 64
+    assert getattr(load_settings({}, **{setting.name: largest}), setting.name) == largest
+    for value in (setting.maximum + 64, float("inf")):
+        with pytest.raises(InvalidSetting):
+            load_settings({}, **{setting.name: value})
+
+
+@pytest.mark.parametrize("name", ["node_port", "hub_port"])
+def test_a_port_is_one_of_65536(name: str) -> None:
+    env = BY_NAME[name].env
+    assert getattr(load_settings({env: "65535"}), name) == 65535
+    with pytest.raises(InvalidSetting, match="at most 65535 port"):
+        load_settings({env: "65536"})
+    with pytest.raises(InvalidSetting):
+        load_settings({env: "-1"})
+
+
+def test_a_socket_takes_the_longest_time() -> None:
+    with socket.socket() as connection:
+        connection.settimeout(max(setting.maximum for setting in SETTINGS if setting.unit == "seconds"))
+        assert connection.connect_ex(("127.0.0.1", 1)) != 0
+
+
+@pytest.mark.parametrize(("text", "host"), [
+    ("127.0.0.2", "127.0.0.2"), ("localhost", "localhost"), ("Rig-2.lab.example.", "Rig-2.lab.example."),
+    ("my_rig", "my_rig"), ("::1", "::1"), ("[::1]", "::1"), ("fe80::1%eth0", "fe80::1%eth0"),
+    ("::ffff:10.0.0.1", "::ffff:10.0.0.1"), ("münchen.example", "münchen.example"), ("a" * 63, "a" * 63),
+])
+@pytest.mark.parametrize("name", ["node_host", "hub_host"])
+def test_a_host_is_a_name_or_an_address(name: str, text: str, host: str) -> None:
+    assert getattr(load_settings({BY_NAME[name].env: text}), name) == host
+
+
+@pytest.mark.parametrize("text", ["bad host", "a..b", ".a", " ", "a\nb", "a/b", "http://a", "a:b:x", "127.0.0.1:80",
+                                  "a" * 64, "ä" * 64, "ä..b", "ä b", "\udc80", "[", "[]", "a@b", "a?b", "\0"])
+@pytest.mark.parametrize("name", ["node_host", "hub_host"])
+def test_what_no_host_can_be_called_is_refused(name: str, text: str) -> None:
+    with pytest.raises(InvalidSetting, match="a host's name or address"):
+        load_settings({BY_NAME[name].env: text})
 
 
 @pytest.mark.parametrize("value", [63, 65, 20_000_001])

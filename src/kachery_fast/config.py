@@ -7,6 +7,7 @@ A setting has a name (units last), a default, a unit, an environment variable an
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -18,10 +19,19 @@ __all__ = ["SETTINGS", "Setting", "Settings", "load_settings"]
 
 MIB = 1024 * 1024
 
+# What numbers of a unit may be at most: 65535 is the last port, a socket takes no timeout of 2**63 ns, and what counts
+# anything else stays exact in a float.
+_MAXIMA = {"port": 65535, "seconds": 1e8, "days": 1e5}
+_MAXIMUM = 2**53
+
+# A host's name (RFC 1123, and the underscore that many networks use), or an address, where of IPv6 with its zone.
+_HOST = re.compile(r"(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}\.?|[0-9a-f:]*:[0-9a-f:.]*(?:%[a-z0-9_.-]+)?",
+                   re.IGNORECASE | re.ASCII)
+
 
 @dataclass(frozen=True)
 class Setting:
-    """One row of the table. ``minimum`` bounds numbers from below."""
+    """One row of the table. ``minimum`` bounds numbers from below, ``maximum``, which goes by the unit, from above."""
 
     name: str
     default: Any
@@ -29,6 +39,11 @@ class Setting:
     env: str
     help: str
     minimum: float = 0
+
+    @property
+    def maximum(self) -> float:
+        """The largest number that is allowed; no setting is infinite."""
+        return _MAXIMA.get(self.unit, _MAXIMUM)
 
 
 @dataclass(frozen=True)
@@ -184,7 +199,8 @@ def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) ->
     """Read the settings: defaults, then the environment, then ``overrides`` by name (``None`` is no override).
 
     :param environ: the environment to read, ``os.environ`` when None.
-    :raises InvalidSetting: a value is not of the setting's type, below its minimum, or of an unknown name.
+    :raises InvalidSetting: a value is not of the setting's type, not from its minimum to its maximum, or of an unknown
+        name.
     """
     environ = os.environ if environ is None else environ
     known = {setting.name for setting in SETTINGS}
@@ -208,19 +224,35 @@ def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) ->
 
 
 def _convert(setting: Setting, value: Any, source: str) -> Any:
+    wanted = f"a number of {setting.unit}"
     try:
         if setting.unit == "path":
+            wanted = "a path"
             return Path(str(value)).expanduser().absolute()
+        if setting.unit == "host":
+            wanted = "a host's name or address"
+            return _host(str(value))
         if isinstance(setting.default, str):
             return str(value)
         number = type(setting.default)(value)
-    except (TypeError, ValueError, RuntimeError):
-        raise InvalidSetting(name=setting.name, value=value, source=source,
-                             why=f"it must be a number of {setting.unit}") from None
-    if number < setting.minimum or number != number:
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        raise InvalidSetting(name=setting.name, value=value, source=source, why=f"it must be {wanted}") from None
+    if not number >= setting.minimum:  # so that NaN is refused too
         raise InvalidSetting(name=setting.name, value=value, source=source,
                              why=f"it must be at least {setting.minimum:g} {setting.unit}")
+    if number > setting.maximum:
+        raise InvalidSetting(name=setting.name, value=value, source=source,
+                             why=f"it must be at most {setting.maximum:.16g} {setting.unit}")
     return number
+
+
+def _host(text: str) -> str:
+    """Return a host's name or address, an IPv6 address without its brackets. :raises ValueError: it is neither."""
+    host = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    name = host if host.isascii() else host.encode("idna").decode("ascii")  # as the resolver does; may raise
+    if not _HOST.fullmatch(name):
+        raise ValueError(text)
+    return host
 
 
 if {setting.name for setting in SETTINGS} != {field.name for field in fields(Settings)}:  # pragma: no cover

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import socket
@@ -81,6 +82,61 @@ def test_a_stopped_node_is_said_to_be_stopped(program: Program) -> None:
         connection().info()
     with pytest.raises(errors.NodeNotRunning):
         kf.load_file(ABSENT, channel="lab")
+
+
+def has_address(host: str) -> bool:
+    """Whether one may listen at this address of loopback: Linux has all of 127/8, macOS one; IPv6 may be off."""
+    try:
+        with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
+            return True
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize(("host", "url"), [("127.0.0.2", "127.0.0.2"), ("::1", "[::1]"), ("[::1]", "[::1]"),
+                                           ("localhost", "localhost")])
+def test_node_client_and_command_line_meet_at_the_chosen_host(
+        program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str, url: str) -> None:
+    if not has_address(host.strip("[]")):
+        pytest.skip(f"this system has no address {host}")
+    program.env["KACHERY_DAEMON_HOST"] = host
+    monkeypatch.setenv("KACHERY_DAEMON_HOST", host)
+    with program.node() as started:
+        assert started["url"] == connection().url == f"http://{url}:{program.port}"
+        assert kf.info()["node"]["pid"] == program.json("node", "info")["pid"] == started["pid"]
+        assert connection().store(lambda: [b"here"], 4)["sha1"] == hashlib.sha1(b"here").hexdigest()
+        with pytest.raises(errors.ChannelUnknown):
+            kf.load_file(ABSENT, channel="lab")
+        assert program.run("load", ABSENT, "--channel", "lab").returncode == 3
+        if host != "localhost":  # and nowhere else
+            monkeypatch.setenv("KACHERY_DAEMON_HOST", "127.0.0.1")
+            assert not connection().is_running()
+    program.env["KACHERY_DAEMON_HOST"] = host
+    done = program.run("node", "info")
+    assert done.returncode == 5
+    assert f"http://{url}:{program.port}" in done.stderr
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("KACHERY_DAEMON_HOST", "bad host"), ("KACHERY_DAEMON_HOST", "a..b"), ("KACHERY_DAEMON_PORT", "65536"),
+    ("KACHERY_CONNECT_TIMEOUT_SECONDS", "inf"), ("KACHERY_STALL_SECONDS", "1e300"),
+])
+def test_an_address_or_time_that_cannot_be_is_a_usage_error(program: Program, name: str, value: str) -> None:
+    program.env[name] = value
+    for arguments in (["node", "info"], ["info"], ["load", ABSENT, "--channel", "lab"], ["node", "start"]):
+        done = program.run(*arguments)
+        assert (done.returncode, done.stdout) == (2, ""), done
+        assert done.stderr.startswith(f"Error: The setting {name.removeprefix('KACHERY_').lower()} "
+                                      .replace("daemon", "node"))
+        assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("host", ["bad host", "a..b", "x" * 64])
+def test_no_host_makes_a_connection_fail_otherwise(store_dir: Path, host: str) -> None:
+    settings = dataclasses.replace(load_settings(), node_host=host)
+    with pytest.raises(errors.NodeNotRunning, match="not the name of a host"):
+        NodeConnection(settings).probe()
+    assert not NodeConnection(settings).is_running()
 
 
 # --- the code

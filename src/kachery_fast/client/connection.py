@@ -39,7 +39,8 @@ class NodeConnection:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self.url = f"http://{settings.node_host}:{settings.node_port}"
+        host = f"[{settings.node_host}]" if ":" in settings.node_host else settings.node_host  # RFC 3986, 3.2.2
+        self.url = f"http://{host}:{settings.node_port}"
         self._auth_path = settings.storage_dir / "client-auth"
 
     # --- the node itself
@@ -142,10 +143,12 @@ class NodeConnection:
 
     def _connect(self, timeout: float | None) -> http.client.HTTPConnection:
         settings = self._settings
-        connection = http.client.HTTPConnection(settings.node_host, settings.node_port,
-                                                timeout=settings.connect_timeout_seconds, blocksize=1 << 20)
         try:
+            connection = http.client.HTTPConnection(settings.node_host, settings.node_port,
+                                                    timeout=settings.connect_timeout_seconds, blocksize=1 << 20)
             connection.connect()
+        except (http.client.InvalidURL, UnicodeError) as error:
+            raise NodeNotRunning(url=self.url, why="KACHERY_DAEMON_HOST is not the name of a host") from error
         except OSError as error:
             raise NodeNotRunning(url=self.url, why=error.strerror or str(error) or "no answer") from error
         connection.sock.settimeout(timeout)

@@ -156,6 +156,35 @@ def test_a_closed_pipe_is_quiet(program: Program, tmp_path: Path) -> None:
     assert process.wait(30) == 141
 
 
+def full(program: Program, *arguments: str, both: bool = False) -> tuple[int, str]:
+    """Run with an output that is on a full disk; return the exit code and the standard error."""
+    with Path("/dev/full").open("wb") as disk:
+        done = subprocess.run([*PROGRAM, *arguments], env=program.env, stdout=disk, timeout=60, check=False,
+                              stderr=disk if both else subprocess.PIPE)
+    return done.returncode, (done.stderr or b"").decode()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("arguments", [
+    ["cat", URI], ["cat", URI, "--end", "10"], ["cat", URI, "--json"], ["info"], ["verify", "--all"], ["store", "--help"],
+    ["store", "{}"], ["store", "{}", "{}"], ["link", "{}", "--json"],
+])
+def test_an_output_that_cannot_be_written_is_one_line_and_code_7(
+        stored: Program, recording: Path, arguments: list[str]) -> None:
+    arguments = [argument.format(recording) for argument in arguments]
+    code, shown = full(stored, *arguments)
+    assert (code, shown) == (
+        7, "Error: The disk refused the writing of the standard output: No space left on device.\n")
+    assert full(stored, *arguments, both=True) == (7, "")
+
+
+def test_a_closed_output_is_no_error(stored: Program) -> None:
+    for arguments in (["info"], ["cat", URI], ["--version"]):
+        done = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *PROGRAM, *arguments], env=stored.env, timeout=60,
+                              capture_output=True, check=False)
+        assert (done.returncode, done.stderr) == (0, b"")
+
+
 # --- verify and why
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import click
 
 from .._version import __version__
+from .output import end_of_output, guard_output
 
 __all__ = ["main", "program"]
 
@@ -71,8 +72,10 @@ def program() -> None:
 
 def main(arguments: list[str] | None = None) -> Any:
     """Run the command line and exit. Settings that cannot be used are errors like any other."""
+    guard_output()
     try:
         code = program(arguments, prog_name="kachery-fast", standalone_mode=False)
+        sys.stdout.flush()
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -80,4 +83,6 @@ def main(arguments: list[str] | None = None) -> Any:
         # Ctrl-C outside a command, or a "no" to a question.
         click.echo("Aborted.", err=True)
         sys.exit(130)
+    except OSError as error:  # help or version that could not be printed; commands see to their own
+        code = end_of_output(error)
     sys.exit(code if isinstance(code, int) else 0)

@@ -8,6 +8,7 @@ only on a terminal.
 from __future__ import annotations
 
 import functools
+import io
 import json
 import os
 import sys
@@ -17,15 +18,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ..errors import KacheryError
+from ..errors import DiskError, KacheryError
 
 if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
     from ..client.progress import Progress, ProgressCallback
 
 __all__ = [
     "command_errors",
     "emit",
     "emit_error",
+    "end_of_output",
+    "guard_output",
     "human_size",
     "json_option",
     "progress_bar",
@@ -47,27 +52,78 @@ def command_errors(command: Command) -> Command:
     """Wrap a command's function: a KacheryError becomes a line on the standard error and its exit code.
 
     With the option of ``json_option`` among the command's own, the error is also printed as JSON. Ctrl-C ends with
-    130, a closed pipe with 141, both quietly. Put it next to the function, below click's decorators.
+    130, a closed pipe with 141, both quietly; an output that cannot be written is an error of the disk. Put it next to
+    the function, below click's decorators.
     """
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         try:
-            result = command(*args, **kwargs)
-            sys.stdout.flush()
-        except KacheryError as error:
-            emit_error(error, as_json=bool(kwargs.get("as_json")))
-            sys.exit(error.exit_code)
-        except KeyboardInterrupt:
-            click.echo("Interrupted.", err=True)
-            sys.exit(INTERRUPTED)
-        except BrokenPipeError:
-            # Whatever is still buffered has no reader; give it to nobody, or Python complains when it ends.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(BROKEN_PIPE)
+            try:
+                result = command(*args, **kwargs)
+                sys.stdout.flush()
+            except KacheryError as error:
+                emit_error(error, as_json=bool(kwargs.get("as_json")))
+                sys.exit(error.exit_code)
+            except KeyboardInterrupt:
+                click.echo("Interrupted.", err=True)
+                sys.exit(INTERRUPTED)
+        except OSError as error:
+            sys.exit(end_of_output(error))
         return result
 
     return wrapped  # type: ignore[return-value]
+
+
+class _OutputFailed(OSError):
+    """The standard output could not be written."""
+
+
+class _Output(io.FileIO):
+    """The standard output's file, whose errors can be told from those of any other."""
+
+    def write(self, data: Buffer) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise _OutputFailed(error.errno, error.strerror) from error
+
+
+def guard_output() -> None:
+    """Make errors of the standard output known to ``end_of_output``, for the rest of the program."""
+    plain = sys.stdout
+    if plain is None:  # closed by who started us: what is printed is wanted by nobody
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - it lives as long as we do
+        return
+    if plain is not sys.__stdout__:  # somebody else's, of a program that calls this one
+        return
+    plain.flush()
+    sys.stdout = io.TextIOWrapper(
+        io.BufferedWriter(_Output(plain.fileno(), "wb", closefd=False)), encoding=plain.encoding, errors=plain.errors,
+        line_buffering=plain.isatty())
+
+
+def end_of_output(error: OSError) -> int:
+    """Return the exit code for an ``error`` of the standard output, having said what it was.
+
+    A closed pipe is what ``head`` does and needs no words. Any other error is raised again: those of files and sockets
+    never arrive here as OSError, so it is a fault of the program.
+    """
+    if not isinstance(error, _OutputFailed | BrokenPipeError):
+        raise error
+    # Whatever is still buffered has no reader; give it to nobody, or Python complains when it ends.
+    nobody = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nobody, sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):
+        return BROKEN_PIPE
+    failed = DiskError(action="the writing", path="the standard output", why=error.strerror or str(error))
+    try:
+        show_error(failed)
+    except OSError:  # the same disk
+        os.dup2(nobody, sys.stderr.fileno())
+    return failed.exit_code
 
 
 def emit(data: Any, human: str | Callable[[], str], as_json: bool) -> None:

@@ -4,6 +4,9 @@ An ``fsync`` for each of ten thousand files takes minutes on a disk; one ``syncf
 as one. So the files of a batch are written under temporary names, flushed together, and only then renamed.
 """
 
+# Plain strings for paths: at ten thousand files a second a Path costs more than the call.
+# ruff: noqa: PTH108, PTH120
+
 from __future__ import annotations
 
 import errno
@@ -23,10 +26,10 @@ from .disk import (
     make_directories,
     rename_into,
     source_errors,
-    sync_file_system,
     translated,
     write_all,
 )
+from .flushing import flush_file, sync_directory, sync_file_system
 from .leftovers import BATCH_SUFFIX
 from .objects import ObjectWriter, Stored
 
@@ -58,7 +61,7 @@ def put_many(
     :raises DiskFull, DiskError: the names that were given could not be flushed.
     """
     answers: dict[int, Result] = {}
-    named = False
+    changed: set[str] = set()
 
     def tell(done: list[tuple[int, Result]]) -> None:
         for number, answer in done:
@@ -85,13 +88,15 @@ def put_many(
                 flushed = batch, flusher.submit(batch.flush)
             tell(final)
             if before is not None:
-                named = True
                 tell(before[0].finish(before[1]))
+                changed |= before[0].changed
                 before[0].close()
-    if named and writer.durable:
+    if changed and writer.durable:
         # The files are safe already; this makes their names safe too.
         with translated("flushing", writer.layout.root):
-            sync_file_system(writer.layout.root)
+            if not sync_file_system(writer.layout.root):
+                for directory in sorted(changed):
+                    sync_directory(directory)
     return [answers[number] for number in range(len(paths))]
 
 
@@ -130,6 +135,8 @@ class _Batch:
         self._waiting: list[tuple[int, Stored]] = []
         self._size_bytes = 0
         self.known: Stored | None = None
+        # Directories with names in them that are not flushed.
+        self.changed: set[str] = set()
 
     @property
     def has_room(self) -> bool:
@@ -168,7 +175,7 @@ class _Batch:
             try:
                 write_all(fd, memoryview(data))
             except BaseException:
-                os.unlink(path)  # noqa: PTH108 - a string, for speed
+                os.unlink(path)
                 raise
             finally:
                 os.close(fd)
@@ -177,8 +184,10 @@ class _Batch:
 
     def _open(self) -> Path:
         while self._directory is None:
-            directory = self._writer.layout.temp / f"{os.getpid()}-{secrets.token_hex(8)}{BATCH_SUFFIX}"
-            make_directories(directory)
+            temp, durable = self._writer.layout.temp, self._writer.durable
+            directory = temp / f"{os.getpid()}-{secrets.token_hex(8)}{BATCH_SUFFIX}"
+            make_directories(temp, durable=durable)
+            make_directories(directory, durable=False)
             try:
                 lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
             except FileNotFoundError:
@@ -202,18 +211,15 @@ class _Batch:
         """
         with translated("writing", self._writer.layout.files, needed=self._size_bytes):
             for sha1 in self._written:
-                make_directories(os.path.dirname(self._writer.layout.file_name(sha1)))  # noqa: PTH120 - for speed
+                made = make_directories(os.path.dirname(self._writer.layout.file_name(sha1)), durable=False)
+                self.changed.update(map(os.path.dirname, made))
         if self._directory is None or not self._writer.durable:
             return
         with translated("flushing", self._directory, needed=self._size_bytes):
             if sync_file_system(self._directory):
                 return
             for path in self._written.values():
-                fd = os.open(path, os.O_RDONLY)
-                try:
-                    os.fsync(fd)
-                finally:
-                    os.close(fd)
+                flush_file(path)
 
     def finish(self, flushing: Future[None]) -> list[tuple[int, Result]]:
         """Name what was written and flushed; the answers of the files that waited for it."""
@@ -229,6 +235,8 @@ class _Batch:
                     rename_into(path, final, durable=False)
             except KacheryError as error:
                 failed[sha1] = error
+            else:
+                self.changed.add(os.path.dirname(final))
         return [(number, failed.get(stored.sha1, stored)) for number, stored in self._waiting]
 
     def close(self) -> None:

@@ -11,20 +11,19 @@ tells a dead file from one in use. ``OSError`` is translated here, once.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import os
 import secrets
 import stat
-import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
 from ..errors import DiskError, DiskFull, FileChanged, LocalFileMissing, LocalFileUnreadable, NotADataFile
+from .flushing import flush, sync_directory
 
 __all__ = [
     "SPAN_SIZE_BYTES",
@@ -36,8 +35,6 @@ __all__ = [
     "make_directories",
     "rename_into",
     "source_errors",
-    "sync_directory",
-    "sync_file_system",
     "translated",
     "write_all",
 ]
@@ -212,12 +209,13 @@ class SourceFile:
 class TempFile:
     """A new file in ``directory``, locked by this process, that becomes another file's bytes or goes away.
 
+    :param durable: whether directories that have to be made for it are flushed.
     Its mode is 0666 and the umask, its group the directory's where that is setgid: what a user's own files get.
 
     :raises DiskFull, DiskError: it cannot be made.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, durable: bool = False) -> None:
         self.directory = directory
         self.fd = -1
         with translated("writing", directory):
@@ -226,7 +224,7 @@ class TempFile:
                 try:
                     fd = os.open(self.path, _CREATE, 0o666)
                 except FileNotFoundError:
-                    make_directories(directory)
+                    make_directories(directory, durable=durable)
                     fd = os.open(self.path, _CREATE, 0o666)
                 if _lock_own(fd):
                     self.fd = fd
@@ -240,7 +238,7 @@ class TempFile:
         """
         with translated("writing", final):
             if durable:
-                os.fsync(self.fd)
+                flush(self.fd)
             rename_into(self.path, final, durable=durable)
         self.close()
 
@@ -283,83 +281,37 @@ def rename_into(source: str | Path, final: str | Path, *, durable: bool) -> None
 
     :raises OSError: as from the system, for the caller's ``translated``.
     """
-    made: list[str] = []
     directory = os.path.dirname(final)
     try:
         os.rename(source, final)
     except FileNotFoundError:
-        made = make_directories(directory)
+        make_directories(directory, durable=durable)
         os.rename(source, final)
     if durable:
-        # A new directory's own entry stands in its parent.
-        for changed in {directory, *(os.path.dirname(path) for path in made)}:
-            sync_directory(changed)
+        sync_directory(directory)
 
 
-def make_directories(path: str | Path) -> list[str]:
+def make_directories(path: str | Path, *, durable: bool) -> list[str]:
     """Make ``path`` and its parents, mode 0777 and the umask; return those that this call made.
 
+    :param durable: flush each new one's entry, which stands in its parent.
     :raises OSError: as from the system.
     """
     path = str(path)
+    made: list[str] = []
     try:
         os.mkdir(path, 0o777)
     except FileExistsError:
         return []
     except FileNotFoundError:
-        made = make_directories(os.path.dirname(path))
-        with suppress(FileExistsError):
+        made = make_directories(os.path.dirname(path), durable=durable)
+        try:
             os.mkdir(path, 0o777)
-        return [*made, path]
-    return [path]
-
-
-def sync_directory(path: str | Path) -> None:
-    """Flush the entries of a directory to the disk.
-
-    :raises OSError: as from the system; file systems that cannot flush a directory are left alone.
-    """
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(fd)
-
-
-def sync_file_system(directory: Path) -> bool:
-    """Flush the whole file system of ``directory`` by Linux's ``syncfs``; False where the system has no such call.
-
-    One such flush costs about as much as one ``fsync`` and serves any number of files.
-
-    :raises OSError: as from the system.
-    """
-    call = _syncfs()
-    if call is None:
-        return False
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        if call(fd) != 0:
-            number = ctypes.get_errno()
-            if number == errno.ENOSYS:
-                return False
-            raise OSError(number, os.strerror(number))
-    finally:
-        os.close(fd)
-    return True
-
-
-def _syncfs() -> Callable[[int], int] | None:
-    if not sys.platform.startswith("linux"):
-        return None
-    call = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
-    if call is None:
-        return None
-    call.argtypes, call.restype = [ctypes.c_int], ctypes.c_int
-    found: Callable[[int], int] = call
-    return found
+        except FileExistsError:  # another writer was quicker
+            return made
+    if durable:
+        sync_directory(os.path.dirname(path))
+    return [*made, path]
 
 
 def write_all(fd: int, view: memoryview, stop: threading.Event | None = None) -> None:

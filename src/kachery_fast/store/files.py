@@ -28,10 +28,10 @@ from .disk import (
     make_directories,
     rename_into,
     source_errors,
-    sync_directory,
     translated,
     write_all,
 )
+from .flushing import flush_file, sync_directory
 from .layout import Layout
 from .leftovers import Cleaned, clean_leftovers
 from .links import (
@@ -84,7 +84,7 @@ class FileStore:
         self._writer = ObjectWriter(self._layout, chunk_size_bytes=chunk_size_bytes, durable=durable)
         self._chunk_size_bytes = chunk_size_bytes
         self._fingerprint_size_bytes = min(fingerprint_size_bytes, FINGERPRINT_SIZE_BYTES_MAX)
-        self._manifests = ManifestShelf(self._writer, lambda sha1, chunk: self._digest(sha1, chunk)[1])
+        self._manifests = ManifestShelf(self._writer, lambda *key: self._digest(*key)[1])
 
     # --- putting
 
@@ -242,13 +242,17 @@ class FileStore:
 
     # --- manifests
 
-    def manifest_for(self, sha1: str, wanted: str | None = None) -> tuple[str | None, Manifest | None]:
+    def manifest_for(
+        self, sha1: str, wanted: str | None = None, *, progress: Progress | None = None
+    ) -> tuple[str | None, Manifest | None]:
         """Return the manifest of a file in the store with its SHA-1; ``(None, None)`` when the file fits one chunk.
 
         A large file that has none yet, as in stores of 2022, is read once to make it.
 
         :param wanted: the manifest that somebody asks for. It is preferred when the store has it and a reading of
             the file has shown that its digests are true: it may come from anywhere.
+        :param progress: called when the file has to be read, with the bytes done so far, at first 0; what it raises
+            ends the call.
         :raises NotInStore, LinkInvalid: as ``find``.
         :raises CorruptFile: the file had to be read, and is damaged.
         """
@@ -256,7 +260,7 @@ class FileStore:
         noted = self._writer.noted_manifest(sha1)
         if noted is None and located.linked:
             noted = self._link(sha1).manifest_sha1
-        return self._manifests.choose(sha1, located.size, noted=noted, wanted=wanted)
+        return self._manifests.choose(sha1, located.size, noted=noted, wanted=wanted, progress=progress)
 
     # --- verifying
 
@@ -342,11 +346,20 @@ class FileStore:
         """
         part, marker = self._layout.part(sha1), self._layout.part_marker(sha1)
         with translated("writing", part):
-            make_directories(part.parent)
-            make_directories(marker.parent)
+            for directory in (part.parent, marker.parent):
+                make_directories(directory, durable=self.durable)
             # Its time is when the download was last begun or resumed.
             marker.touch(0o666)
         return part
+
+    def drop_part(self, sha1: str) -> None:
+        """Give a download up: remove what ``part_path`` led to, its marker last.
+
+        :raises DiskError: it cannot be removed.
+        """
+        for path in (self._layout.part(sha1), self._layout.part_marker(sha1)):
+            with translated("removing", path):
+                path.unlink(missing_ok=True)
 
     def adopt(self, part: Path, sha1: str, *, manifest: bytes | None) -> Located:
         """Make a verified download the file ``sha1``.
@@ -370,11 +383,7 @@ class FileStore:
                 part.unlink()
             else:
                 if self._writer.durable:
-                    fd = os.open(part, os.O_RDONLY)
-                    try:
-                        os.fsync(fd)
-                    finally:
-                        os.close(fd)
+                    flush_file(part)
                 rename_into(part, path, durable=self._writer.durable)
             with suppress(FileNotFoundError):
                 self._layout.part_marker(sha1).unlink()

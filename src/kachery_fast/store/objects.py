@@ -66,7 +66,7 @@ class ObjectWriter:
 
     def temp(self) -> TempFile:
         """Begin a file that ``finish`` will name."""
-        return TempFile(self.layout.temp)
+        return TempFile(self.layout.temp, durable=self.durable)
 
     def holds(self, sha1: str, size: int) -> bool:
         """Whether the store has a file of this name and length; a shorter one is damage, and is replaced."""

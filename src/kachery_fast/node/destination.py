@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 
 from .._chunker import ChunkMemory, ChunkSpan, Reassembly
 from ..errors import KacheryError
@@ -44,7 +44,8 @@ class Destination:
                     [chunk.sha1 for chunk in chunks], reserve=whole)
         except KacheryError:
             if not self.was_there:
-                self._path.unlink(missing_ok=True)
+                with suppress(KacheryError):  # a full disk is the news, not what it does not let go of
+                    self.remove()
             raise
 
     @property
@@ -149,8 +150,7 @@ class Destination:
 
     def remove(self) -> None:
         """Remove the partial file, if it is not adopted; who still reads it can go on. :raises DiskError:"""
-        with self._translated():
-            self._path.unlink(missing_ok=True)
+        self._store.drop_part(self._sha1)
 
     def _translated(self) -> AbstractContextManager[None]:
         return translated("download into", self._path, needed=self._size)

@@ -164,9 +164,10 @@ class Peer:
         self.link.bucket = network.bucket
         self.traffic = Traffic()
         self.threads = ThreadPoolExecutor(4, "disk")
+        self.hash_threads = ThreadPoolExecutor(2, "hash")
         self.providing = Providing(self.link, self.identity.node_id, self.store, settings,
                                    AdaptiveSlots(settings.upload_concurrency, time.monotonic), self.threads,
-                                   self.traffic)
+                                   self.hash_threads, self.traffic)
         self.tools = Tools(self.store, request_limits(settings), self.threads, self.threads,
                            asyncio.Semaphore(settings.download_concurrency), self.traffic)
         self.transfers = Transfers(self.tools, settings)
@@ -193,6 +194,7 @@ class Peer:
         await self.link.close()
         await self.ranges.close()
         self.threads.shutdown()
+        self.hash_threads.shutdown()
 
     async def _refresh(self) -> None:
         await asyncio.sleep(0)
@@ -258,7 +260,7 @@ def nothing_left(under: Path) -> Iterator[None]:
     yield
     assert open_files(under) == []
     left = {thread.name for thread in threading.enumerate()} - before
-    assert not [name for name in left if name.startswith(("disk", "verify", "api", "kachery"))]
+    assert not [name for name in left if name.startswith(("disk", "verify", "hash", "api", "kachery"))]
 
 
 def other_tasks() -> list[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -223,7 +225,7 @@ def test_a_file_that_is_unknown_changed_or_damaged_is_told_apart(loop_kind: str,
                                    ZeroDivisionError("a bug")])
 def test_a_look_up_that_fails_is_told(loop_kind: str, tmp_path: Path, error: Exception,
                                       monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: Any) -> Any:
+    def broken(*_: Any, **__: Any) -> Any:
         raise error
 
     async def work() -> None:
@@ -244,13 +246,13 @@ def test_a_file_of_2022_is_hashed_once_however_many_ask(loop_kind: str, tmp_path
             a, asker = await pair(net)
             sha1 = FileStore(a.settings.storage_dir, chunk_size_bytes=8 * CHUNK).put_bytes(data_of(3 * CHUNK)).sha1
             calls = []
-            original = a.store.manifest_for
+            original = a.store._digest
 
-            def manifest_for(*key: Any) -> Any:
+            def digest(*key: Any) -> Any:
                 calls.append(key)
                 return original(*key)
 
-            monkeypatch.setattr(a.store, "manifest_for", manifest_for)
+            monkeypatch.setattr(a.store, "_digest", digest)
             askers = [Asker(asker.peer, a) for _ in range(10)]
             for each in askers:
                 each.want(sha1)
@@ -259,6 +261,37 @@ def test_a_file_of_2022_is_hashed_once_however_many_ask(loop_kind: str, tmp_path
             assert len(calls) == 1
             assert a.providing._lookups == {}
     run_on(loop_kind, work(), 60)
+
+
+def test_files_being_hashed_hold_up_neither_other_questions_nor_the_stop(
+        loop_kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of 2022 may take minutes; here each goes on until it is told that nobody waits for it any more."""
+    begun: list[str] = []
+
+    def endless(sha1: str, _chunk_size_bytes: int, progress: Callable[[int], None]) -> Any:
+        begun.append(threading.current_thread().name)
+        while True:
+            progress(len(begun))
+            time.sleep(0.001)
+
+    async def work() -> None:
+        async with network(tmp_path) as net:
+            a, asker = await pair(net)
+            former = FileStore(a.settings.storage_dir, chunk_size_bytes=8 * CHUNK)
+            monkeypatch.setattr(a.store, "_digest", endless)
+            for seed in range(8):
+                Asker(asker.peer, a).want(former.put_bytes(data_of(3 * CHUNK, seed)).sha1)
+            await until(lambda: len(begun) == 2)
+            assert all(name.startswith("hash") for name in begun)
+            uri = a.put(data_of(3 * CHUNK, 9))
+            asker.want(uri.sha1)
+            await asker.heard(Offer)
+            assert await asker.peer.load(uri) == data_of(3 * CHUNK, 9)
+            assert len(begun) == 2
+            await asyncio.wait_for(a.providing.close(), 5)
+            await asyncio.wait_for(asyncio.to_thread(a.hash_threads.shutdown), 5)
+    with nothing_left(tmp_path):
+        run_on(loop_kind, work(), 60)
 
 
 def test_the_manifests_remembered_are_bounded(loop_kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,6 +40,7 @@ log = logging.getLogger("kachery_fast.node")
 _SMALL_REQUESTS = 4
 _DISK_THREADS = 8
 _VERIFY_THREADS = 2
+_HASH_THREADS = 2
 _LOOK_AGAIN_SECONDS = 1.0
 _API_THREADS = 4
 
@@ -88,6 +89,7 @@ class Node:
         self._node_file = NodeFile()
         self._disk_threads = ThreadPoolExecutor(_DISK_THREADS, "disk")
         self._verify_threads = ThreadPoolExecutor(_VERIFY_THREADS, "verify")
+        self._hash_threads = ThreadPoolExecutor(_HASH_THREADS, "hash")
         self.api_threads = ThreadPoolExecutor(_API_THREADS, "api")
         self._uploads = AdaptiveSlots(settings.upload_concurrency, time.monotonic)
         self._ranges = RangeClient(settings, concurrency=settings.download_concurrency + settings.upload_concurrency
@@ -123,7 +125,7 @@ class Node:
         """Break off what is under way, keeping what was received, and close everything."""
         async with contextlib.AsyncExitStack() as parts:  # closed in reverse, each whatever becomes of the others
             parts.callback(self._lock.release)
-            for threads in (self._disk_threads, self._verify_threads, self.api_threads):
+            for threads in (self._disk_threads, self._verify_threads, self._hash_threads, self.api_threads):
                 parts.callback(threads.shutdown, wait=True)
             parts.callback(self.client_auth.remove)
             parts.push_async_callback(self._ranges.close)
@@ -243,7 +245,7 @@ class Node:
                                    refresh=partial(self._refresh, side), on_request=partial(self._requested, key))
                 self._memberships[key] = _Membership(link, Providing(
                     link, self.identity.node_id, self.store, self.settings, self._uploads, self._disk_threads,
-                    self._traffic))
+                    self._hash_threads, self._traffic))
                 await link.start()
                 continue
             link = membership.link

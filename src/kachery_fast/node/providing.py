@@ -63,19 +63,34 @@ _REASONS: tuple[tuple[type[KacheryError], str], ...] = (
 )
 
 
+class _MustBeRead(Exception):
+    """A file has no manifest that can be trusted."""
+
+
+class _Stopped(Exception):
+    """Nobody waits any more for the manifest of a file."""
+
+
+def _refuse_to_read(_bytes_read: int) -> None:
+    raise _MustBeRead
+
+
 class Providing:
     """Serves one channel from the local store.
 
     :param uploads: bounds the uploads of the whole node; :param threads: runs what reads the disk;
+    :param hash_threads: runs what reads whole files for a manifest, minutes long, so that nothing else waits for it;
     :param traffic: counts what was uploaded.
     """
 
     def __init__(self, link: ChannelLink, node_id: str, store: FileStore, settings: Settings,
-                 uploads: AdaptiveSlots, threads: Executor, traffic: Traffic) -> None:
+                 uploads: AdaptiveSlots, threads: Executor, hash_threads: Executor, traffic: Traffic) -> None:
         self._link = link
         self._store = store
         self._uploads = uploads
         self._threads = threads
+        self._hash_threads = hash_threads
+        self._closing = threading.Event()
         self._traffic = traffic
         self._span_bytes = settings.small_read_size_bytes
         self._sign_batch_max = settings.sign_batch_max
@@ -101,7 +116,8 @@ class Providing:
         self._post(Asked(body, sender))
 
     async def close(self) -> None:
-        """Stop; uploads under way are broken off."""
+        """Stop; uploads under way are broken off, and so is the reading of a file for its manifest."""
+        self._closing.set()
         if self._timer is not None:
             self._timer.cancel()
         await end_tasks(self._tasks)
@@ -129,16 +145,26 @@ class Providing:
         lock = self._lookups.setdefault(query.sha1, asyncio.Lock())
         try:
             async with lock:  # a file of 2022 without a manifest is hashed once, however many ask
-                found = await loop.run_in_executor(self._threads, self._find, query)
+                try:
+                    found = await loop.run_in_executor(self._threads, self._find, query, _refuse_to_read)
+                except _MustBeRead:
+                    found = await loop.run_in_executor(self._hash_threads, self._find, query, self._check_open)
         finally:
             if not lock.locked():
                 self._lookups.pop(query.sha1, None)
         self._post(found)
 
-    def _find(self, query: LookUp) -> LookedUp:
+    def _check_open(self, _bytes_read: int) -> None:
+        if self._closing.is_set():
+            raise _Stopped
+
+    def _find(self, query: LookUp, progress: Callable[[int], None]) -> LookedUp:
+        """Look a file up; ``progress`` may raise when it has to be read, and to end the reading."""
         try:
             located = self._store.find(query.sha1)
-            manifest_sha1, manifest = self._manifest(query)
+            manifest_sha1, manifest = self._manifest(query, progress)
+        except (_MustBeRead, _Stopped):
+            raise
         except NotInStore:
             return LookedUp(query, reason="unknown")
         except KacheryError as error:
@@ -148,12 +174,12 @@ class Providing:
             return LookedUp(query, reason="disk-error", detail=f"a fault of the program: {error!r}")
         return LookedUp(query, located.size, manifest, manifest_sha1)
 
-    def _manifest(self, query: LookUp) -> tuple[str | None, Manifest | None]:
+    def _manifest(self, query: LookUp, progress: Callable[[int], None]) -> tuple[str | None, Manifest | None]:
         """Return the manifest to serve by, from memory if it was used lately: that of a 2 TB file is 10 MB to parse."""
         key = (query.sha1, query.manifest_sha1)
         with self._manifests_lock:
             known = self._manifests.pop(key, None)
-        found = known if known is not None else self._store.manifest_for(*key)
+        found = known if known is not None else self._store.manifest_for(*key, progress=progress)
         with self._manifests_lock:
             self._manifests[key] = found
             while len(self._manifests) > 1 and sum(

@@ -166,8 +166,8 @@ def full(program: Program, *arguments: str, both: bool = False) -> tuple[int, st
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 @pytest.mark.parametrize("arguments", [
-    ["cat", URI], ["cat", URI, "--end", "10"], ["cat", URI, "--json"], ["info"], ["verify", "--all"], ["store", "--help"],
-    ["store", "{}"], ["store", "{}", "{}"], ["link", "{}", "--json"],
+    ["cat", URI], ["cat", URI, "--end", "10"], ["cat", URI, "--json"], ["info"], ["verify", "--all"],
+    ["store", "--help"], ["store", "{}"], ["store", "{}", "{}"], ["link", "{}", "--json"],
 ])
 def test_an_output_that_cannot_be_written_is_one_line_and_code_7(
         stored: Program, recording: Path, arguments: list[str]) -> None:

@@ -18,6 +18,7 @@ import pytest
 
 import kachery_fast as kf
 from kachery_fast import errors
+from kachery_fast.client import storing
 from kachery_fast.client.connection import NodeConnection
 from kachery_fast.config import load_settings
 from tests.cli.commands import Program, environment, free_port
@@ -68,6 +69,54 @@ def test_bytes_are_stored_through_the_node(node: Program) -> None:
     answer = connection().store(lambda: iter(pieces), 3_000_000)
     assert answer["sha1"] == hashlib.sha1(b"".join(pieces)).hexdigest()
     assert kf.load_bytes(answer["sha1"]) == b"".join(pieces)
+
+
+@pytest.mark.parametrize("size", [1000, 30_000_000])
+@pytest.mark.parametrize("change", ["written", "appended", "replaced"])
+def test_a_file_that_changes_while_it_goes_to_the_node_is_not_stored(
+        node: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, change: str) -> None:
+    monkeypatch.setattr(storing, "may_write", lambda _: False)
+    path = tmp_path / "changing.dat"
+    path.write_bytes(os.urandom(size))
+    checked: list[int] = []
+    read = os.pread
+
+    def changing(fd: int, length: int, position: int) -> bytes:
+        data = read(fd, length, position)
+        if not checked:
+            checked.append(position)
+            if change == "replaced":
+                path.rename(tmp_path / "old")
+                path.write_bytes(b"new")
+            else:
+                with path.open("r+b") as writer:
+                    writer.seek(0 if change == "written" else size)
+                    writer.write(b"changed")
+        return data
+
+    before = files_of(node)
+    monkeypatch.setattr(os, "pread", changing)
+    with pytest.raises(errors.FileChanged, match="Nothing was stored"):
+        kf.store_file(path)
+    assert checked == [0]
+    end = time.monotonic() + 20
+    while [*(node.storage_dir / "tmp").glob("*")]:  # the node throws away what it has got
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    assert files_of(node) == before
+
+
+def files_of(node: Program) -> list[Path]:
+    return sorted(path for path in (node.storage_dir / "sha1").rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("size", [0, 1, 20_000_000])
+def test_a_file_goes_to_the_node_whole(
+        node: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    monkeypatch.setattr(storing, "may_write", lambda _: False)
+    path = tmp_path / "whole.dat"
+    path.write_bytes(os.urandom(size))
+    assert Path(kf.load_file(kf.store_file(path))).read_bytes() == path.read_bytes()
 
 
 def test_a_stopped_node_is_said_to_be_stopped(program: Program) -> None:

@@ -97,8 +97,8 @@ def guard_output() -> None:
     if plain is None:  # closed by who started us: what is printed is wanted by nobody
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - it lives as long as we do
         return
-    if plain is not sys.__stdout__:  # somebody else's, of a program that calls this one
-        return
+    if plain is not sys.__stdout__ or not isinstance(plain, io.TextIOWrapper):
+        return  # somebody else's, of a program that calls this one
     plain.flush()
     sys.stdout = io.TextIOWrapper(
         io.BufferedWriter(_Output(plain.fileno(), "wb", closefd=False)), encoding=plain.encoding, errors=plain.errors,

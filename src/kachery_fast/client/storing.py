@@ -53,9 +53,7 @@ def store_file(path: SomePath, basename: str | None = None, *, label: str | None
         stored = open_store(settings).put_file(path, progress=with_total(progress, path))
         return str(FileUri(stored.sha1, label, stored.manifest_sha1))
     with SourceFile(path) as source:
-        uri = _store_by_node(settings, lambda: _source_pieces(source, progress), source.size, label)
-        source.check_unchanged(source.size)
-    return uri
+        return _store_by_node(settings, lambda: _source_pieces(source, progress), source.size, label)
 
 
 def store_files(paths: Iterable[SomePath], *,
@@ -169,13 +167,14 @@ def _store_by_node(settings: Settings, make_body: Callable[[], Iterable[Any]], s
 
 
 def _source_pieces(source: SourceFile, progress: ProgressCallback | None) -> Iterator[bytes]:
+    """Yield the bytes of a file. The last ones only if it has not changed: a body without them the node throws away."""
     position = 0
     with source_errors(source.path):
         while position < source.size:
             piece = os.pread(source.fd, min(_SPAN_SIZE_BYTES, source.size - position), position)
-            if not piece:
-                source.check_unchanged(position)
             position += len(piece)
+            if not piece or position == source.size:
+                source.check_unchanged(position)
             yield piece
             if progress is not None:
                 progress(Progress(position, source.size))

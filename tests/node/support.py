@@ -188,6 +188,10 @@ class Peer:
     def parts(self) -> list[Path]:
         return list(self.settings.storage_dir.rglob("*.part"))
 
+    def traces(self, uri: FileUri) -> list[Path]:
+        """What is on the disk of a download: the partial file, and the marker that says where it lies."""
+        return [path for path in self.settings.storage_dir.rglob(f"{uri.sha1}*") if path.name != uri.sha1]
+
     async def close(self) -> None:
         await self.transfers.close()
         await self.providing.close()

@@ -22,6 +22,7 @@ from kachery_fast.errors import (
     ObjectMissing,
 )
 from kachery_fast.net.memory import MemoryBucket
+from kachery_fast.node import destination as destination_module
 from kachery_fast.node.destination import Destination
 from kachery_fast.node.transfer import Transfer
 from kachery_fast.node.transfers import Transfers
@@ -146,7 +147,7 @@ def test_what_nobody_has_leaves_nothing_on_the_disk(loop_kind: str, tmp_path: Pa
             error = await fails(NotAvailable, b.load(uri))
             assert "no other node" in error.message
             await until(lambda: b.transfers.active(uri.sha1) is None)
-            assert b.parts() == []
+            assert b.traces(uri) == []
     run(loop_kind, tmp_path, work())
 
 
@@ -314,6 +315,8 @@ def test_a_withdrawn_wish_leaves_nothing_behind_at_any_stage(
             await asyncio.gather(load, return_exceptions=True)
             await until(lambda: b.transfers.active(uri.sha1) is None)
             assert [task for task in other_tasks() if task not in before] == []
+            if stage == "locating":  # not a byte had come
+                assert b.traces(uri) == []
             net.bucket.gate.set()
             fill(net, data)
             assert await b.load(uri) == data
@@ -439,7 +442,7 @@ def test_a_false_manifest_on_offer_gives_way_to_a_true_one(
                 liar = await net.peer(name)
                 liar.store.put_bytes(false.encode())
                 monkeypatch.setattr(liar.providing, "_find",
-                                    lambda query: LookedUp(query, false.size, false, false.name))
+                                    lambda query, *_: LookedUp(query, false.size, false, false.name))
             honest, b = await net.peer("honest", chunk_size_bytes=2 * CHUNK), await net.peer("b")
             b.tools = b.tools._replace(limits=replace(b.tools.limits, offer_gather_seconds=0.3))
             b.transfers = Transfers(b.tools, b.settings)
@@ -471,6 +474,32 @@ def test_a_disk_that_fills_up_in_the_middle_is_said_to_be_full(loop_kind: str, t
             for wait in waits:
                 await fails(DiskFull, wait)
             await until(lambda: b.transfers.active(uri.sha1) is None)
+    run(loop_kind, tmp_path, work())
+
+
+def test_a_download_that_finds_no_room_leaves_nothing_not_even_its_marker(
+        loop_kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room(directory: Path, size_bytes: int) -> None:
+        raise DiskFull(what=f"{size_bytes} bytes", path=str(directory), free=0, needed=size_bytes)
+
+    async def work() -> None:
+        async with network(tmp_path) as net:
+            b = await net.peer("b")
+            uri = fill(net, data_of(SIZE))
+            with monkeypatch.context() as patched:
+                patched.setattr(destination_module, "check_room", no_room)
+                await fails(DiskFull, b.load(uri))
+            await until(lambda: b.transfers.active(uri.sha1) is None)
+            assert b.traces(uri) == []
+            b.store.put_bytes(net.bucket.objects[net.object(uri.manifest_sha1 or "")])
+            net.bucket.gate.clear()
+            load = asyncio.create_task(b.load(uri))
+            await until(lambda: b.traces(uri))  # it begins, and is withdrawn before any byte came
+            load.cancel()
+            await asyncio.gather(load, return_exceptions=True)
+            await until(lambda: b.transfers.active(uri.sha1) is None)
+            assert b.traces(uri) == []
+            net.bucket.gate.set()
     run(loop_kind, tmp_path, work())
 
 

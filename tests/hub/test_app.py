@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import signal
 import sqlite3
@@ -11,7 +13,9 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from click.testing import CliRunner, Result
 
+from kachery_fast.cli import program
 from kachery_fast.errors import AlreadyExists, DiskError, HubError, InvalidArgument
 from kachery_fast.hub.app import Hub, local_url, public_url, run_hub
 from kachery_fast.hub.directory import HubDirectory, running_hub
@@ -122,6 +126,68 @@ def test_a_directory_that_cannot_be_used_is_refused_and_nothing_is_left_open(tmp
         assert running_hub(damaged) is None
 
     run_on("asyncio-debug", scenario())
+
+
+@pytest.mark.parametrize(("call", "error", "expected"), [
+    ("flock", OSError(errno.ENOLCK, "No locks available"), DiskError),
+    ("ftruncate", OSError(errno.EROFS, "Read-only file system"), DiskError),
+    ("pwrite", OSError(errno.ENOSPC, "No space left on device"), DiskError),
+    ("flock", BlockingIOError(errno.EWOULDBLOCK, "Resource temporarily unavailable"), AlreadyExists),
+])
+def test_a_directory_that_fails_while_it_is_taken_is_an_error_and_no_lock_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, error: OSError, expected: type[Exception]
+) -> None:
+    def broken(*_: object) -> None:
+        raise error
+
+    directory = HubDirectory(tmp_path / "hub")
+    with monkeypatch.context() as patched:
+        patched.setattr(fcntl if call == "flock" else os, call, broken)
+        with pytest.raises(expected):
+            directory.acquire()
+    assert running_hub(directory.path) is None
+    directory.acquire()
+    directory.release()
+
+
+def test_the_address_is_there_only_when_what_was_to_be_prepared_is(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        settings = hub_settings(tmp_path)
+        address = settings.hub_dir / "address"
+        seen: list[bool] = []
+
+        async def prepare(hub: Hub) -> None:
+            seen.append(address.exists())
+            if await hub.ensure_owner("other@lab.org") != "other@lab.org":
+                raise InvalidArgument(what="another owner")
+
+        hub = Hub(settings)
+        await hub.start()
+        await hub.ensure_owner(OWNER)
+        await hub.stop()
+        with pytest.raises(InvalidArgument, match="another owner"):
+            await Hub(settings).start(prepare=prepare)
+        assert seen == [False]
+        assert not address.exists()
+        assert running_hub(settings.hub_dir) is None
+
+    run_on("asyncio-debug", scenario())
+
+
+def test_a_hub_started_again_in_the_background_for_another_owner_is_refused(tmp_path: Path) -> None:
+    directory = str(tmp_path / "hub")
+
+    def start(owner: str) -> Result:
+        return CliRunner().invoke(program, ["hub", "--port", "0", "--dir", directory, "--owner", owner, "--detach"])
+
+    first = start(OWNER)
+    assert first.exit_code == 0, first.output
+    stopped = CliRunner().invoke(program, ["hub", "stop", "--dir", directory])
+    assert stopped.exit_code == 0, stopped.output
+    second = start("other@lab.org")
+    assert second.exit_code != 0
+    assert f"belongs to {OWNER}, not to other@lab.org" in second.stderr
+    assert running_hub(tmp_path / "hub") is None
 
 
 def test_a_registry_of_a_newer_version_is_refused(tmp_path: Path) -> None:

@@ -80,13 +80,15 @@ def hub(
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
-    async def ready(running: Hub) -> None:
+    async def check_owner(running: Hub) -> None:
         found = await running.ensure_owner(owner or _default_owner())
         if owner not in (None, found):
             raise InvalidArgument(what=f"The hub in {settings.hub_dir} belongs to {found}, not to {owner}.")
+
+    async def ready(_running: Hub) -> None:
         await _announce(settings, wish)
 
-    _run_on_best_loop(run_hub(settings, public_url=public_url, ready=ready))
+    _run_on_best_loop(run_hub(settings, public_url=public_url, prepare=check_owner, ready=ready))
 
 
 @hub.command("stop")
@@ -122,8 +124,8 @@ def _run_detached(settings: Settings, arguments: list[str]) -> None:
     command = [
         sys.executable, "-m", "kachery_fast", "hub", "--verbose", "--host", settings.hub_host,
         "--port", str(settings.hub_port), "--dir", str(path), *arguments]
-    # The token is there when the owner is: the last thing before the hub says that it is ready.
-    start_detached(command, path / "hub.log", lambda: address.exists() and (path / "owner-token").exists())
+    # Written last, once the owner is known to be the one that was asked for.
+    start_detached(command, path / "hub.log", address.exists)
 
 
 async def _announce(settings: Settings, wish: _Wish) -> None:

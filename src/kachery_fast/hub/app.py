@@ -79,9 +79,10 @@ class Hub:
         """The hub's address for other machines, as well as it can be known here."""
         return self._given_url or public_url(self._settings.hub_host, self.port)
 
-    async def start(self) -> None:
+    async def start(self, *, prepare: Callable[[Hub], Awaitable[None]] | None = None) -> None:
         """Open or create the directory, and listen. Nothing is left open when it fails.
 
+        :param prepare: awaited before the address is written: who sees the address may count on what it did.
         :raises AlreadyExists: another hub runs on the directory. :raises DiskError: the directory is not usable.
         :raises InvalidArgument: the address cannot be listened on.
         """
@@ -91,10 +92,12 @@ class Hub:
         self._directory.acquire()
         try:
             await self._open()
+            if prepare is not None:
+                await prepare(self)
+            self._directory.write_address(self.local_url)
         except BaseException:
             await self.stop()
             raise
-        self._directory.write_address(self.local_url)
         _log.info("the hub listens at %s", self.local_url)
 
     async def _open(self) -> None:
@@ -212,10 +215,12 @@ class Hub:
 
 
 async def run_hub(
-    settings: Settings, *, public_url: str | None = None, ready: Callable[[Hub], Awaitable[None]] | None = None
+    settings: Settings, *, public_url: str | None = None, prepare: Callable[[Hub], Awaitable[None]] | None = None,
+    ready: Callable[[Hub], Awaitable[None]] | None = None,
 ) -> None:
     """Run a hub until SIGINT or SIGTERM.
 
+    :param prepare: as of ``Hub.start``.
     :param ready: awaited once the hub listens, before anything else.
     :raises KacheryError: it could not be started.
     """
@@ -225,7 +230,7 @@ async def run_hub(
         loop.add_signal_handler(number, told.set)
     hub = Hub(settings, public_url=public_url)
     try:
-        await hub.start()
+        await hub.start(prepare=prepare)
         if ready is not None:
             await ready(hub)
         await told.wait()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 
 from ..errors import AlreadyExists, DiskError
@@ -32,12 +33,18 @@ class HubDirectory:
         except OSError as error:
             raise DiskError(action="use", path=str(self.path), why=error.strerror) from None
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            self._take(descriptor)
+        except BlockingIOError:
             os.close(descriptor)
             advice = "Stop it first with: kachery-fast hub stop"
             raise AlreadyExists(what=f"A hub on {self.path}", advice=advice) from None
+        except OSError as error:  # a full or read-only disk, a file system without locks
+            os.close(descriptor)
+            raise DiskError(action="use", path=str(self.path), why=error.strerror) from None
         self._lock = descriptor
+
+    def _take(self, descriptor: int) -> None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         (self.path / "address").unlink(missing_ok=True)  # of a hub that was killed
@@ -47,7 +54,8 @@ class HubDirectory:
     def release(self) -> None:
         """Give the directory free for another hub."""
         if self._lock is not None:
-            (self.path / "address").unlink(missing_ok=True)
+            with suppress(OSError):  # the next hub looks for it again
+                (self.path / "address").unlink()
             os.close(self._lock)
             self._lock = None
 

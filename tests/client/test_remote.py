@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,8 +75,30 @@ def test_a_range_of_a_remote_file_must_lie_within_it(lab: Lab, b: LabNode, tmp_p
     path = make_recording(tmp_path / "y.dat", 3 * CHUNK_SIZE_BYTES, seed=13)
     uri = store(lab.nodes["A"], path)
     assert kf.load_bytes(uri, 10, 20) == path.read_bytes()[10:20]
-    with pytest.raises(errors.InvalidArgument, match="not within"):
-        kf.load_bytes(uri, 10, path.stat().st_size + 1)
+    size = path.stat().st_size
+    assert kf.load_bytes(uri, size) == kf.load_bytes(uri, size, size) == kf.load_bytes(uri, 0, 0) == b""
+    outside = [(10, size + 1), (0, size + 1), (size, size + 1), (size + 1, None), (size + 1, size + 1), (10**9, None),
+               (10**9, 2 * 10**9)]
+    remote = [refusal(uri, start, end) for start, end in outside]
+    assert not [text for text in remote if f"which has {size} bytes" not in text]
+    done = b.run("cat", uri, "--start", str(10 * size))
+    assert (done.returncode, done.stdout) == (2, b"")
+    kf.load_file(uri)
+    assert [refusal(uri, start, end) for start, end in outside] == remote
+
+
+def refusal(uri: str, start: int, end: int | None) -> str:
+    with pytest.raises(errors.InvalidArgument, match="not within") as caught:
+        kf.load_bytes(uri, start, end)
+    return str(caught.value)
+
+
+def test_an_empty_or_small_file_elsewhere_has_its_length_too(lab: Lab, b: LabNode, tmp_path: Path) -> None:
+    for size in (0, 5):
+        uri = store(lab.nodes["A"], make_recording(tmp_path / f"{size}.dat", size, seed=18))
+        assert kf.load_bytes(uri, size) == b""
+        for start, end in ((size + 1, None), (0, size + 1)):
+            assert f"which has {size} bytes" in refusal(uri, start, end)
 
 
 def test_a_terminal_shows_how_far_a_load_is(lab: Lab, b: LabNode, tmp_path: Path) -> None:
@@ -86,7 +109,9 @@ def test_a_terminal_shows_how_far_a_load_is(lab: Lab, b: LabNode, tmp_path: Path
     assert Path(out.rstrip("\n")).read_bytes() == path.read_bytes()
     assert "shown.dat" in shown
     assert "7.9 MB" in shown
-    assert "MB/s" in shown
+    assert re.search(r"\d\.\d MB/s", shown)
+    assert re.search(r"0:00:0[1-9]", shown)  # the time that is left
+    assert re.search(r"looking in the bucket|asking \d nodes?|waiting for A|downloading", shown)
 
 
 def test_progress_tells_of_the_load(lab: Lab, b: LabNode, tmp_path: Path) -> None:

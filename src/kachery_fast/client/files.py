@@ -20,6 +20,7 @@ from ..errors import (
     KacheryError,
     LinkInvalid,
     NoChannel,
+    NodeError,
     NodeNotRunning,
     NotInStore,
 )
@@ -136,9 +137,8 @@ def open_range(uri: str, start: int | None = None, end: int | None = None, *,
         return
     with file:
         size = os.fstat(file.fileno()).st_size
+        _check_range(uri, start, end, size)
         end = size if end is None else end
-        if end > size or start > size:
-            raise InvalidArgument(what=f"Bytes {start} to {end} are not within {uri}, which has {size}.")
         with translated("reading", uri):
             file.seek(start)
         while start < end:
@@ -151,12 +151,30 @@ def open_range(uri: str, start: int | None = None, end: int | None = None, *,
 
 
 def _read_by_node(settings: Settings, uri: str, channel: str, start: int, end: int | None) -> Iterator[bytes]:
-    with NodeConnection(settings).read(uri, channel, start, end) as answer:
-        if end is not None and answer.remaining_bytes is not None and answer.remaining_bytes < end - start:
-            raise InvalidArgument(what=f"Bytes {start} to {end} are not within {uri}, which has "
-                                       f"{start + answer.remaining_bytes} or fewer.")
+    connection = NodeConnection(settings)
+    with connection.read(uri, channel, start, end) as answer:
+        # The node cuts the range at the file's end. Nothing left of it leaves open how long the file is.
+        length = answer.remaining_bytes
+        cut = length is not None and end is not None and length < end - start
+        if length is not None and (cut or (start and not length)):
+            _check_range(uri, start, end, start + length if length or not start else
+                         _size_by_node(connection, uri, channel))
         while piece := answer.read(1024 * 1024):
             yield piece
+
+
+def _size_by_node(connection: NodeConnection, uri: str, channel: str) -> int:
+    with connection.read(uri, channel, 0, None) as answer:  # its head alone; leaving takes the rest back
+        if answer.remaining_bytes is None:
+            raise NodeError(what=f"it does not say how long {uri} is")
+        return answer.remaining_bytes
+
+
+def _check_range(uri: str, start: int, end: int | None, size: int) -> None:
+    """:raises InvalidArgument: bytes ``start`` to ``end`` are not within a file of ``size`` bytes."""
+    if max(start, end or 0) > size:
+        what = f"Bytes from {start} on" if end is None else f"Bytes {start} to {end}"
+        raise InvalidArgument(what=f"{what} are not within {uri}, which has {size} bytes.")
 
 
 def _chosen_channel(settings: Settings, channel: str | None, uri: str, error: KacheryError) -> str:

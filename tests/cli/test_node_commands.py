@@ -6,11 +6,16 @@ import os
 import re
 import signal
 import subprocess
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+from kachery_fast.cli.lab import Lab, LabNode
 from kachery_fast.cli.node import _node_lines
 from tests.cli.commands import PROGRAM, Program
 
@@ -101,6 +106,60 @@ def test_without_a_hub_nothing_is_joined_or_left(program: Program) -> None:
         assert done.returncode == code, done
         assert re.fullmatch(r"Error: .+\n", done.stderr)
     assert program.run("node", "leave", "lab").returncode == 3
+
+
+@contextmanager
+def slow_node(port: int) -> Iterator[None]:
+    """A node at this port that answers a probe, and nothing else in time."""
+    released = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = b'{"success": true}'
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_POST(self) -> None:
+            released.wait(60)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name there
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", port), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield
+        finally:
+            released.set()
+            server.shutdown()
+            thread.join()
+
+
+def test_joining_succeeds_also_when_the_node_is_slow_to_take_it_up(tmp_path: Path) -> None:
+    with Lab(tmp_path, environ={"KACHERY_STALL_SECONDS": "0.2"}) as lab:
+        lab.start_hub()
+        node = LabNode(lab, "slow")
+        link = lab.invite()
+        node.storage_dir.mkdir(parents=True, exist_ok=True)
+        (node.storage_dir / "client-auth").write_text("abcdefghijkl")
+        with slow_node(node.port):
+            done = node.run("node", "join", link)
+            assert (done.returncode, done.stderr) == (0, b"")
+            told, note = done.stdout.decode().splitlines()
+            assert told.startswith("This node is on the channel demo of lab@localhost")
+            assert "may not have taken that up yet" in note
+            assert "stalled" in note
+            found = node.json("node", "join", lab.invite())
+            assert (found["channel"], found["running"]) == ("demo", True)
+            assert "stalled" in found["note"]
+            found = node.json("node", "leave", "demo")
+            assert (found["channel"], found["running"]) == ("demo", True)
+            assert "stalled" in found["note"]
+        done = node.run("node", "join", lab.invite())
+        assert "Start the node with" in done.stdout.decode()
 
 
 def test_a_node_is_described_for_people() -> None:

@@ -13,7 +13,7 @@ import click
 
 from ..client.connection import NodeConnection
 from ..config import Settings, load_settings
-from ..errors import AlreadyExists, NodeError
+from ..errors import AlreadyExists, KacheryError, NodeError
 from .background import start_detached
 from .output import command_errors, emit, human_size, json_option
 
@@ -97,11 +97,12 @@ def join(link: str, label: str | None, permissions: str | None, as_json: bool) -
     if permissions is not None:
         wanted = [name.strip() for name in permissions.split(",") if name.strip()]
     joined = membership.join(settings, link, label=label, permissions=wanted)
-    running = _reload(settings)
-    then = "" if running else "\nStart the node with: kachery-fast node start"
-    emit({**joined, "running": running},
+    then = _reload(settings)
+    if not then["running"]:
+        then["note"] = "Start the node with: kachery-fast node start"
+    emit({**joined, **then},
          f"This node is on the channel {joined['channel']} of {joined['owner']} "
-         f"({_permissions(joined['permissions'])}).{then}", as_json)
+         f"({_permissions(joined['permissions'])}).{_note(then)}", as_json)
 
 
 @node.command(short_help="Leave a channel.")
@@ -114,14 +115,18 @@ def leave(channel: str, as_json: bool) -> None:
 
     settings = load_settings()
     membership.leave(settings, channel)
-    emit({"channel": channel, "running": _reload(settings)}, f"This node has left the channel {channel}.", as_json)
+    then = _reload(settings)
+    emit({"channel": channel, **then}, f"This node has left the channel {channel}.{_note(then)}", as_json)
 
 
 @node.command(short_help="Stop the node.")
 @json_option
 @command_errors
 def stop(as_json: bool) -> None:
-    """Stop the node, and wait until it has ended. Transfers go on where they were at its next start."""
+    """Stop the node, and wait until it has ended.
+
+    Loads that run fail; what they have brought is kept, and they go on from there when they are asked for again.
+    """
     connection = NodeConnection(load_settings())
     pid = connection.info().get("pid")
     connection.stop()
@@ -147,13 +152,24 @@ def _lives(pid: Any) -> bool:
         return False
 
 
-def _reload(settings: Settings) -> bool:
-    """Have a running node take up the change; return whether there is one."""
+def _reload(settings: Settings) -> dict[str, Any]:
+    """Have a running node take up the change; return ``running``, and a ``note`` if it may not have done so.
+
+    The change itself is made by then, so whatever the node answers is no failure of the command.
+    """
     connection = NodeConnection(settings)
     if not connection.is_running():
-        return False
-    connection.reload()
-    return True
+        return {"running": False}
+    try:
+        connection.reload()
+    except KacheryError as error:
+        return {"running": True, "note": f"The running node may not have taken that up yet ({error}). If node info "
+                                         "does not show it in a minute, stop the node and start it again."}
+    return {"running": True}
+
+
+def _note(then: dict[str, Any]) -> str:
+    return f"\n{then['note']}" if "note" in then else ""
 
 
 # --- text

@@ -141,7 +141,7 @@ def verify(uris: tuple[str, ...], everything: bool, quiet: bool, as_json: bool) 
         raise InvalidArgument(what="Name the URIs to verify, or give --all.")
     answers = _Answers(as_json)
     if everything:
-        client.verify_all(lambda sha1, answer: answers.add({"uri": f"sha1://{sha1}"}, _verified(answer)))
+        _verify_all(answers, hidden=quiet or as_json)
     for uri in uris:
         with progress_bar(_short(uri), hidden=quiet or as_json) as progress:
             try:
@@ -186,6 +186,29 @@ class _Answers:
         if self._exit_code:
             sys.stdout.flush()
             sys.exit(self._exit_code)
+
+
+def _verify_all(answers: _Answers, *, hidden: bool) -> None:
+    """Verify the whole store. Answers are printed as they come, or after the progress bar where there is one."""
+    from ..client import files as client
+    from ..client.progress import Progress
+
+    found: list[tuple[str, Any]] = []
+    with progress_bar("the local store", hidden=hidden) as progress:
+        if progress is None:
+            client.verify_all(lambda sha1, answer: answers.add({"uri": f"sha1://{sha1}"}, _verified(answer)))
+        else:
+            done = 0
+
+            def show(sha1: str, answer: Any) -> None:
+                nonlocal done
+                done += getattr(answer, "size", 0)
+                found.append((sha1, answer))
+                progress(Progress(done, None, f"{len(found)} files"))
+
+            client.verify_all(show)
+    for sha1, answer in found:
+        answers.add({"uri": f"sha1://{sha1}"}, _verified(answer))
 
 
 def _store_many(files: tuple[str, ...], as_json: bool, quiet: bool) -> None:

@@ -8,6 +8,7 @@ import json
 import threading
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import aiohttp
 import pytest
 from aiohttp.test_utils import make_mocked_request
 
-from kachery_fast.errors import ClientAuthRefused, NodeError
+from kachery_fast.client.connection import NodeConnection
+from kachery_fast.errors import ClientAuthRefused, FileChanged, NodeError
 from kachery_fast.node.destination import Destination
 from kachery_fast.node.node import Node
 from kachery_fast.store.streams import StreamWriter
@@ -85,7 +87,8 @@ def test_a_wrong_code_is_refused_everywhere_but_at_the_probe(loop_kind: str, tmp
         line = b""
         if code is not None:
             line = b"KACHERY-CLIENT-AUTH-CODE: " + code.encode("utf-8", "surrogateescape") + b"\r\n"
-        for method, path in (("GET", "/api/info"), ("POST", "/api/load"), ("POST", "/api/read"), ("POST", "/api/store"),
+        for method, path in (("GET", "/api/info"), ("GET", "/api/read-error/a"), ("POST", "/api/load"),
+                             ("POST", "/api/read"), ("POST", "/api/store"),
                              ("POST", "/api/why"), ("POST", "/api/reload"), ("POST", "/api/stop"), ("GET", "/other")):
             request = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 0\r\n".encode() + line + b"\r\n"
             answer = await raw(client, request)
@@ -216,6 +219,30 @@ def test_a_stored_file_that_is_cut_short_breaks_the_answer_off(loop_kind: str, t
                 file.truncate(29_000_000)
             with pytest.raises((aiohttp.ClientError, ConnectionError)):
                 await asyncio.wait_for(answer.read(), 10)
+        status, told = await client.ask("GET", f"/api/read-error/{answer.headers['X-Kachery-Read']}")
+        assert (status, told["error"]) == (200, "FileChanged")
+        assert "ends at byte 29000000" in told["message"]
+        assert await client.ask("GET", "/api/read-error/0123456789abcdef") == (200, {})
+    alone(loop_kind, tmp_path, work)
+
+
+def test_a_client_learns_why_its_read_broke_off(loop_kind: str, tmp_path: Path) -> None:
+    async def work(client: Client) -> None:
+        data = data_of(30_000_000)
+        uri = put(client, data)
+        path = client.node.store.find(sha1_of(data)).path
+        path.chmod(0o644)
+        connection = NodeConnection(replace(client.node.settings, node_port=client.node.port))
+
+        def read() -> None:
+            with connection.read(uri, None, 0, None) as answer:
+                with path.open("r+b") as file:
+                    file.truncate(29_000_000)
+                while answer.read(1 << 20):
+                    pass
+
+        with pytest.raises(FileChanged, match="ends at byte 29000000"):
+            await asyncio.to_thread(read)
     alone(loop_kind, tmp_path, work)
 
 

@@ -86,6 +86,25 @@ def test_a_killed_provider_without_a_substitute_is_named(tmp_path: Path, recordi
         assert Path(load(lab.nodes["B"], uri)["path"]).read_bytes() == recording.read_bytes()
 
 
+def test_a_provider_that_is_killed_in_the_middle_of_a_read_is_named(tmp_path: Path, recording: Path) -> None:
+    environ = {**QUICK, "KACHERY_BUCKET_RATE_BYTES_MAX": str(RATE_BYTES), "KACHERY_PATIENCE_SECONDS": "4"}
+    with Lab(tmp_path / "lab", environ=environ) as lab:
+        lab.start_hub()
+        lab.add_node("A")
+        b = lab.add_node("B")
+        process = b.begin("cat", store(lab.nodes["A"], recording))
+        assert process.stdout is not None
+        begin = process.stdout.read(8 * CHUNK_SIZE_BYTES)
+        lab.nodes["A"].program.kill()
+        rest, err = process.communicate(timeout=90)
+        out = begin + rest
+        assert process.returncode == NotAvailable.exit_code
+        assert 0 < len(out) < SIZE, "it was met in the middle"
+        assert recording.read_bytes().startswith(out)
+        assert b"A (" in err
+        assert b"fell silent" in err
+
+
 def test_a_requester_that_is_killed_resumes_with_what_it_has(lab: Lab, recording: Path) -> None:
     b = lab.nodes["B"]
     uri = store(lab.nodes["A"], recording)

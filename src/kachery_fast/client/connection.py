@@ -23,6 +23,7 @@ __all__ = ["Answer", "NodeConnection"]
 
 AUTH_HEADER = "KACHERY-CLIENT-AUTH-CODE"
 _JSON = "application/json"
+_READ_HEADER = "X-Kachery-Read"
 # Longest answer, and longest line of the progress stream, that is taken from a node.
 _ANSWER_SIZE_BYTES_MAX = 64 * 1024 * 1024
 _LINE_SIZE_BYTES_MAX = 1024 * 1024
@@ -103,7 +104,25 @@ class NodeConnection:
         """
         body = {"uri": uri, "channel": channel, "start": start, "end": end}
         with self._request("POST", "/api/read", body, timeout=None) as answer:
-            yield answer
+            try:
+                yield answer
+            except NodeError as error:
+                found = self._read_error(answer.read_name)
+                if found is None:
+                    raise
+                raise found from error
+
+    def _read_error(self, name: str) -> KacheryError | None:
+        """Return why a read broke off in mid-body, where HTTP has no place for an error; None when it is not known."""
+        if not (name.isascii() and name.isalnum()):
+            return None
+        try:
+            with self._request("GET", f"/api/read-error/{name}", timeout=self._settings.stall_seconds) as answer:
+                found = answer.json()
+        except KacheryError as error:
+            logger.debug("the reason of a broken read could not be asked for: %s", error)
+            return None
+        return KacheryError.from_dict(found) if "error" in found else None
 
     def why(self, uri: str, channel: str | None) -> dict[str, Any]:
         """Return where a file is or why it cannot be had, without loading it."""
@@ -211,6 +230,8 @@ class Answer:
         self._url = url
         self._stall_seconds = stall_seconds
         self.status = response.status
+        #: what a node knows a read by, empty for other answers
+        self.read_name = response.headers.get(_READ_HEADER, "")
         #: how many bytes of a raw body are still to come; None when the node did not say
         self.remaining_bytes: int | None = response.length
 

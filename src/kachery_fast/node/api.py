@@ -12,6 +12,7 @@ import ipaddress
 import json
 import logging
 import re
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
@@ -36,6 +37,7 @@ from ..errors import (
 from ..protocol.access import Permission
 from ..protocol.names import FileUri, parse_file_uri
 from ..store.objects import Located
+from .failures import Failures
 from .link import ChannelLink
 from .threads import in_thread
 from .why import ask_channel
@@ -49,6 +51,7 @@ log = logging.getLogger("kachery_fast.node")
 
 _PROGRESS_INTERVAL_SECONDS = 0.25
 _AUTH_HEADER = "KACHERY-CLIENT-AUTH-CODE"
+_READ_HEADER = "X-Kachery-Read"
 _SPAN_BYTES = 4 * 1024 * 1024
 _EVERY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 - compared with, not bound to
 _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^:\[\]]+))(?::\d+)?", re.ASCII)
@@ -79,6 +82,7 @@ class LocalApi:
 
     def __init__(self, node: Node) -> None:
         self._node = node
+        self._failures = Failures(time.monotonic)
         self._runner: web.AppRunner | None = None
         self.port = 0
 
@@ -94,6 +98,7 @@ class LocalApi:
             web.get("/api/info", self._info),
             web.post("/api/load", self._load),
             web.post("/api/read", self._read),
+            web.get("/api/read-error/{name}", self._read_error),
             web.post("/api/store", self._store),
             web.post("/api/why", self._why),
             web.post("/api/reload", self._reload),
@@ -234,8 +239,9 @@ class LocalApi:
         else:
             link = await self._requesting_link(uri, asked.channel)
             length, spans = await self._node.transfers.read(uri, link, asked.start, asked.end)
+        name = self._failures.make_name()
         response = web.StreamResponse(headers={"Content-Type": "application/octet-stream",
-                                               "Content-Length": str(length)})
+                                               "Content-Length": str(length), _READ_HEADER: name})
         await response.prepare(request)
         sent = 0
         try:
@@ -247,12 +253,17 @@ class LocalApi:
             raise
         except KacheryError as error:
             log.warning("a read of %s broke off: %s", uri, error)
+            self._failures.keep(name, error)
         except Exception as error:
-            _fault(request, error)
+            self._failures.keep(name, _fault(request, error))
         if sent != length and request.transport is not None:
             # The head is out: break the body off, so that nobody waits for the rest or takes this for the whole.
             request.transport.abort()
         return response
+
+    async def _read_error(self, request: web.Request) -> web.Response:
+        error = self._failures.find(request.match_info["name"])
+        return web.json_response({} if error is None else error.to_dict())
 
     async def _stored_spans(self, sha1: str, start: int, end: int) -> AsyncGenerator[bytes, None]:
         threads = self._node.api_threads

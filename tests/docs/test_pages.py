@@ -132,9 +132,18 @@ def test_joining_takes_no_more_than_three_commands_a_machine() -> None:
     assert [command.split()[1:3] for command in commands[1:]] == [["node", "start"], ["node", "join"]]
 
 
-def test_the_speed_table_has_its_place() -> None:
+def test_the_speed_table_has_every_figure_and_its_date() -> None:
     text = (ROOT / "README.md").read_text("utf-8")
-    assert re.search(r"<!-- bench:begin -->\n.*\S.*\n<!-- bench:end -->", text, re.DOTALL)
+    table = re.search(r"<!-- bench:begin -->\n(.*)\n<!-- bench:end -->", text, re.DOTALL)
+    assert table is not None
+    assert re.search(r"^Measured on 20\d\d-\d\d-\d\d: ", table[1], re.MULTILINE)
+    source = (ROOT / "benchmarks" / "__main__.py").read_text("utf-8")
+    names = re.findall(r'^    "([a-z0-9-]+)": ', source, re.MULTILINE)
+    assert len(names) > 10
+    page = (ROOT / "benchmarks" / "README.md").read_text("utf-8")
+    for name in names:
+        assert re.search(rf"^\| `{name}` \| .*\d", table[1], re.MULTILINE), name
+        assert f"| `{name}` |" in page, name
 
 
 def test_the_picture_is_as_drawn_and_readable_on_dark_pages() -> None:

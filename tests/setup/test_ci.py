@@ -89,17 +89,18 @@ def test_every_system_program_that_tests_want_is_installed_for_ci() -> None:
                 "clang": {"clang", "libclang-rt-dev"}, "qemu-aarch64": {"qemu-user"}, "make": {"make"},
                 "aarch64-linux-gnu-gcc": {"gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"},
                 "mount": {"util-linux"}, "umount": {"util-linux"}, "setarch": {"util-linux"}, "strace": {"strace"},
+                "ext2": {"e2fsprogs"}, "btrfs": {"btrfs-progs"}, "xfs": {"xfsprogs"},
                 "openssl": {"openssl"}, "rclone": {"rclone"}}
     run = (ROOT / ".ci" / "run").read_text("utf-8")
     installed = set(re.search(r"^PACKAGES=\((.*)\)$", run, re.MULTILINE)[1].split())  # type: ignore[index]
     wanted: set[str] = set()
     for path in (ROOT / "tests").rglob("*.py"):
         text = path.read_text("utf-8")
-        if "need_program(" in text and path != Path(__file__):
+        if ("need_program(" in text or "mounted(" in text) and path != Path(__file__):
             # By a literal, or by a name that stands somewhere in the file.
             wanted |= set(re.findall(r"need_program\(\"([^\"]+)\"\)", text))
             wanted |= {name for name in packages if f'"{name}"' in text}
-    assert {"nginx", "curl", "clang", "qemu-aarch64"} <= wanted
+    assert {"nginx", "curl", "clang", "qemu-aarch64", "btrfs"} <= wanted
     assert {package for name in wanted for package in packages[name]} <= installed
 
 

@@ -563,3 +563,20 @@ def test_the_stored_manifest_names_the_chunks_that_came(loop_kind: str, tmp_path
             assert manifest == parse_manifest(net.bucket.objects[net.object(uri.manifest_sha1 or "")],
                                               name=uri.manifest_sha1 or "")
     run(loop_kind, tmp_path, work())
+
+
+def test_work_that_is_cancelled_before_its_first_step_leaves_no_coroutine_behind(loop_kind: str) -> None:
+    async def work() -> None:
+        transfer = Transfer.__new__(Transfer)
+        transfer._loop = asyncio.get_running_loop()
+        transfer._tasks = set()
+
+        async def never() -> None:
+            raise AssertionError("it was cancelled before")
+
+        transfer._spawn(never())  # a warning, and so a failure, if the coroutine were dropped unawaited
+        (task,) = transfer._tasks
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    run_on(loop_kind, work())

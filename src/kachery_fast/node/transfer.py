@@ -231,6 +231,7 @@ class Transfer:
         task = self._loop.create_task(self._guard(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: work.close())  # cancelled before its first step, it never reached the work
 
     async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
         try:

@@ -15,9 +15,10 @@ import pytest
 
 from kachery_fast import _core
 from kachery_fast._chunker import Reassembly, chunk_ranges
+from kachery_fast.protocol.bodies import Offer
 from kachery_fast.protocol.canonical import canonical_bytes
 from kachery_fast.protocol.manifest import make_manifest, parse_manifest
-from kachery_fast.protocol.messages import Offer, decode_band, encode_band
+from kachery_fast.protocol.messages import decode_band, encode_band
 from kachery_fast.protocol.signing import private_key
 from kachery_fast.store.files import FileStore
 

@@ -1,4 +1,4 @@
-"""Writes ``docs/errors.md`` from the tree in ``src/kachery_fast/errors.py``: ``python docs/make_errors.py``.
+"""Writes ``docs/errors.md`` from the tree in ``src/kachery_fast/errors/``: ``python docs/make_errors.py``.
 
 A test compares the page with what this writes.
 """
@@ -14,7 +14,7 @@ __all__ = ["errors_page"]
 
 HEAD = """# Errors
 
-Made by `python docs/make_errors.py` from the tree in `src/kachery_fast/errors.py`; a test compares the two.
+Made by `python docs/make_errors.py` from the tree in `src/kachery_fast/errors/`; a test compares the two.
 
 Every error of the package is a `kachery_fast.KacheryError`; the classes are in `kachery_fast.errors`. An error has a
 `message`, in which the words in braces below are filled in from its `details`. The command line prints the message to

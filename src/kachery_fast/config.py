@@ -93,6 +93,19 @@ class Settings:
     corrupt_retries_max: int
     absent_probes_max: int
     channel_refresh_seconds: float
+    feed_message_size_bytes_max: int
+    feed_batch_size_bytes_max: int
+    feed_subscription_seconds: float
+    feed_renew_seconds: float
+    feed_relay_wait_seconds: float
+    feed_push_interval_seconds: float
+    feed_followed_max: int
+    task_kwargs_size_bytes_max: int
+    task_result_size_bytes_max: int
+    task_lease_seconds: float
+    task_requests_max: int
+    task_keep_seconds: float
+    task_workers: int
     api_body_size_bytes_max: int
     bucket_connections_max: int
     bucket_rate_bytes_max: int
@@ -186,6 +199,35 @@ SETTINGS: tuple[Setting, ...] = (
             "Chunks in a row that the bucket lacks before the others are taken to be absent too.", minimum=1),
     Setting("channel_refresh_seconds", 30.0, "seconds", "KACHERY_CHANNEL_REFRESH_SECONDS",
             "How often a node asks its hubs for its channels and their members.", minimum=0.1),
+    Setting("feed_message_size_bytes_max", MIB, "bytes", "KACHERY_FEED_MESSAGE_SIZE_BYTES_MAX",
+            "The longest message of a feed, as canonical JSON. What is longer belongs into a file, by its URI.",
+            minimum=1024),
+    Setting("feed_batch_size_bytes_max", 64 * MIB, "bytes", "KACHERY_FEED_BATCH_SIZE_BYTES_MAX",
+            "The longest batch of messages that is appended in one call.", minimum=1024),
+    Setting("feed_subscription_seconds", 60.0, "seconds", "KACHERY_FEED_SUBSCRIPTION_SECONDS",
+            "How long an owner pushes new messages after a reader last asked for them.", minimum=0.1),
+    Setting("feed_renew_seconds", 20.0, "seconds", "KACHERY_FEED_RENEW_SECONDS",
+            "How often a reader that follows a subfeed asks anew.", minimum=0.05),
+    Setting("feed_relay_wait_seconds", 1.0, "seconds", "KACHERY_FEED_RELAY_WAIT_SECONDS",
+            "How long a node with a copy waits for the owner's answer before it answers itself."),
+    Setting("feed_push_interval_seconds", 0.02, "seconds", "KACHERY_FEED_PUSH_INTERVAL_SECONDS",
+            "An owner pushes new messages at most this often for each subfeed; what comes between goes together."),
+    Setting("feed_followed_max", 1000, "count", "KACHERY_FEED_FOLLOWED_MAX",
+            "Subfeeds of other nodes that a node follows at once.", minimum=1),
+    Setting("task_kwargs_size_bytes_max", 32768, "bytes", "KACHERY_TASK_KWARGS_SIZE_BYTES_MAX",
+            "The longest arguments of a task, as canonical JSON. What is longer belongs into a file, by its URI.",
+            minimum=64),
+    Setting("task_result_size_bytes_max", MIB, "bytes", "KACHERY_TASK_RESULT_SIZE_BYTES_MAX",
+            "The longest result that is kept in the answer itself; a longer one becomes a file, passed by its URI.",
+            minimum=64),
+    Setting("task_lease_seconds", 20.0, "seconds", "KACHERY_TASK_LEASE_SECONDS",
+            "How long a node that fell silent keeps a task to itself.", minimum=0.2),
+    Setting("task_requests_max", 10000, "count", "KACHERY_TASK_REQUESTS_MAX",
+            "Tasks that a node keeps in mind at once, its own requests and those it runs for others each.", minimum=1),
+    Setting("task_keep_seconds", 3600.0, "seconds", "KACHERY_TASK_KEEP_SECONDS",
+            "How long a node remembers a task of its own that has ended."),
+    Setting("task_workers", 0, "count", "KACHERY_TASK_WORKERS",
+            "Functions that a task backend runs at once in its own process pool; 0: as many as the machine has CPUs."),
     Setting("api_body_size_bytes_max", 4 * MIB, "bytes", "KACHERY_API_BODY_SIZE_BYTES_MAX",
             "The longest JSON body that a node or a hub reads.", minimum=1024),
     Setting("bucket_connections_max", 128, "count", "KACHERY_BUCKET_CONNECTIONS_MAX",

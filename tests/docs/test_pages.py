@@ -18,7 +18,7 @@ import pytest
 
 from kachery_fast.cli import program
 from kachery_fast.config import SETTINGS
-from kachery_fast.protocol import messages
+from kachery_fast.protocol import bodies, feed_bodies, hub_bodies, messages, task_bodies
 from kachery_fast.store.links import parse_link
 
 ROOT = Path(__file__).parents[2]
@@ -179,15 +179,18 @@ def test_every_message_has_an_example_that_the_program_reads() -> None:
 
 def test_every_field_of_a_message_is_on_the_page() -> None:
     text = (ROOT / "docs" / "formats.md").read_text("utf-8")
-    for kind in [*messages._band_bodies.values(), *messages._hub_bodies.values(), messages.Member, messages.ChannelInfo,
-                 messages.NodeConfig, messages.PubsubInfo, messages.PubsubToken, messages.SignedObject]:
+    for kind in [*messages._band_bodies.values(), *messages._hub_bodies.values(), hub_bodies.Member,
+                 hub_bodies.ChannelInfo, hub_bodies.NodeConfig, hub_bodies.PubsubInfo, hub_bodies.PubsubToken,
+                 hub_bodies.SignedObject, hub_bodies.TaskClaim, feed_bodies.Segment]:
         for field in msgspec.structs.fields(kind):
             assert re.search(rf"`{field.encode_name}`|\"{field.encode_name}\"", text), f"{kind.__name__}.{field.name}"
 
 
 def test_every_reason_of_a_failure_is_on_the_page() -> None:
     text = (ROOT / "docs" / "formats.md").read_text("utf-8")
-    assert all(f"`{reason}`" in text for reason in messages.Failed.REASONS)
+    for kind in (bodies.Failed, feed_bodies.FeedFailed, task_bodies.TaskDeclined):
+        assert all(f"`{reason}`" in text for reason in kind.REASONS)
+    assert all(f"`{status}`" in text for status in task_bodies.TaskStatus.STATUSES)
 
 
 def test_the_link_example_is_one() -> None:

@@ -12,7 +12,8 @@ import pytest
 
 from kachery_fast.errors import KacheryError, NotPermitted, RateLimited, StaleMessage, TooLarge
 from kachery_fast.hub.node_api import CORRUPT_CHECKS_PER_NODE_MAX, JOIN_FAILURES_PER_MINUTE_MAX
-from kachery_fast.protocol.messages import GetNodeConfig, GetPubsubToken, JoinChannel, SignUploads, encode_hub_request
+from kachery_fast.protocol.hub_bodies import GetNodeConfig, GetPubsubToken, JoinChannel, SignUploads
+from kachery_fast.protocol.messages import encode_hub_request
 
 from ..network import LOOPS, run_on
 from .support import ALL, CHANNEL, OWNER, Clock, World, node_id, node_key, running_world

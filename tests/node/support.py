@@ -31,8 +31,8 @@ from kachery_fast.node.slots import AdaptiveSlots
 from kachery_fast.node.tools import Tools, Traffic
 from kachery_fast.node.transfers import Transfers, request_limits
 from kachery_fast.protocol.access import Permission
-from kachery_fast.protocol.messages import ChannelInfo, Member, PubsubInfo, SignedObject
-from kachery_fast.protocol.names import FileUri, object_name
+from kachery_fast.protocol.hub_bodies import ChannelInfo, Member, PubsubInfo, SignedObject
+from kachery_fast.protocol.names import BAND_KINDS, FileUri, band_name, object_name
 from kachery_fast.protocol.signing import private_key, public_id
 from kachery_fast.store.files import FileStore
 
@@ -159,8 +159,7 @@ class Peer:
             network.info(name), cast(HubClient, network.hub), self.identity, settings, self.ranges,
             refresh=self._refresh, on_request=self._requested,
             open_channel=lambda channel, *, client_id, **_: network.broker.channel(
-                channel, client_id, {f"{channel}-{kind}Files": ["publish", "subscribe"]
-                                     for kind in ("request", "provide")}))
+                channel, client_id, {band_name(channel, kind): ["publish", "subscribe"] for kind in BAND_KINDS}))
         self.link.bucket = network.bucket
         self.traffic = Traffic()
         self.threads = ThreadPoolExecutor(4, "disk")

@@ -15,7 +15,7 @@ import pytest
 from kachery_fast.errors import BandUnreachable, KacheryError
 from kachery_fast.net.memory import MemoryChannel
 from kachery_fast.node import link as link_module
-from kachery_fast.protocol.messages import (
+from kachery_fast.protocol.bodies import (
     Assign,
     Cancel,
     Offer,
@@ -23,8 +23,8 @@ from kachery_fast.protocol.messages import (
     RequestFile2022,
     UploadFileStatus2022,
     Want,
-    encode_band,
 )
+from kachery_fast.protocol.messages import encode_band
 from tests.network import LOOPS, run_on
 from tests.node.support import ALL, CHANNEL, Network, Peer, identity_of, network, other_tasks, until
 
@@ -153,13 +153,17 @@ def test_a_listener_hears_its_request_until_it_stops_listening(loop_kind: str, t
         async with network(tmp_path) as net:
             a = await a_and_members(net)
             heard: list[Any] = []
-            a.link.listen("r", lambda body, sender: heard.append((body, sender)))
+
+            def listener(body: Any, sender: str) -> None:
+                heard.append((body, sender))
+
+            a.link.listen("r", listener)
 
             def progress(number: int) -> bytes:
                 return signed("provider", Progress(channel=CHANNEL, time=int(time.time() * 1000), id=f"{number:032}",
                                                    request="r", bytes=number))
             await say(net, "provider", progress(1), "provideFiles")
-            a.link.unlisten("r")
+            a.link.unlisten("r", listener)
             await say(net, "provider", progress(2), "provideFiles")
             assert [(body.bytes, sender) for body, sender in heard] == [(1, identity_of("provider").node_id)]
     run_on(loop_kind, work(), 60)

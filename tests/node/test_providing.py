@@ -15,7 +15,7 @@ import pytest
 from kachery_fast.errors import BucketUnreachable, CorruptFile, DiskError, KacheryError, NotPermitted, UrlExpired
 from kachery_fast.net.memory import MemoryBucket
 from kachery_fast.node import providing as providing_module
-from kachery_fast.protocol.messages import Assign, Failed, Offer, Ready, RequestFile2022, UploadFileStatus2022, Want
+from kachery_fast.protocol.bodies import Assign, Failed, Offer, Ready, RequestFile2022, UploadFileStatus2022, Want
 from kachery_fast.store.files import FileStore
 from tests.network import LOOPS, run_on
 from tests.node.support import CHUNK, Network, Peer, data_of, network, nothing_left, other_tasks, sha1_of, until

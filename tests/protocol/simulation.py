@@ -20,10 +20,10 @@ from typing import Any
 from kachery_fast.errors import BucketUnreachable, KacheryError, ManifestInvalid, WrongSize
 from kachery_fast.protocol import messages
 from kachery_fast.protocol.asking import RequestLimits
+from kachery_fast.protocol.bodies import Assign, Cancel, Want
 from kachery_fast.protocol.chunks import State
 from kachery_fast.protocol.inquiry import Inquiry
 from kachery_fast.protocol.manifest import Chunk, Manifest
-from kachery_fast.protocol.messages import Assign, Cancel, Want
 from kachery_fast.protocol.provide import (
     Asked,
     FileProvider,

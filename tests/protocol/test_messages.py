@@ -13,6 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kachery_fast.errors import BadMessage, SignatureInvalid
+from kachery_fast.protocol import bodies as b
+from kachery_fast.protocol import hub_bodies as h
 from kachery_fast.protocol import messages as m
 from kachery_fast.protocol.signing import private_key, public_id, sign, sign_2022
 
@@ -21,15 +23,15 @@ OTHER = private_key(bytes(range(1, 33)))
 SHA1 = "025b4666424a0116c45970c27af4e2f90177af69"
 STAMP: dict[str, Any] = {"channel": "lab", "time": 1, "id": "0" * 32}
 BODIES: list[m.BandBody] = [
-    m.Want(**STAMP, request="r", sha1=SHA1, manifest=SHA1),
-    m.Assign(**STAMP, request="r", provider="p", sha1=SHA1, chunks=[(0, 3), (5, 6)], send_manifest=True),
-    m.Cancel(**STAMP, request="r"),
-    m.Offer(**STAMP, request="r", sha1=SHA1, size=2**60, load=3),
-    m.Ready(**STAMP, request="r", chunks=[(0, 1)], manifest_ready=True),
-    m.Progress(**STAMP, request="r", bytes=1, queued=2),
-    m.Failed(**STAMP, request="r", reason="busy", detail="é"),
-    m.RequestFile2022(file_key={"sha1": SHA1}),
-    m.UploadFileStatus2022(file_key={"sha1": SHA1}, status="started"),
+    b.Want(**STAMP, request="r", sha1=SHA1, manifest=SHA1),
+    b.Assign(**STAMP, request="r", provider="p", sha1=SHA1, chunks=[(0, 3), (5, 6)], send_manifest=True),
+    b.Cancel(**STAMP, request="r"),
+    b.Offer(**STAMP, request="r", sha1=SHA1, size=2**60, load=3),
+    b.Ready(**STAMP, request="r", chunks=[(0, 1)], manifest_ready=True),
+    b.Progress(**STAMP, request="r", bytes=1, queued=2),
+    b.Failed(**STAMP, request="r", reason="busy", detail="é"),
+    b.RequestFile2022(file_key={"sha1": SHA1}),
+    b.UploadFileStatus2022(file_key={"sha1": SHA1}, status="started"),
 ]
 
 
@@ -134,25 +136,25 @@ def test_any_bytes_are_read_or_refused(data: bytes) -> None:
 
 
 def test_a_request_to_the_hub_comes_back() -> None:
-    body = m.SignUploads(**STAMP, objects=[m.ObjectSpec(SHA1, 5)])
+    body = h.SignUploads(**STAMP, objects=[h.ObjectSpec(SHA1, 5)])
     assert m.decode_hub_request(m.encode_hub_request(body, KEY)) == (body, public_id(KEY))
 
 
 def test_a_report_need_not_know_what_the_bytes_are() -> None:
-    body = m.ReportCorrupt(**STAMP, sha1=SHA1, found="")
+    body = h.ReportCorrupt(**STAMP, sha1=SHA1, found="")
     assert m.decode_hub_request(m.encode_hub_request(body, KEY))[0] == body
 
 
 @pytest.mark.parametrize("item", [{"sha1": "x", "size": 1}, {"sha1": SHA1, "size": -1}, {"sha1": SHA1}])
 def test_objects_out_of_bounds_are_refused(item: dict[str, Any]) -> None:
-    body = {**msgspec.to_builtins(m.SignUploads(**STAMP, objects=[])), "objects": [item]}
+    body = {**msgspec.to_builtins(h.SignUploads(**STAMP, objects=[])), "objects": [item]}
     data = json.dumps({"body": body, "nodeId": public_id(KEY), "signature": sign(body, KEY)}).encode()
     with pytest.raises(BadMessage):
         m.decode_hub_request(data)
 
 
 def test_a_request_signed_by_another_node_is_refused() -> None:
-    data = json.loads(m.encode_hub_request(m.GetNodeConfig(**STAMP), OTHER))
+    data = json.loads(m.encode_hub_request(h.GetNodeConfig(**STAMP), OTHER))
     data["nodeId"] = public_id(KEY)
     with pytest.raises(SignatureInvalid):
         m.decode_hub_request(json.dumps(data).encode())
@@ -170,8 +172,8 @@ def test_an_unknown_request_is_named() -> None:
 
 @given(st.lists(st.integers(0, 300)))
 def test_ranges_are_compressed_and_expanded_again(indices: list[int]) -> None:
-    ranges = m.compress(indices)
-    assert m.expand(ranges, 301) == sorted(set(indices))
+    ranges = b.compress(indices)
+    assert b.expand(ranges, 301) == sorted(set(indices))
     assert all(first < end for first, end in ranges)
     assert all(a[1] < b[0] for a, b in pairwise(ranges))
 
@@ -180,10 +182,10 @@ def test_ranges_are_compressed_and_expanded_again(indices: list[int]) -> None:
 def test_overlaps_and_what_lies_beyond_count_once_or_not_at_all(pairs: list[tuple[int, int]], count: int) -> None:
     ranges = [(first, first + length) for first, length in pairs]
     expected = sorted({index for first, end in ranges for index in range(first, min(end, count))})
-    assert m.expand(ranges, count) == expected
+    assert b.expand(ranges, count) == expected
 
 
 def test_hostile_ranges_cost_no_more_than_the_file_is_long() -> None:
     started = time.perf_counter()
-    assert len(m.expand([(0, 1 << 40)] * 5_000, 100_000)) == 100_000
+    assert len(b.expand([(0, 1 << 40)] * 5_000, 100_000)) == 100_000
     assert time.perf_counter() - started < 5

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kachery_fast.protocol.manifest import CHUNK_SIZE_BYTES_MAX
-from kachery_fast.protocol.messages import (
+from kachery_fast.protocol.bodies import (
     Assign,
     Cancel,
     Failed,
@@ -22,6 +21,7 @@ from kachery_fast.protocol.messages import (
     Want,
     expand,
 )
+from kachery_fast.protocol.manifest import CHUNK_SIZE_BYTES_MAX
 from kachery_fast.protocol.provide import (
     Asked,
     FileProvider,

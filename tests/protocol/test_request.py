@@ -22,9 +22,9 @@ from kachery_fast.errors import (
     NotPermitted,
     UploadRefused,
 )
+from kachery_fast.protocol.bodies import Assign, Cancel, Failed, Offer, Progress, Ready, Want
 from kachery_fast.protocol.chunks import State
 from kachery_fast.protocol.inquiry import Inquiry
-from kachery_fast.protocol.messages import Assign, Cancel, Failed, Offer, Progress, Ready, Want
 from kachery_fast.protocol.request import Phase, Requester
 from kachery_fast.protocol.request_events import (
     BandRestored,

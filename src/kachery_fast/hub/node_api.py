@@ -19,8 +19,7 @@ from sqlalchemy.engine import Connection
 from ..config import Settings
 from ..errors import BadMessage, InvalidArgument, NotPermitted, ObjectMissing, RateLimited, StaleMessage, TooLarge
 from ..protocol.access import Action, Deny, Grant, band_capability, decide, parse_permissions
-from ..protocol.manifest import CHUNK_SIZE_BYTES_MAX
-from ..protocol.messages import (
+from ..protocol.hub_bodies import (
     ChannelInfo,
     GetNodeConfig,
     GetPubsubToken,
@@ -34,8 +33,9 @@ from ..protocol.messages import (
     SignedObject,
     SignedUploads,
     SignUploads,
-    decode_hub_request,
 )
+from ..protocol.manifest import CHUNK_SIZE_BYTES_MAX
+from ..protocol.messages import decode_hub_request
 from ..protocol.names import object_name
 from ..protocol.signing import FreshnessGuard
 from . import grants, identity
@@ -109,7 +109,9 @@ class NodeApi:
         if isinstance(body, SignUploads):
             _allowed(grant, node_id, body.channel, Action.UPLOAD_FILE)
             return self._sign_uploads(body, node_id)
-        return await self._report_corrupt(body, _allowed(grant, node_id, body.channel, Action.REPORT_CORRUPT))
+        if isinstance(body, ReportCorrupt):
+            return await self._report_corrupt(body, _allowed(grant, node_id, body.channel, Action.REPORT_CORRUPT))
+        raise BadMessage(why=f"this hub cannot answer {type(body).__name__}")
 
     def _check_fresh(self, body: HubBody, node_id: str, *, registered: bool) -> None:
         now = self._clock()

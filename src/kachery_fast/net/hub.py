@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ..config import Settings
 from ..errors import HubError, HubUnreachable, InvalidArgument, KacheryError, RateLimited, StaleMessage
-from ..protocol.messages import (
+from ..protocol.hub_bodies import (
     ChannelInfo,
     GetNodeConfig,
     GetPubsubToken,
@@ -37,8 +37,8 @@ from ..protocol.messages import (
     SignedObject,
     SignedUploads,
     SignUploads,
-    encode_hub_request,
 )
+from ..protocol.messages import encode_hub_request
 
 __all__ = ["HubClient", "OwnerClient", "check_hub_url", "split_invitation"]
 

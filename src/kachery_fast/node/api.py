@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
-import json
 import logging
 import re
 import time
@@ -21,7 +20,6 @@ import msgspec
 from aiohttp import web
 
 from ..errors import (
-    BadMessage,
     ChannelUnknown,
     ClientAuthRefused,
     FileChanged,
@@ -37,6 +35,7 @@ from ..errors import (
 from ..protocol.access import Permission
 from ..protocol.names import FileUri, parse_file_uri
 from ..store.objects import Located
+from .api_parts import fault_of, read_body, write_line
 from .failures import Failures
 from .link import ChannelLink
 from .threads import in_thread
@@ -141,7 +140,7 @@ class LocalApi:
         except (ConnectionError, asyncio.CancelledError):
             raise
         except Exception as error:
-            fault = _fault(request, error)
+            fault = fault_of(request, error)
             return web.json_response(fault.to_dict(), status=fault.http_status)
 
     def _check_client(self, request: web.Request) -> None:
@@ -179,17 +178,17 @@ class LocalApi:
         return web.json_response(self._node.describe())
 
     async def _reload(self, request: web.Request) -> web.Response:
-        await _body(request, _Nothing)
+        await read_body(request, _Nothing)
         await self._node.reload()
         return web.json_response({})
 
     async def _stop(self, request: web.Request) -> web.Response:
-        await _body(request, _Nothing)
+        await read_body(request, _Nothing)
         asyncio.get_running_loop().call_later(0.05, self._node.stopped.set)
         return web.json_response({})
 
     async def _load(self, request: web.Request) -> web.StreamResponse:
-        asked = await _body(request, _Load)
+        asked = await read_body(request, _Load)
         uri = parse_file_uri(asked.uri)
         loop = asyncio.get_running_loop()
         begun = loop.time()
@@ -205,17 +204,17 @@ class LocalApi:
             except ConnectionError:
                 raise
             except Exception as error:  # the head is out: the error is the last line
-                told = error if isinstance(error, KacheryError) else _fault(request, error)
-                await _line(response, {"type": "error", **told.to_dict()})
+                told = error if isinstance(error, KacheryError) else fault_of(request, error)
+                await write_line(response, {"type": "error", **told.to_dict()})
                 return response
             finally:
                 task.cancel()
                 await asyncio.wait([task])
         if located is None:
             raise AssertionError("a load ends with a file or an error")
-        await _line(response, {"type": "done", "path": str(located.path), "size": located.size, "sha1": located.sha1,
-                               "source": "store" if link is None else "channel",
-                               "seconds": round(loop.time() - begun, 6)})
+        await write_line(response, {"type": "done", "path": str(located.path), "size": located.size,
+                                    "sha1": located.sha1, "source": "store" if link is None else "channel",
+                                    "seconds": round(loop.time() - begun, 6)})
         return response
 
     async def _tell_progress(self, response: web.StreamResponse, uri: FileUri, task: asyncio.Task[Located]) -> None:
@@ -224,11 +223,11 @@ class LocalApi:
             state: dict[str, Any] = {"type": "progress", "received": 0, "total": None, "waiting": "waiting for a turn"}
             if transfer is not None:
                 state.update(received=transfer.received, total=transfer.total, waiting=transfer.waiting)
-            await _line(response, state)
+            await write_line(response, state)
             await asyncio.wait([task], timeout=_PROGRESS_INTERVAL_SECONDS)
 
     async def _read(self, request: web.Request) -> web.StreamResponse:
-        asked = await _body(request, _Read)
+        asked = await read_body(request, _Read)
         uri = parse_file_uri(asked.uri)
         if asked.end is not None and asked.end < asked.start:
             raise InvalidArgument(what=f"bytes {asked.start} to {asked.end} are not a range")
@@ -255,7 +254,7 @@ class LocalApi:
             log.warning("a read of %s broke off: %s", uri, error)
             self._failures.keep(name, error)
         except Exception as error:
-            self._failures.keep(name, _fault(request, error))
+            self._failures.keep(name, fault_of(request, error))
         if sent != length and request.transport is not None:
             # The head is out: break the body off, so that nobody waits for the rest or takes this for the whole.
             request.transport.abort()
@@ -290,7 +289,7 @@ class LocalApi:
         return web.json_response({"sha1": stored.sha1, "size": stored.size, "manifestSha1": stored.manifest_sha1})
 
     async def _why(self, request: web.Request) -> web.Response:
-        asked = await _body(request, _Load)
+        asked = await read_body(request, _Load)
         uri = parse_file_uri(asked.uri)
         try:
             located = await in_thread(self._node.api_threads, self._node.store.find, uri.sha1)
@@ -352,20 +351,3 @@ def _verdict(store: str, channels: list[dict[str, Any]]) -> str:
         if channel["bucket"].startswith("has it"):
             return f"It can be loaded from the channel {channel['channel']!r}: the bucket has it."
     return "It cannot be loaded now." if channels else "It is not here, and this node is on no channel."
-
-
-async def _body(request: web.Request, kind: type[Any]) -> Any:
-    data = await request.read()
-    try:
-        return msgspec.json.decode(data or b"{}", type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise BadMessage(why=f"the body of {request.path} is not as documented ({error})") from None
-
-
-def _fault(request: web.Request, error: Exception) -> NodeError:
-    log.error("%s %s failed", request.method, request.path, exc_info=error)
-    return NodeError(what=f"a fault of the program: {error!r}")
-
-
-async def _line(response: web.StreamResponse, data: dict[str, Any]) -> None:
-    await response.write(json.dumps(data).encode() + b"\n")

@@ -24,46 +24,18 @@ from ..net.channel import AblyChannel, Channel, Message
 from ..net.hub import HubClient
 from ..net.ranges import RangeClient
 from ..protocol.access import Permission
-from ..protocol.messages import (
-    Assign,
-    BandBody,
-    Cancel,
-    ChannelInfo,
-    Failed,
-    Member,
-    Offer,
-    Progress,
-    Ready,
-    RequestFile2022,
-    UploadFileStatus2022,
-    Want,
-    decode_band,
-    encode_band,
-)
+from ..protocol.hub_bodies import ChannelInfo, Member
+from ..protocol.messages import BODIES_2022, BandBody, decode_band, encode_band
 from ..protocol.names import band_name
 from ..protocol.signing import FreshnessGuard
+from .ending import end_tasks
 from .identity import Identity
-from .tasks import end_tasks
+from .rules import BANDS_HEARD, RULES, key_of, look_at
 
 __all__ = ["ChannelLink", "Listener"]
 
 log = logging.getLogger("kachery_fast.node")
 
-# What a sender must be allowed to do for its message to count, and on which band it belongs.
-_RULES: dict[type[Any], tuple[str, Permission]] = {
-    Want: ("requestFiles", Permission.REQUEST_FILES),
-    Assign: ("requestFiles", Permission.REQUEST_FILES),
-    Cancel: ("requestFiles", Permission.REQUEST_FILES),
-    RequestFile2022: ("requestFiles", Permission.REQUEST_FILES),
-    Offer: ("provideFiles", Permission.PROVIDE_FILES),
-    Ready: ("provideFiles", Permission.PROVIDE_FILES),
-    Progress: ("provideFiles", Permission.PROVIDE_FILES),
-    Failed: ("provideFiles", Permission.PROVIDE_FILES),
-    UploadFileStatus2022: ("provideFiles", Permission.PROVIDE_FILES),
-}
-# They carry no channel, time or id.
-_BODIES_2022 = (RequestFile2022, UploadFileStatus2022)
-_ANSWERS = frozenset({"offer", "ready", "progress", "failed"})
 _STRANGER_REFRESH_SECONDS = 1.0
 # Messages of strangers that wait for the hub's word on them; further ones are dropped.
 _STRANGERS_WAITING_MAX = 256
@@ -90,12 +62,14 @@ class ChannelLink:
     """A node's end of one channel.
 
     :param refresh: has the hub asked for the members anew, and returns when ``update`` was called with its answer.
-    :param on_request: receives what nodes ask for, ``(body, sender)``, when this node may provide files.
+    :param on_request: receives what nodes ask for, ``(body, sender)``.
+    :param wants_request: looks at what nodes ask for before its signature is checked; False drops it.
     :param open_channel: makes the way to the bands, ``AblyChannel``-like.
     """
 
     def __init__(self, info: ChannelInfo, hub: HubClient, identity: Identity, settings: Settings, ranges: RangeClient,
                  *, refresh: Callable[[], Awaitable[None]], on_request: Listener,
+                 wants_request: Callable[[dict[str, Any]], bool] = lambda _body: True,
                  open_channel: Callable[..., Channel] = AblyChannel) -> None:
         self.info = info
         self.hub = hub
@@ -108,9 +82,10 @@ class ChannelLink:
         self._ranges = ranges
         self._refresh = refresh
         self._on_request = on_request
+        self._wants_request = wants_request
         self._open_channel = open_channel
         self._members: dict[str, Member] = {}
-        self._listeners: dict[str, Listener] = {}
+        self._listeners: dict[str, list[Listener]] = {}
         self._guard = FreshnessGuard(settings.message_age_seconds_max)
         self._outbox: deque[_Outgoing] = deque()
         self._outbox_filled = asyncio.Event()
@@ -142,10 +117,14 @@ class ChannelLink:
         """Whether this node has a permission here."""
         return permission.value in self.info.permissions
 
-    def providers(self) -> dict[str, str]:
-        """The other nodes that may provide files: node id -> label."""
+    def providers(self, permission: Permission = Permission.PROVIDE_FILES) -> dict[str, str]:
+        """The other nodes that have a permission, by which they provide something: node id -> label."""
         return {node_id: member.label for node_id, member in self._members.items()
-                if node_id != self._identity.node_id and Permission.PROVIDE_FILES.value in member.permissions}
+                if node_id != self._identity.node_id and permission.value in member.permissions}
+
+    def member_may(self, node_id: str, permission: Permission) -> bool:
+        """Whether a node, this one or another, has a permission here, by the hub's last word."""
+        return self._is_allowed(node_id, permission)
 
     def update(self, info: ChannelInfo) -> None:
         """Take over what the hub says now."""
@@ -177,8 +156,7 @@ class ChannelLink:
         self._channel = self._open_channel(
             self.name, endpoint=endpoint, tls=tls, token=self._token, client_id=self._identity.node_id,
             settings=self._settings, on_state=self._state_changed)
-        bands = [band for band, permission in (("provideFiles", Permission.REQUEST_FILES),
-                                               ("requestFiles", Permission.PROVIDE_FILES)) if self.may(permission)]
+        bands = [band for band, permission in BANDS_HEARD if self.may(permission)]
         if bands:
             self._spawn(self._connect(self._channel, bands))
         if old is not None:
@@ -222,8 +200,8 @@ class ChannelLink:
 
     def say(self, kind: type[Any], fields: dict[str, Any], on_failed: OnSayFailed | None = None) -> None:
         """Queue a message for its band. ``on_failed`` hears when it could not be sent."""
-        band, _ = _RULES[kind]
-        if kind in _BODIES_2022:
+        band = RULES[kind].band
+        if kind in BODIES_2022:
             body = kind(**fields)
         else:
             body = kind(channel=self.name, time=0, id=secrets.token_hex(16), **fields)
@@ -262,7 +240,7 @@ class ChannelLink:
 
     async def _send(self, batch: list[_Outgoing]) -> None:
         for outgoing in batch:
-            if not isinstance(outgoing.body, _BODIES_2022):
+            if not isinstance(outgoing.body, BODIES_2022):
                 outgoing.body.time = self.hub.now_ms()
         data = encode_band([outgoing.body for outgoing in batch], self._identity.key)
         if self._channel is None:
@@ -276,13 +254,18 @@ class ChannelLink:
 
     # --- hearing
 
-    def listen(self, request: str, listener: Listener) -> None:
-        """Hand messages about a request of this node's own to ``listener(body, sender)``."""
-        self._listeners[request] = listener
+    def listen(self, key: str, listener: Listener) -> None:
+        """Hand answers to ``listener(body, sender)``: to a request of this node's own (``key``: the request's id),
+        about a subfeed (``rules.feed_key``), or about a task (its id)."""
+        self._listeners.setdefault(key, []).append(listener)
 
-    def unlisten(self, request: str) -> None:
+    def unlisten(self, key: str, listener: Listener) -> None:
         """End ``listen``."""
-        self._listeners.pop(request, None)
+        left = [known for known in self._listeners.get(key, ()) if known != listener]
+        if left:
+            self._listeners[key] = left
+        else:
+            self._listeners.pop(key, None)
 
     def _receive(self, message: Message) -> None:
         entries = decode_band(message.data, size_bytes_max=2 * self._settings.message_size_bytes_max,
@@ -294,26 +277,26 @@ class ChannelLink:
             body, sender = entry
             if sender == self._identity.node_id:
                 continue
-            band, permission = _RULES[type(body)]
-            if message.band != band_name(self.name, band) or (message.client_id and message.client_id != sender):
+            rule = RULES[type(body)]
+            if message.band != band_name(self.name, rule.band) or (message.client_id and message.client_id != sender):
                 log.warning("channel %s: dropped a %s of %s on the wrong band or by another's connection",
                             self.name, type(body).__name__, sender[:16])
                 continue
             if self._fresh(body, sender):
-                self._dispatch(body, sender, permission)
+                self._dispatch(body, sender, rule.permission)
 
     def _concerns(self, body: dict[str, Any]) -> bool:
         """Whether a message, not yet verified, is for this node at all."""
-        kind = body.get("type")
-        if kind in _ANSWERS:
-            request = body.get("request")
-            return isinstance(request, str) and request in self._listeners
-        if kind == "assign":
-            return bool(body.get("provider") == self._identity.node_id)
-        return kind != "uploadFileStatus"
+        rule, key = look_at(body)
+        if rule is None:
+            return False
+        if rule.key:
+            return key in self._listeners
+        provider = body.get("provider")
+        return (provider is None or provider == self._identity.node_id) and self._wants_request(body)
 
     def _fresh(self, body: BandBody, sender: str) -> bool:
-        if isinstance(body, _BODIES_2022):
+        if isinstance(body, BODIES_2022):
             return True
         try:
             if body.channel != self.name:
@@ -367,12 +350,11 @@ class ChannelLink:
         return member is not None and permission.value in member.permissions
 
     def _deliver(self, body: BandBody, sender: str) -> None:
-        if isinstance(body, (Offer, Ready, Progress, Failed)):
-            listener = self._listeners.get(body.request)
-            if listener is not None:
-                listener(body, sender)
-        elif not isinstance(body, UploadFileStatus2022):
+        if not RULES[type(body)].key:
             self._on_request(body, sender)
+            return
+        for listener in list(self._listeners.get(key_of(body), ())):
+            listener(body, sender)
 
     def _spawn(self, work: Any) -> None:
         task = self._loop.create_task(work)

@@ -20,7 +20,7 @@ from ..config import Settings
 from ..errors import ChannelUnknown, DiskError, InvalidArgument, NodeError
 from ..net.hub import HubClient, check_hub_url, split_invitation
 from ..protocol.access import Permission
-from ..protocol.messages import ChannelInfo
+from ..protocol.hub_bodies import ChannelInfo
 from .identity import load_identity, write_whole
 
 __all__ = ["NodeFile", "join", "leave", "read_node_file", "set_label"]

@@ -12,23 +12,24 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from ..config import Settings
 from ..errors import ChannelUnknown, HubUnreachable, InvalidArgument, KacheryError, NoChannel
 from ..net.hub import HubClient
 from ..net.ranges import RangeClient
 from ..protocol.access import Permission
-from ..protocol.messages import ChannelInfo
+from ..protocol.hub_bodies import ChannelInfo
 from ..protocol.names import FileUri
 from ..store.files import FileStore
 from .api import LocalApi
+from .ending import end_tasks
 from .identity import ClientAuth, DirectoryLock, load_identity
 from .link import ChannelLink
 from .membership import NodeFile, read_node_file
 from .providing import Providing
+from .rules import RULES
 from .slots import AdaptiveSlots
-from .tasks import end_tasks
 from .tools import Tools, Traffic
 from .transfers import Transfers, request_limits
 
@@ -58,17 +59,28 @@ class _HubSide:
         self.task: asyncio.Task[None] | None = None
 
 
+class _Service(Protocol):
+    """What this node does for others on one channel."""
+
+    def heard(self, body: Any, sender: str) -> None:
+        """A node asks for something."""
+
+    async def close(self) -> None:
+        """Stop."""
+
+
 class _Membership(NamedTuple):
-    """One channel, and what this node does for others there."""
+    """One channel, and what this node does for others there, by the permission that it needs."""
 
     link: ChannelLink
     providing: Providing
+    services: dict[Permission, _Service]
 
     async def close(self) -> None:
-        try:
-            await self.providing.close()
-        finally:
-            await self.link.close()
+        async with contextlib.AsyncExitStack() as parts:
+            parts.push_async_callback(self.link.close)
+            for service in self.services.values():
+                parts.push_async_callback(service.close)
 
 
 class Node:
@@ -243,9 +255,7 @@ class Node:
             if membership is None:
                 link = ChannelLink(info, side.client, self.identity, self.settings, self._ranges,
                                    refresh=partial(self._refresh, side), on_request=partial(self._requested, key))
-                self._memberships[key] = _Membership(link, Providing(
-                    link, self.identity.node_id, self.store, self.settings, self._uploads, self._disk_threads,
-                    self._hash_threads, self._traffic))
+                self._memberships[key] = self._serve(link)
                 await link.start()
                 continue
             link = membership.link
@@ -254,10 +264,16 @@ class Node:
             if before != (sorted(info.permissions), info.pubsub):
                 await link.connect()
 
+    def _serve(self, link: ChannelLink) -> _Membership:
+        providing = Providing(link, self.identity.node_id, self.store, self.settings, self._uploads,
+                              self._disk_threads, self._hash_threads, self._traffic)
+        return _Membership(link, providing, {Permission.PROVIDE_FILES: providing})
+
     def _requested(self, key: tuple[str, str], body: Any, sender: str) -> None:
         membership = self._memberships.get(key)
-        if membership is not None and membership.link.may(Permission.PROVIDE_FILES):
-            membership.providing.heard(body, sender)
+        permission = RULES[type(body)].heard_by
+        if membership is not None and membership.link.may(permission) and permission in membership.services:
+            membership.services[permission].heard(body, sender)
 
     async def _drop_hub(self, url: str) -> None:
         side = self._hubs.pop(url, None)
@@ -313,7 +329,7 @@ class Node:
                 "why": link.why, "load": providing.load,
                 "members": [{"node": member.node_id, "label": member.label, "permissions": sorted(member.permissions)}
                             for member in link.info.members],
-            } for key, (link, providing) in self._memberships.items() if key[0] == url]
+            } for key, (link, providing, _) in self._memberships.items() if key[0] == url]
             hubs.append({"url": url, "owner": side.owner, "reachable": side.reachable, "why": side.why,
                          "channels": channels})
         return {"nodeId": self.identity.node_id, "version": self.version, "label": self._node_file.label,

@@ -39,9 +39,9 @@ from ..protocol.provide import (
     Uploaded,
 )
 from ..store.files import FileStore
+from .ending import end_tasks
 from .link import ChannelLink
 from .slots import AdaptiveSlots
-from .tasks import end_tasks
 from .threads import in_thread
 from .tools import Traffic
 

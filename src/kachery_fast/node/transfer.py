@@ -13,8 +13,8 @@ from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple
 
 from ..errors import Cancelled, KacheryError, NodeError
+from ..protocol.bodies import Want
 from ..protocol.inquiry import Inquiry
-from ..protocol.messages import Want
 from ..protocol.names import FileUri
 from ..protocol.request import Phase, Requester
 from ..protocol.request_events import (
@@ -40,9 +40,9 @@ from ..protocol.request_events import (
 from ..store.objects import Located
 from .arrival import Arrival
 from .destination import Destination
+from .ending import end_tasks
 from .link import ChannelLink
 from .locate import locate, report
-from .tasks import end_tasks
 from .threads import in_thread
 from .tools import Tools, Traffic
 
@@ -332,7 +332,7 @@ class Transfer:
         try:
             if self._outcome is None:
                 self._resolve(await self._adopt())
-            self.link.unlisten(self._machine.request_id)
+            self.link.unlisten(self._machine.request_id, self._heard)
             self.link.on_restored.remove(self._band_restored)
             self.link.on_members.remove(self._members_changed)
             await end_tasks(self._tasks)

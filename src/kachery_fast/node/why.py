@@ -7,9 +7,9 @@ import secrets
 from typing import Any
 
 from ..errors import BandUnreachable, KacheryError, ObjectMissing
+from ..protocol.bodies import Failed, Offer, Progress, Want
 from ..protocol.inquiry import Inquiry
 from ..protocol.manifest import MANIFEST_SIZE_BYTES_MAX, parse_manifest
-from ..protocol.messages import Failed, Offer, Progress, Want
 from ..protocol.names import FileUri, object_name
 from .link import ChannelLink
 
@@ -63,7 +63,7 @@ async def _ask_nodes(uri: FileUri, link: ChannelLink, inquiry: Inquiry, wait_sec
     except asyncio.TimeoutError:
         pass
     finally:
-        link.unlisten(request)
+        link.unlisten(request, hear)
     if failures:
         return failures[0]
     if not link.connected and not answered:

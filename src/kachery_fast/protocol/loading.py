@@ -15,10 +15,10 @@ from typing import Any
 
 from ..errors import CorruptObject
 from .asking import Asking, RequestLimits
+from .bodies import Ready, expand
 from .chunks import ChunkBook, State
 from .inquiry import Inquiry
 from .manifest import Chunk
-from .messages import Ready, expand
 from .providers import ProviderPool
 from .request_events import (
     ChunkAbsent,

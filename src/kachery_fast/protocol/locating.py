@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from ..errors import CorruptFile, KacheryError, ManifestInvalid
 from .asking import Asking, RequestLimits
+from .bodies import Offer
 from .inquiry import Inquiry
 from .manifest import CHUNK_SIZE_BYTES_MAX
-from .messages import Offer
 from .providers import ProviderPool
 from .request_events import Locate, Located, LocatedAbsent, LocateEvent
 

@@ -6,23 +6,33 @@ Formats of 2022 (WIRE-2022.md §4, §5): ``sha1://<sha1>/<label>?manifest=<sha1>
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import parse_qs, quote, unquote
 
-from ..errors import InvalidName, InvalidUri
+from ..errors import InvalidFeedUri, InvalidName, InvalidUri
 
 __all__ = [
     "BAND_KINDS",
+    "FeedUri",
     "FileUri",
     "band_name",
     "check_channel_name",
+    "check_feed_id",
     "check_node_id",
     "check_owner_id",
     "check_sha1",
+    "is_node_id",
     "is_sha1",
     "object_name",
+    "parse_feed_uri",
     "parse_file_uri",
+    "result_object_name",
+    "segment_object_name",
+    "subfeed_hash",
+    "subfeed_object_name",
 ]
 
 BAND_KINDS = ("requestFiles", "provideFiles", "requestFeeds", "provideFeeds", "requestTasks", "provideTasks")
@@ -53,6 +63,11 @@ class FileUri(NamedTuple):
 def is_sha1(text: object) -> bool:
     """Whether ``text`` is 40 lower-case hex digits."""
     return isinstance(text, str) and _SHA1.fullmatch(text) is not None
+
+
+def is_node_id(text: object) -> bool:
+    """Whether ``text`` is 64 lower-case hex digits, as the ids of nodes and feeds are."""
+    return isinstance(text, str) and _NODE_ID.fullmatch(text) is not None
 
 
 def check_sha1(text: str) -> str:
@@ -89,6 +104,81 @@ def parse_file_uri(text: str) -> FileUri:
             if not is_sha1(manifest):
                 raise InvalidUri(uri=text, why=f"its manifest {manifest!r} is not a SHA-1 of 40 hex digits")
     return FileUri(sha1, unquote(label), manifest)
+
+
+class FeedUri(NamedTuple):
+    """The parts of ``feed://<feed id>[/<subfeed>]``.
+
+    ``name`` is the subfeed's name, a text or (written ``~<hash>``) one of which only the hash is known; both None: the
+    URI is that of the feed.
+    """
+
+    feed_id: str
+    name: str | None = None
+    subfeed: str | None = None
+
+    def __str__(self) -> str:
+        if self.name is not None:
+            return f"feed://{self.feed_id}/{quote(self.name, safe='', errors='replace')}"
+        return f"feed://{self.feed_id}" + (f"/~{self.subfeed}" if self.subfeed else "")
+
+
+def subfeed_hash(name: Any) -> str:
+    """Return the hash that a subfeed is known by, of its name: a text, a ``~<hash>``, or a dict (WIRE-2022.md §5).
+
+    SHA-1 of the text, or of ``json.dumps(name, sort_keys=True, separators=(",", ":"))``, as the clients of 2022 made
+    it.
+
+    :raises InvalidName: it is neither, or not JSON.
+    """
+    if isinstance(name, str):
+        if name.startswith("~"):
+            return check_sha1(name[1:])
+        text = name
+    elif isinstance(name, dict):
+        try:
+            text = json.dumps(name, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InvalidName(name=str(name)[:100], kind="subfeed", why=f"it is not JSON ({error})") from None
+    else:
+        raise InvalidName(name=str(name)[:100], kind="subfeed", why="use a text, or a dict of JSON")
+    try:
+        return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+    except UnicodeEncodeError:
+        raise InvalidName(name=repr(name)[:100], kind="subfeed", why="it is not text that UTF-8 can write") from None
+
+
+def parse_feed_uri(text: str) -> FeedUri:
+    """Read the URI of a feed or subfeed, or a bare feed id.
+
+    :raises InvalidFeedUri: it is neither; the error says which part is wrong.
+    """
+    if is_node_id(text):
+        return FeedUri(text)
+    scheme, separator, rest = text.partition("://")
+    if not separator or scheme != "feed":
+        raise InvalidFeedUri(uri=text, why="it does not begin with feed://")
+    feed_id, slash, name = rest.partition("/")
+    if not is_node_id(feed_id):
+        raise InvalidFeedUri(uri=text, why=f"{feed_id!r} is not a feed's id of 64 hex digits in lower case")
+    if not slash or not name:
+        return FeedUri(feed_id)
+    if name.startswith("~"):
+        if not is_sha1(name[1:]):
+            raise InvalidFeedUri(uri=text, why=f"{name!r} is not ~ and the 40 hex digits of a subfeed's hash")
+        return FeedUri(feed_id, None, name[1:])
+    name = unquote(name)
+    return FeedUri(feed_id, name, subfeed_hash(name))
+
+
+def check_feed_id(text: str) -> str:
+    """Return ``text`` when it is a feed's id: an Ed25519 public key as 64 hex digits.
+
+    :raises InvalidName: it is not.
+    """
+    if not is_node_id(text):
+        raise InvalidName(name=text, kind="feed", why="a feed's id is 64 hex digits, in lower case")
+    return text
 
 
 def check_channel_name(text: str) -> str:
@@ -130,6 +220,38 @@ def object_name(channel: str, sha1: str) -> str:
     check_channel_name(channel)
     check_sha1(sha1)
     return f"{channel}/sha1/{sha1[0:2]}/{sha1[2:4]}/{sha1[4:6]}/{sha1}"
+
+
+def subfeed_object_name(channel: str, feed_id: str, subfeed: str) -> str:
+    """The name of a subfeed's index in the bucket, ``<channel>/feeds/…/subfeeds/…/subfeed.json`` (WIRE-2022.md §4).
+
+    :raises InvalidName: a part is not well-formed.
+    """
+    return _subfeed_folder(channel, feed_id, subfeed) + "subfeed.json"
+
+
+def segment_object_name(channel: str, feed_id: str, subfeed: str, sha1: str) -> str:
+    """The name of a segment of a subfeed in the bucket, ``<channel>/feeds/…/subfeeds/…/segments/<sha1>``.
+
+    :raises InvalidName: a part is not well-formed.
+    """
+    return _subfeed_folder(channel, feed_id, subfeed) + f"segments/{check_sha1(sha1)}"
+
+
+def _subfeed_folder(channel: str, feed_id: str, subfeed: str) -> str:
+    check_channel_name(channel)
+    f, s = check_feed_id(feed_id), check_sha1(subfeed)
+    return f"{channel}/feeds/{f[0:2]}/{f[2:4]}/{f[4:6]}/{f}/subfeeds/{s[0:2]}/{s[2:4]}/{s[4:6]}/{s}/"
+
+
+def result_object_name(channel: str, result_id: str) -> str:
+    """The name of a task's result in the bucket: ``<channel>/task_results/aa/bb/cc/<result id>`` (WIRE-2022.md §4).
+
+    :raises InvalidName: a part is not well-formed.
+    """
+    check_channel_name(channel)
+    check_sha1(result_id)
+    return f"{channel}/task_results/{result_id[0:2]}/{result_id[2:4]}/{result_id[4:6]}/{result_id}"
 
 
 def band_name(channel: str, kind: str) -> str:

@@ -17,9 +17,7 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from .canonical import object_sha1
-from .manifest import CHUNK_SIZE_BYTES_MAX, Chunk
-from .messages import (
+from .bodies import (
     Assign,
     Cancel,
     Failed,
@@ -32,6 +30,8 @@ from .messages import (
     compress,
     expand,
 )
+from .canonical import object_sha1
+from .manifest import CHUNK_SIZE_BYTES_MAX, Chunk
 from .names import is_sha1
 from .provide_events import Asked, Effect, Event, LookedUp, LookUp, Said, Tick, Upload, Uploaded
 

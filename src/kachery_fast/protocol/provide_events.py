@@ -5,18 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from .bodies import Assign, Cancel, Failed, Offer, Progress, Ready, RequestFile2022, UploadFileStatus2022, Want
 from .manifest import Manifest
-from .messages import (
-    Assign,
-    Cancel,
-    Failed,
-    Offer,
-    Progress,
-    Ready,
-    RequestFile2022,
-    UploadFileStatus2022,
-    Want,
-)
 
 __all__ = ["Asked", "Effect", "Event", "LookUp", "LookedUp", "Said", "Tick", "Upload", "Uploaded"]
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from heapq import nsmallest
 
 from .asking import RequestLimits
+from .bodies import Failed, Offer
 from .chunks import ChunkBook, State
 from .inquiry import Inquiry
-from .messages import Failed, Offer
 
 __all__ = ["ProviderPool"]
 

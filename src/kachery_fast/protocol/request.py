@@ -20,12 +20,12 @@ from typing import Any, get_args
 
 from ..errors import CorruptFile, KacheryError
 from .asking import Answers, Asking, RequestLimits
+from .bodies import Assign, Cancel, Failed, Offer, Ready, Want, compress
 from .chunks import ChunkBook, State
 from .inquiry import Inquiry
 from .loading import Loading
 from .locating import Locating
 from .manifest import Chunk, Manifest
-from .messages import Assign, Cancel, Failed, Offer, Ready, Want, compress
 from .providers import ProviderPool
 from .request_events import (
     BandRestored,

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import KacheryError
+from .bodies import Assign, Cancel, Failed, Offer, Progress, Ready, Want
 from .manifest import Chunk, Manifest
-from .messages import Assign, Cancel, Failed, Offer, Progress, Ready, Want
 
 __all__ = [
     "BandRestored", "Broken", "ChunkAbsent", "ChunkDamaged", "ChunkEvent", "ChunkFailed", "ChunkGood", "ChunkHeld",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from ...protocol.messages import PubsubInfo, PubsubToken
+from ...protocol.hub_bodies import PubsubInfo, PubsubToken
 
 __all__ = ["BucketEngine", "PubsubEngine", "SignedUrl"]
 

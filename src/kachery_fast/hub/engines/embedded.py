@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from ...embedded.broker import Broker
 from ...embedded.bucket import BucketServer, UploadSigner
 from ...errors import ObjectMissing
-from ...protocol.messages import PubsubInfo, PubsubToken
+from ...protocol.hub_bodies import PubsubInfo, PubsubToken
 from . import SignedUrl
 
 __all__ = ["EmbeddedBucket", "EmbeddedPubsub"]

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from kachery_fast.node.tasks import end_tasks
+from kachery_fast.node.ending import end_tasks
 from kachery_fast.node.threads import in_thread
 from tests.network import LOOPS, run_on
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.parametrize("loop_kind", LOOPS)
 
 
 def test_a_task_that_swallows_its_cancellation_ends_too(loop_kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kachery_fast.node.tasks._PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr("kachery_fast.node.ending._PATIENCE_SECONDS", 0.01)
     swallowed: list[int] = []
 
     async def stubborn() -> None:

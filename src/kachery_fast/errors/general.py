@@ -1,87 +1,18 @@
-"""One tree of errors.
-
-Every class carries an ``exit_code`` (of the command line) and an ``http_status`` (of the node's and the hub's
-API). Its docstring is the message: a sentence on what happened, to what, and what to do next, with the names of
-the details in braces. ``to_dict`` and ``from_dict`` carry an error over HTTP without losing its type or details.
-
-Exit codes: 1 internal, 2 usage, 3 not found, 4 not permitted, 5 unreachable, 6 damaged or changed data,
-7 disk, 8 timed out, 9 conflict, 130 interrupted.
-"""
+"""What goes wrong with files, nodes, hubs, buckets and bands."""
 
 from __future__ import annotations
 
-import inspect
-from typing import Any, ClassVar
+from .tree import KacheryError
 
 __all__ = [
     "AlreadyExists", "BadMessage", "BandUnreachable", "BucketUnreachable", "Cancelled", "ChannelUnknown",
     "ClientAuthRefused", "CorruptFile", "CorruptObject", "DiskError", "DiskFull", "FileChanged", "HubError",
-    "HubUnreachable", "InvalidArgument", "InvalidName", "InvalidSetting", "InvalidUri", "KacheryError",
+    "HubUnreachable", "InvalidArgument", "InvalidFeedUri", "InvalidName", "InvalidSetting", "InvalidUri",
     "LinkInvalid", "LocalFileMissing", "LocalFileUnreadable", "ManifestInvalid", "NoChannel", "NodeError",
-    "NodeNotRunning", "NotADataFile", "NotAvailable", "NotInStore", "NotOnHub", "NotPermitted",
-    "ObjectExists", "ObjectMissing", "OwnerTokenRefused", "PartialTransfer", "RateLimited",
-    "SignatureInvalid", "StaleMessage", "Stalled", "TooLarge", "UnsafePickle", "UploadRefused", "UrlExpired",
-    "WrongFormat", "WrongSize",
+    "NodeNotRunning", "NotADataFile", "NotAvailable", "NotInStore", "NotOnHub", "NotPermitted", "ObjectExists",
+    "ObjectMissing", "OwnerTokenRefused", "PartialTransfer", "RateLimited", "SignatureInvalid", "StaleMessage",
+    "Stalled", "TooLarge", "UnsafePickle", "UploadRefused", "UrlExpired", "WrongFormat", "WrongSize",
 ]
-
-
-class KacheryError(Exception):
-    """{what}"""
-
-    exit_code: ClassVar[int] = 1
-    http_status: ClassVar[int] = 500
-
-    def __init__(self, **details: Any) -> None:
-        self.details = details
-        super().__init__(self.message)
-
-    @property
-    def message(self) -> str:
-        """The docstring of the class with the details filled in; a missing detail shows as ``?``."""
-        text = " ".join((inspect.getdoc(type(self)) or type(self).__name__).split())
-        return text.format_map(_Details(self.details)).strip()
-
-    def __str__(self) -> str:
-        return self.message
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return ``{"error": class name, "message": text, "details": {...}}``, plain JSON."""
-        return {"error": type(self).__name__, "message": self.message, "details": _plain(self.details)}
-
-    @staticmethod
-    def from_dict(data: dict[str, Any]) -> KacheryError:
-        """Rebuild an error from ``to_dict``; an unknown class becomes a ``NodeError`` with the same text."""
-        kind = _classes().get(str(data.get("error", "")))
-        details = data.get("details")
-        if kind is None:
-            return NodeError(what=str(data.get("message", data)))
-        return kind(**(details if isinstance(details, dict) else {}))
-
-
-class _Details(dict[str, Any]):
-    def __missing__(self, key: str) -> str:
-        return "?"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [_plain(item) for item in value]
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    return str(value)
-
-
-def _classes() -> dict[str, type[KacheryError]]:
-    found: dict[str, type[KacheryError]] = {}
-    pending: list[type[KacheryError]] = [KacheryError]
-    while pending:
-        kind = pending.pop()
-        found[kind.__name__] = kind
-        pending.extend(kind.__subclasses__())
-    return found
-
 
 # --- 2: the call itself is wrong
 
@@ -116,6 +47,10 @@ class NoChannel(InvalidArgument):
 
     exit_code = 3
     http_status = 404
+
+
+class InvalidFeedUri(InvalidArgument):
+    """{uri!r} is not the URI of a feed: {why}. It looks like feed://<64 hex digits>/<name of a subfeed>."""
 
 
 class WrongFormat(InvalidArgument):

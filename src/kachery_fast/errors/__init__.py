@@ -1,0 +1,84 @@
+"""One tree of errors.
+
+Every class carries an ``exit_code`` (of the command line) and an ``http_status`` (of the node's and the hub's
+API). Its docstring is the message: a sentence on what happened, to what, and what to do next, with the names of
+the details in braces. ``to_dict`` and ``from_dict`` carry an error over HTTP without losing its type or details.
+
+Exit codes: 1 internal, 2 usage, 3 not found, 4 not permitted, 5 unreachable, 6 damaged or changed data,
+7 disk, 8 timed out, 9 conflict, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+from .feeds import FeedForked, FeedInvalid, FeedNotWritable, FeedUnknown, SubfeedNotAvailable
+from .general import (
+    AlreadyExists,
+    BadMessage,
+    BandUnreachable,
+    BucketUnreachable,
+    Cancelled,
+    ChannelUnknown,
+    ClientAuthRefused,
+    CorruptFile,
+    CorruptObject,
+    DiskError,
+    DiskFull,
+    FileChanged,
+    HubError,
+    HubUnreachable,
+    InvalidArgument,
+    InvalidFeedUri,
+    InvalidName,
+    InvalidSetting,
+    InvalidUri,
+    LinkInvalid,
+    LocalFileMissing,
+    LocalFileUnreadable,
+    ManifestInvalid,
+    NoChannel,
+    NodeError,
+    NodeNotRunning,
+    NotADataFile,
+    NotAvailable,
+    NotInStore,
+    NotOnHub,
+    NotPermitted,
+    ObjectExists,
+    ObjectMissing,
+    OwnerTokenRefused,
+    PartialTransfer,
+    RateLimited,
+    SignatureInvalid,
+    StaleMessage,
+    Stalled,
+    TooLarge,
+    UnsafePickle,
+    UploadRefused,
+    UrlExpired,
+    WrongFormat,
+    WrongSize,
+)
+from .tasks import (
+    ResultRefused,
+    TaskCrashed,
+    TaskFailed,
+    TaskHung,
+    TaskNotTaken,
+    TaskOutcomeUnknown,
+    TaskPending,
+    TaskUnknown,
+)
+from .tree import KacheryError
+
+__all__ = [
+    "AlreadyExists", "BadMessage", "BandUnreachable", "BucketUnreachable", "Cancelled", "ChannelUnknown",
+    "ClientAuthRefused", "CorruptFile", "CorruptObject", "DiskError", "DiskFull", "FeedForked", "FeedInvalid",
+    "FeedNotWritable", "FeedUnknown", "FileChanged", "HubError", "HubUnreachable", "InvalidArgument",
+    "InvalidFeedUri", "InvalidName", "InvalidSetting", "InvalidUri", "KacheryError", "LinkInvalid",
+    "LocalFileMissing", "LocalFileUnreadable", "ManifestInvalid", "NoChannel", "NodeError", "NodeNotRunning",
+    "NotADataFile", "NotAvailable", "NotInStore", "NotOnHub", "NotPermitted", "ObjectExists", "ObjectMissing",
+    "OwnerTokenRefused", "PartialTransfer", "RateLimited", "ResultRefused", "SignatureInvalid", "StaleMessage",
+    "Stalled", "SubfeedNotAvailable", "TaskCrashed", "TaskFailed", "TaskHung", "TaskNotTaken", "TaskOutcomeUnknown",
+    "TaskPending", "TaskUnknown", "TooLarge", "UnsafePickle", "UploadRefused", "UrlExpired", "WrongFormat",
+    "WrongSize",
+]

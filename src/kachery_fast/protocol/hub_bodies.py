@@ -1,0 +1,215 @@
+"""What nodes ask of the hub, and what it answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from .bodies import Body
+
+__all__ = [
+    "ChannelInfo", "ClaimTask", "FindTask", "FinishTask", "GetNodeConfig", "GetPubsubToken", "HubBody", "JoinChannel",
+    "KeepTasks", "LeaveChannel", "Member", "NodeConfig", "ObjectSpec", "PubsubInfo", "PubsubToken", "ReportBadResult",
+    "ReportCorrupt", "SignFeedUploads", "SignTaskResult", "SignUploads", "SignedObject", "SignedUploads", "TaskClaim",
+]
+
+# --- requests
+
+
+class JoinChannel(Body, tag="joinChannel"):
+    """Make me a member of the channel that this invitation names, asking for these permissions (empty: all given)."""
+
+    invitation: str
+    label: str = ""
+    permissions: list[str] = msgspec.field(default_factory=list)
+
+
+class LeaveChannel(Body, tag="leaveChannel"):
+    """Take me off ``channel``."""
+
+
+class GetNodeConfig(Body, tag="getNodeConfig"):
+    """My channels, permissions and fellow members; also tells the hub that I am alive."""
+
+    label: str = ""
+    version: str = ""
+
+
+class GetPubsubToken(Body, tag="getPubsubToken"):
+    """A token for the bands of ``channel``."""
+
+
+class ObjectSpec(msgspec.Struct):
+    """An object under ``<channel>/sha1/`` and its exact size in bytes."""
+
+    sha1: str
+    size: int
+
+
+class SignUploads(Body, tag="signUploads"):
+    """Upload URLs for objects of ``channel``."""
+
+    objects: list[ObjectSpec]
+
+
+class SignFeedUploads(Body, tag="signFeedUploads"):
+    """Upload URLs for segments of a subfeed, and with ``index_size_bytes`` for its ``subfeed.json``, which may replace
+    the one that is there."""
+
+    feed_id: str
+    subfeed: str
+    segments: list[ObjectSpec] = msgspec.field(default_factory=list)
+    index_size_bytes: int | None = None
+
+
+class SignTaskResult(Body, tag="signTaskResult"):
+    """An upload URL for the result of the task with this result id (``protocol.tasks.result_id``).
+
+    ``replace``: it may take the place of the one that is there, as that of a query does.
+    """
+
+    result_id: str
+    size: int
+    replace: bool = False
+
+
+class ReportCorrupt(Body, tag="reportCorrupt"):
+    """The object ``sha1`` of ``channel`` arrived with bytes of another SHA-1, ``found`` (empty: not known, the length
+    or the content is wrong). With ``feed_id`` and ``subfeed`` it is a segment of that subfeed."""
+
+    sha1: str
+    found: str
+    feed_id: str = ""
+    subfeed: str = ""
+
+
+class ReportBadResult(Body, tag="reportBadResult"):
+    """The result of a task in the bucket is not signed by a node that may provide tasks. The hub looks for itself."""
+
+    result_id: str
+
+
+class ClaimTask(Body, tag="claimTask"):
+    """May I run this task? At most one node is told yes, and holds the task while it keeps the claim alive.
+
+    A claim that was not kept for ``task_lease_seconds`` has lapsed: a pure calculation, a query, or an action declared
+    ``idempotent`` by this and the former claim, may then be claimed anew; any other action is ``unknown`` for ever.
+    """
+
+    task: str
+    kind: str
+    function: str
+    idempotent: bool = False
+
+
+class KeepTasks(Body, tag="keepTasks"):
+    """I still run these tasks."""
+
+    tasks: list[str]
+
+
+class FinishTask(Body, tag="finishTask"):
+    """A task that I claimed has ended.
+
+    ``state``: ``finished`` or ``failed`` (the function ran and raised); ``unknown``: it started, and nobody knows how
+    it ended; ``released``: it never started, and whoever can may claim it. For an action that finished or failed,
+    ``receipt`` is its receipt (``protocol.tasks``).
+    """
+
+    task: str
+    state: str
+    receipt: dict[str, Any] | None = None
+
+
+class FindTask(Body, tag="findTask"):
+    """How does this task stand?"""
+
+    task: str
+
+
+HubBody = (JoinChannel | LeaveChannel | GetNodeConfig | GetPubsubToken | SignUploads | SignFeedUploads
+           | SignTaskResult | ReportCorrupt | ReportBadResult | ClaimTask | KeepTasks | FinishTask | FindTask)
+
+
+# --- answers
+
+
+class Member(msgspec.Struct, rename="camel"):
+    """A node on a channel, with the permissions in force."""
+
+    node_id: str
+    label: str
+    permissions: list[str]
+    last_seen: int = 0
+
+
+class PubsubInfo(msgspec.Struct, rename="camel"):
+    """Where the bands are. ``kind`` is ``ably``; ``endpoint`` is ``host:port``, empty for the hub's own address."""
+
+    kind: str
+    endpoint: str = ""
+    tls: bool = False
+
+
+class ChannelInfo(msgspec.Struct, rename="camel"):
+    """One channel of the asking node. ``bucket_url`` is the base of object URLs, relative to the hub if it begins
+    with a slash."""
+
+    name: str
+    owner: str
+    permissions: list[str]
+    bucket_url: str
+    pubsub: PubsubInfo
+    members: list[Member]
+
+
+class NodeConfig(msgspec.Struct, rename="camel"):
+    """Answer to ``GetNodeConfig``. ``time`` is the hub's clock, milliseconds since the epoch."""
+
+    time: int
+    owner: str
+    channels: list[ChannelInfo]
+
+
+class PubsubToken(msgspec.Struct, rename="camel"):
+    """Answer to ``GetPubsubToken``: the fields of an Ably TokenDetails."""
+
+    token: str
+    issued: int
+    expires: int
+    capability: str
+    client_id: str
+
+
+class SignedObject(msgspec.Struct, rename="camel"):
+    """Where and how to PUT one object; ``url`` is relative to the hub if it begins with a slash."""
+
+    sha1: str
+    object: str
+    url: str
+    headers: dict[str, str]
+
+
+class SignedUploads(msgspec.Struct, rename="camel"):
+    """Answer to ``SignUploads``, in the order asked."""
+
+    uploads: list[SignedObject]
+
+
+class TaskClaim(msgspec.Struct, rename="camel"):
+    """Answer to ``ClaimTask`` and ``FindTask``: how a task stands.
+
+    ``state`` is ``none`` (nobody claimed it), ``claimed``, ``finished``, ``failed``, ``unknown`` or ``released``;
+    ``granted``: the asking node holds the claim from now on. Times are the hub's, milliseconds since the epoch.
+    """
+
+    task: str
+    state: str
+    granted: bool = False
+    node_id: str = ""
+    function: str = ""
+    kind: str = ""
+    claimed: int = 0
+    expires: int = 0
+    receipt: dict[str, Any] | None = None

@@ -160,7 +160,8 @@ def _next_steps(answer: dict[str, Any], wish: _Wish) -> str:
             f"On each machine that is to join the channel {answer['channel']!r}:",
             "    kachery-fast node start --detach",
             f"    kachery-fast node join {answer['link']}",
-            f"The invitation holds for {_INVITATION_DAYS} days and lets nodes request and provide files."]
+            f"The invitation holds for {_INVITATION_DAYS} days and lets nodes request and provide files; for feeds and "
+            f"tasks: kachery-fast channel grant {answer['channel']} NODE all"]
     else:
         lines += [
             "Next, make a channel and an invitation to it:",

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from ..errors import StaleMessage
 from .canonical import canonical_bytes
 
-__all__ = ["FreshnessGuard", "private_key", "public_id", "sign", "sign_2022", "verify", "verify_2022"]
+__all__ = ["FreshnessGuard", "private_key", "public_id", "sign", "sign_2022", "verify", "verify_2022", "verify_bytes"]
 
 
 def private_key(seed: bytes) -> Ed25519PrivateKey:
@@ -43,17 +43,18 @@ def sign_2022(body: Any, key: Ed25519PrivateKey) -> str:
 
 def verify(body: Any, signature: str, signer_id: str) -> bool:
     """Whether ``signature`` is ``signer_id``'s over the canonical JSON of ``body``. Malformed input is simply False."""
-    return _verify(canonical_bytes(body), signature, signer_id)
+    return verify_bytes(canonical_bytes(body), signature, signer_id)
 
 
 def verify_2022(body: Any, signature: str, signer_id: str) -> bool:
     """Whether either form that the network of 2022 accepted holds: over the SHA-1, or over the canonical JSON."""
     data = canonical_bytes(body)
     digest = hashlib.sha1(data, usedforsecurity=False).digest()
-    return _verify(digest, signature, signer_id) or _verify(data, signature, signer_id)
+    return verify_bytes(digest, signature, signer_id) or verify_bytes(data, signature, signer_id)
 
 
-def _verify(data: bytes, signature: str, signer_id: str) -> bool:
+def verify_bytes(data: bytes, signature: str, signer_id: str) -> bool:
+    """Whether ``signature`` is ``signer_id``'s over these bytes. Malformed input is simply False."""
     try:
         key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(signer_id))
         key.verify(bytes.fromhex(signature), data)

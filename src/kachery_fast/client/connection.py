@@ -137,6 +137,20 @@ class NodeConnection:
                            timeout=self._settings.stall_seconds) as answer:
             return answer.json()
 
+    # --- calls by path, of the modules that know what is said there
+
+    def call(self, path: str, body: dict[str, Any], timeout_seconds: float | None = None) -> dict[str, Any]:
+        """Return the answer to ``body``, posted to ``path``; each silence may last ``timeout_seconds``."""
+        timeout = 2 * self._settings.stall_seconds if timeout_seconds is None else timeout_seconds
+        with self._request("POST", path, body, timeout=timeout) as answer:
+            return answer.json()
+
+    @contextmanager
+    def stream(self, path: str, body: dict[str, Any], timeout_seconds: float) -> Iterator[Answer]:
+        """Post ``body`` to ``path`` and yield the answer while it comes in; leaving closes the connection."""
+        with self._request("POST", path, body, timeout=timeout_seconds) as answer:
+            yield answer
+
     # --- one request
 
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:

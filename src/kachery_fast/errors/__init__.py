@@ -10,7 +10,15 @@ Exit codes: 1 internal, 2 usage, 3 not found, 4 not permitted, 5 unreachable, 6 
 
 from __future__ import annotations
 
-from .feeds import FeedForked, FeedInvalid, FeedNotWritable, FeedUnknown, SubfeedNotAvailable
+from .feeds import (
+    FeedChainBroken,
+    FeedForked,
+    FeedInvalid,
+    FeedNotWritable,
+    FeedUnknown,
+    HeadInvalid,
+    SubfeedNotAvailable,
+)
 from .general import (
     AlreadyExists,
     BadMessage,
@@ -72,13 +80,13 @@ from .tree import KacheryError
 
 __all__ = [
     "AlreadyExists", "BadMessage", "BandUnreachable", "BucketUnreachable", "Cancelled", "ChannelUnknown",
-    "ClientAuthRefused", "CorruptFile", "CorruptObject", "DiskError", "DiskFull", "FeedForked", "FeedInvalid",
-    "FeedNotWritable", "FeedUnknown", "FileChanged", "HubError", "HubUnreachable", "InvalidArgument",
-    "InvalidFeedUri", "InvalidName", "InvalidSetting", "InvalidUri", "KacheryError", "LinkInvalid",
-    "LocalFileMissing", "LocalFileUnreadable", "ManifestInvalid", "NoChannel", "NodeError", "NodeNotRunning",
-    "NotADataFile", "NotAvailable", "NotInStore", "NotOnHub", "NotPermitted", "ObjectExists", "ObjectMissing",
-    "OwnerTokenRefused", "PartialTransfer", "RateLimited", "ResultRefused", "SignatureInvalid", "StaleMessage",
-    "Stalled", "SubfeedNotAvailable", "TaskCrashed", "TaskFailed", "TaskHung", "TaskNotTaken", "TaskOutcomeUnknown",
-    "TaskPending", "TaskUnknown", "TooLarge", "UnsafePickle", "UploadRefused", "UrlExpired", "WrongFormat",
-    "WrongSize",
+    "ClientAuthRefused", "CorruptFile", "CorruptObject", "DiskError", "DiskFull", "FeedChainBroken", "FeedForked",
+    "FeedInvalid", "FeedNotWritable", "FeedUnknown", "FileChanged", "HeadInvalid", "HubError", "HubUnreachable",
+    "InvalidArgument", "InvalidFeedUri", "InvalidName", "InvalidSetting", "InvalidUri", "KacheryError",
+    "LinkInvalid", "LocalFileMissing", "LocalFileUnreadable", "ManifestInvalid", "NoChannel", "NodeError",
+    "NodeNotRunning", "NotADataFile", "NotAvailable", "NotInStore", "NotOnHub", "NotPermitted", "ObjectExists",
+    "ObjectMissing", "OwnerTokenRefused", "PartialTransfer", "RateLimited", "ResultRefused", "SignatureInvalid",
+    "StaleMessage", "Stalled", "SubfeedNotAvailable", "TaskCrashed", "TaskFailed", "TaskHung", "TaskNotTaken",
+    "TaskOutcomeUnknown", "TaskPending", "TaskUnknown", "TooLarge", "UnsafePickle", "UploadRefused", "UrlExpired",
+    "WrongFormat", "WrongSize",
 ]

@@ -5,7 +5,10 @@ from __future__ import annotations
 from .general import InvalidArgument
 from .tree import KacheryError
 
-__all__ = ["FeedForked", "FeedInvalid", "FeedNotWritable", "FeedUnknown", "SubfeedNotAvailable"]
+__all__ = [
+    "FeedChainBroken", "FeedForked", "FeedInvalid", "FeedNotWritable", "FeedUnknown", "HeadInvalid",
+    "SubfeedNotAvailable",
+]
 
 
 class FeedUnknown(KacheryError):
@@ -34,6 +37,15 @@ class FeedInvalid(KacheryError):
 
     exit_code = 6
     http_status = 502
+
+
+class FeedChainBroken(FeedInvalid):
+    """Message {number} of feed://{feed_id}/~{subfeed} is signed by the feed's owner, and does not follow the message
+    before it that is held here. The owner has written two histories, and they part at {number} or before."""
+
+
+class HeadInvalid(FeedInvalid):
+    """The head of feed://{feed_id}/~{subfeed}, the owner's word on its length, was refused: {why}."""
 
 
 class FeedForked(KacheryError):

@@ -1,0 +1,429 @@
+"""The rules of a feed: signed messages in a chain, heads, and the objects that carry them in a bucket.
+
+A feed is known by the Ed25519 public key of its owner, a subfeed by the SHA-1 of its name. A *signed message* is
+
+    {"body": {"message": {…}, "messageNumber": 3, "previousSignature": "…", "subfeed": "…", "timestamp": 1795175653433,
+     "version": 2}, "signature": "…"}
+
+whose signature is over the canonical JSON of the body. Number, time and the signature of the message before it (none
+for number 0) are inside, so messages can be neither reordered nor left out; the subfeed is inside, so that none can be
+moved to another one. The messages of 2022 (WIRE-2022.md §4: no ``version`` and ``subfeed``, perhaps ``metaData``) are
+signed over the SHA-1 of it and are read where no message of ours stands before them. A *head* is the owner's word on
+how long a subfeed was at a time. Whoever sends these, only the feed's key can have made them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import msgspec
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from ..errors import BadMessage, FeedChainBroken, FeedInvalid, HeadInvalid, InvalidArgument, KacheryError
+from .canonical import canonical_bytes
+from .feed_bodies import Segment
+from .names import is_sha1
+from .signing import sign, verify
+
+__all__ = [
+    "INDEX_SIZE_BYTES_MAX", "SEGMENT_MESSAGES_MAX", "SEGMENT_SIZE_BYTES_MAX", "Extension", "Fork", "Head", "Index",
+    "Tail", "cut", "encode_index", "encode_segment", "extend", "parse_index", "parse_segment", "payload", "read_head",
+    "sign_head", "sign_messages", "signature_of", "tail_after",
+]
+
+VERSION = 2
+HEAD_VERSION = 1
+# Owner and relays cut alike, so that they make the same objects: these two are part of the format.
+_CUT_SIZE_BYTES = 1024 * 1024
+SEGMENT_MESSAGES_MAX = 10_000
+# A longer message stands alone; this bounds what a reader takes into memory for an object that somebody names.
+SEGMENT_SIZE_BYTES_MAX = 64 * 1024 * 1024
+# 70 bytes a segment: room for 200,000 segments, two thousand million short messages.
+INDEX_SIZE_BYTES_MAX = 16 * 1024 * 1024
+
+_TIME_MS_MAX = 2**53
+_SIGNATURE = re.compile(r"[0-9a-f]{128}")
+# The end of a canonical signed message: the signature, a quotation mark and a brace.
+_SIGNATURE_AT = slice(-130, -2)
+_KEYS = frozenset({"message", "messageNumber", "subfeed", "timestamp", "version"})
+_KEYS_2022 = frozenset({"message", "messageNumber", "timestamp"})
+_HEAD_KEYS = frozenset({"type", "version", "feedId", "subfeed", "count", "lastSignature", "timestamp"})
+_LONG_NUMBER = re.compile(rb"[0-9]{16}")
+_EXACT_INTEGER_MAX = 2**53 - 1
+
+
+@dataclass(frozen=True)
+class Tail:
+    """Where a chain ends: ``count`` messages, the last one's signature (empty for none).
+
+    ``version`` is 2 once a message of ours stands in the chain; until then 0, and messages of 2022 may follow.
+    """
+
+    feed_id: str
+    subfeed: str
+    count: int = 0
+    signature: str = ""
+    version: int = 0
+
+
+@dataclass(frozen=True)
+class Head:
+    """The owner's word: ``count`` messages at ``time_ms``, the last with this ``signature``; ``signed`` is what to
+    pass on."""
+
+    count: int
+    signature: str
+    time_ms: int
+    signed: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Extension:
+    """What a batch added: its new messages (canonical, signed), the tail after them, and why it went no further."""
+
+    new: list[bytes]
+    tail: Tail
+    error: KacheryError | None = None
+
+
+@dataclass(frozen=True)
+class Fork:
+    """The owner signed two messages of one number: ``first`` is held, ``second`` came. Both are canonical and signed.
+
+    ``extension`` is what was good before it in the same batch; from ``number`` on nothing can be believed.
+    """
+
+    number: int
+    first: bytes
+    second: bytes
+    extension: Extension
+
+
+@dataclass(frozen=True)
+class Index:
+    """What ``subfeed.json`` says. Nothing of it is proven: the head is to be read with ``read_head``, and the messages
+    of the segments are to be verified. An index of 2022 has a count alone."""
+
+    count: int
+    head: dict[str, Any] | None
+    segments: tuple[Segment, ...]
+
+
+# --- messages
+
+
+def sign_messages(tail: Tail, messages: Sequence[dict[str, Any]], key: Ed25519PrivateKey, time_ms: int,
+                  ) -> tuple[list[bytes], Tail]:
+    """Sign messages to follow ``tail``.
+
+    :param messages: JSON objects.
+    :param key: the feed's key.
+    :param time_ms: milliseconds since the epoch.
+    :returns: the signed messages as canonical JSON, and the tail after them.
+    :raises InvalidArgument: a message is not a JSON object, or holds an integer beyond 2^53 - 1, which the numbers of
+        JSON cannot hold exactly; nothing was signed then.
+    """
+    contents = [_content(message, index) for index, message in enumerate(messages)]
+    signed: list[bytes] = []
+    previous = tail.signature
+    for number, content in enumerate(contents, tail.count):
+        body = _body(content, number, previous, tail.subfeed, time_ms)
+        previous = key.sign(body).hex()
+        signed.append(_join(body, previous))
+    if not signed:
+        return [], tail
+    return signed, Tail(tail.feed_id, tail.subfeed, tail.count + len(signed), previous, VERSION)
+
+
+def extend(tail: Tail, first: int, messages: Sequence[object], known: Callable[[int], bytes | None],
+           ) -> Extension | Fork:
+    """Check messages ``first``, ``first`` + 1, … that somebody sent, against a chain that is held up to ``tail``.
+
+    Messages that are held already are passed over. What is good before the first bad message is kept; the error then
+    says what was wrong: a ``FeedInvalid`` (no message, a wrong signature, another number or subfeed, a gap, a message
+    of 2022 after one of ours), a ``FeedChainBroken`` (signed by the owner, and does not follow the one before it).
+
+    A message of 2022 does not name its subfeed, so that a liar could show one of another subfeed: it is evidence of a
+    fork only where it follows the message that is held before it.
+
+    :param messages: decoded JSON, whatever it is.
+    :param known: returns the held message of a number below the tail's count, as canonical bytes; None where it is not
+        at hand, which leaves that number unchecked.
+    """
+    new: list[bytes] = []
+    try:
+        key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(tail.feed_id))
+    except ValueError:
+        return Extension(new, tail, _refused(tail, 0, "its feed's id is no public key"))
+    for number, item in enumerate(messages, first):
+        if not 0 <= number <= tail.count:
+            why = f"it is missing; what came begins with number {number}"
+            return Extension(new, tail, _refused(tail, tail.count, why))
+        held = known(number) if number < tail.count else None
+        if number < tail.count and (held is None or _is_signed_as(item, held)):
+            continue
+        try:
+            signed = _read(item, number, tail.subfeed, key)
+        except BadMessage as error:
+            return Extension(new, tail, _refused(tail, number, str(error.details["why"])))
+        if held is not None:
+            return _diverging(tail, signed, held, known, new)
+        if signed.version < tail.version:
+            return Extension(new, tail, _refused(tail, number, "it has the form of 2022, and follows a newer one"))
+        if signed.previous != tail.signature:
+            return Extension(new, tail, FeedChainBroken(number=number, feed_id=tail.feed_id, subfeed=tail.subfeed))
+        new.append(signed.encode())
+        tail = Tail(tail.feed_id, tail.subfeed, number + 1, signed.signature, max(tail.version, signed.version))
+    return Extension(new, tail)
+
+
+def payload(signed: bytes | dict[str, Any]) -> dict[str, Any]:
+    """Return the message inside a signed message that was verified before."""
+    plain = msgspec.json.decode(signed) if isinstance(signed, bytes) else signed
+    message: dict[str, Any] = plain["body"]["message"]
+    return message
+
+
+def signature_of(signed: bytes) -> str:
+    """Return the signature of a canonical signed message."""
+    return signed[_SIGNATURE_AT].decode("ascii")
+
+
+def tail_after(feed_id: str, subfeed: str, signed: bytes) -> Tail:
+    """Return the tail of a chain whose last message is ``signed``, which was verified before."""
+    body = msgspec.json.decode(signed)["body"]
+    return Tail(feed_id, subfeed, body["messageNumber"] + 1, signature_of(signed), body.get("version", 0))
+
+
+class _Signed(NamedTuple):
+    """A message whose signature holds."""
+
+    previous: str
+    version: int
+    body: bytes
+    signature: str
+
+    def encode(self) -> bytes:
+        return _join(self.body, self.signature)
+
+
+def _read(item: object, number: int, subfeed: str, key: Ed25519PublicKey) -> _Signed:
+    if not isinstance(item, dict) or item.keys() != {"body", "signature"} or not isinstance(item["body"], dict):
+        raise BadMessage(why="it is not a signed message")
+    body, signature = item["body"], item["signature"]
+    # In one spelling alone: else a relay could make two different messages of one.
+    if not isinstance(signature, str) or _SIGNATURE.fullmatch(signature) is None:
+        raise BadMessage(why="its signature is malformed")
+    _check(body, number)
+    previous = body.get("previousSignature", "")
+    version = body.get("version", 0)
+    if "version" in body:
+        if type(version) is not int or version != VERSION:
+            raise BadMessage(why=f"its version is {str(version)[:20]!r}, and this program knows {VERSION}")
+        if body["subfeed"] != subfeed:
+            raise BadMessage(why="it belongs to another subfeed")
+        data = _body(canonical_bytes(body["message"]), number, previous, subfeed, body["timestamp"])
+        forms = [data]
+    else:
+        data = canonical_bytes(body)
+        forms = [hashlib.sha1(data, usedforsecurity=False).digest(), data]
+    if not any(_holds(key, signature, form) for form in forms):
+        raise BadMessage(why="the feed's key did not sign it")
+    return _Signed(previous, version, data, signature)
+
+
+def _check(body: dict[str, Any], number: int) -> None:
+    required, optional = (_KEYS, {"previousSignature"}) if "version" in body else (
+        _KEYS_2022, {"previousSignature", "metaData"})
+    if not required <= body.keys() <= required | optional:
+        raise BadMessage(why="it lacks a field, or has one that it should not have")
+    if not isinstance(body["message"], dict) or not isinstance(body.get("metaData", {}), dict):
+        raise BadMessage(why="its content is not a JSON object")
+    if type(body["messageNumber"]) is not int or body["messageNumber"] != number:
+        raise BadMessage(why=f"it says that it is number {str(body['messageNumber'])[:20]}")
+    if type(body["timestamp"]) is not int or not 0 <= body["timestamp"] < _TIME_MS_MAX:
+        raise BadMessage(why="its time is no time")
+    if ("previousSignature" in body) != (number > 0):
+        raise BadMessage(why="the first message, and no other, has none before it")
+    previous = body.get("previousSignature")
+    if number and (not isinstance(previous, str) or _SIGNATURE.fullmatch(previous) is None):
+        raise BadMessage(why="the signature of the one before it is malformed")
+
+
+def _diverging(tail: Tail, other: _Signed, held: bytes, known: Callable[[int], bytes | None], new: list[bytes],
+               ) -> Extension | Fork:
+    number = int(msgspec.json.decode(held)["body"]["messageNumber"])
+    if other.version < VERSION:
+        before = known(number - 1) if number else None
+        if before is None or signature_of(before) != other.previous:
+            why = "it has the form of 2022, differs from the one that is held, and may be of another subfeed"
+            return Extension(new, tail, _refused(tail, number, why))
+    return Fork(number, held, other.encode(), Extension(new, tail))
+
+
+def _is_signed_as(item: object, held: bytes) -> bool:
+    # The held message was verified, so one with its signature is the same or a forgery, and neither is news.
+    return isinstance(item, dict) and item.get("signature") == signature_of(held)
+
+
+def _content(message: object, index: int) -> bytes:
+    if not isinstance(message, dict):
+        raise InvalidArgument(what=f"Message {index} of the batch is not a JSON object (a dict).")
+    try:
+        data = canonical_bytes(message)
+    except BadMessage as error:
+        raise InvalidArgument(what=f"Message {index} of the batch: {error.details['why']}.") from None
+    if _LONG_NUMBER.search(data) and _has_inexact(message):
+        raise InvalidArgument(what=f"Message {index} of the batch holds an integer beyond 2^53 - 1, which JSON does "
+                                   "not keep exactly; write it as a text, or as a float where that will do.")
+    return data
+
+
+def _has_inexact(value: object) -> bool:
+    if isinstance(value, dict):
+        return any(map(_has_inexact, value.values()))
+    if isinstance(value, (list, tuple)):
+        return any(map(_has_inexact, value))
+    return isinstance(value, int) and abs(value) > _EXACT_INTEGER_MAX
+
+
+def _body(content: bytes, number: int, previous: str, subfeed: str, time_ms: int) -> bytes:
+    # The canonical JSON of the body, whose keys are in order and whose values have one form each.
+    chain = f',"previousSignature":"{previous}"' if number else ""
+    return b'{"message":%b,"messageNumber":%d%b,"subfeed":"%b","timestamp":%d,"version":%d}' % (
+        content, number, chain.encode("ascii"), subfeed.encode("ascii"), time_ms, VERSION)
+
+
+def _join(body: bytes, signature: str) -> bytes:
+    return b'{"body":%b,"signature":"%b"}' % (body, signature.encode("ascii"))
+
+
+def _holds(key: Ed25519PublicKey, signature: str, data: bytes) -> bool:
+    try:
+        key.verify(bytes.fromhex(signature), data)
+    except InvalidSignature:
+        return False
+    return True
+
+
+def _refused(tail: Tail, number: int, why: str) -> FeedInvalid:
+    return FeedInvalid(number=number, feed_id=tail.feed_id, subfeed=tail.subfeed, why=why)
+
+
+# --- heads
+
+
+def sign_head(tail: Tail, key: Ed25519PrivateKey, time_ms: int) -> dict[str, Any]:
+    """Return the owner's signed word that the subfeed ends at ``tail``; ``time_ms``: milliseconds since the epoch."""
+    body = {"type": "feedHead", "version": HEAD_VERSION, "feedId": tail.feed_id, "subfeed": tail.subfeed,
+            "count": tail.count, "lastSignature": tail.signature, "timestamp": time_ms}
+    return {"body": body, "signature": sign(body, key)}
+
+
+def read_head(head: object, feed_id: str, subfeed: str) -> Head:
+    """Check a head that somebody sent.
+
+    :param head: decoded JSON, whatever it is.
+    :raises HeadInvalid: it is not one of this subfeed, signed by the feed's key.
+    """
+    def invalid(why: str) -> HeadInvalid:
+        return HeadInvalid(feed_id=feed_id, subfeed=subfeed, why=why)
+
+    if not isinstance(head, dict) or head.keys() != {"body", "signature"} or not isinstance(head["body"], dict):
+        raise invalid("it is not a signed head")
+    body, signature = head["body"], head["signature"]
+    if (body.keys() != _HEAD_KEYS or body["type"] != "feedHead" or type(body["version"]) is not int
+            or body["version"] != HEAD_VERSION):
+        raise invalid("it is not a head that this program knows")
+    count, last, time_ms = body["count"], body["lastSignature"], body["timestamp"]
+    if (body["feedId"], body["subfeed"]) != (feed_id, subfeed):
+        raise invalid("it is that of another subfeed")
+    if any(type(number) is not int or not 0 <= number < _TIME_MS_MAX for number in (count, time_ms)):
+        raise invalid("its count or time is none")
+    if not isinstance(last, str) or (_SIGNATURE.fullmatch(last) is None if count else last):
+        raise invalid("the signature of the last message is malformed")
+    if not isinstance(signature, str) or not verify(body, signature, feed_id):
+        raise invalid("the feed's key did not sign it")
+    return Head(count, last, time_ms, head)
+
+
+# --- objects in the bucket
+
+
+def cut(sizes: Iterable[int], first: int) -> Iterator[tuple[int, int, int, bool]]:
+    """Cut messages into segments: greedily, at most 1 MiB and 10,000 messages each, a longer message alone.
+
+    :param sizes: the length in bytes of each signed message from number ``first`` on.
+    :param first: 0, or where a closed segment ended; the cuts are then the same as from 0.
+    :returns: yields (first, end, size of the segment in bytes, whether it is closed: no message to come belongs in it).
+    """
+    start = end = first
+    size_bytes = 0
+    for length in sizes:
+        if end > start and (size_bytes + length + 1 > _CUT_SIZE_BYTES or end - start == SEGMENT_MESSAGES_MAX):
+            yield start, end, size_bytes, True
+            start, size_bytes = end, 0
+        end += 1
+        size_bytes += length + 1
+    if end > start:
+        yield start, end, size_bytes, size_bytes >= _CUT_SIZE_BYTES or end - start == SEGMENT_MESSAGES_MAX
+
+
+def encode_segment(messages: Sequence[bytes]) -> bytes:
+    """Return the bytes of a segment: canonical signed messages, each with a line feed after it."""
+    return b"".join(part for message in messages for part in (message, b"\n"))
+
+
+def parse_segment(data: bytes) -> list[dict[str, Any]]:
+    """Read a segment; its messages are still to be verified.
+
+    :raises BadMessage: it is not lines of JSON objects, or has too many of them.
+    """
+    if data.count(b"\n") > SEGMENT_MESSAGES_MAX or not data.endswith(b"\n"):
+        raise BadMessage(why=f"a segment is 1 to {SEGMENT_MESSAGES_MAX} lines, each ended by a line feed")
+    try:
+        return _segment_decoder.decode_lines(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BadMessage(why=f"a segment is lines of JSON objects ({error})") from None
+
+
+def encode_index(count: int, head: dict[str, Any] | None, segments: Sequence[Segment]) -> bytes:
+    """Return the bytes of ``subfeed.json``: ``count`` messages, the head if one is known, all segments from 0."""
+    rows = [(part.first, part.end, part.size, part.sha1) for part in segments]
+    return msgspec.json.encode({"messageCount": count, "head": head, "segments": rows})
+
+
+def parse_index(data: bytes) -> Index:
+    """Read a ``subfeed.json``, ours or one of 2022 (which has no segments).
+
+    :raises BadMessage: it is none, or its segments have gaps, are too long, or end elsewhere than the count.
+    """
+    try:
+        wire = _index_decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BadMessage(why=f"it is not the index of a subfeed ({error})") from None
+    position = 0
+    for number, (first, end, size, sha1) in enumerate(wire.segments):
+        if first != position or not first < end <= first + SEGMENT_MESSAGES_MAX or not is_sha1(sha1):
+            raise BadMessage(why=f"segment {number} of the index is malformed, or does not follow the one before it")
+        if not 0 < size <= SEGMENT_SIZE_BYTES_MAX:
+            raise BadMessage(why=f"segment {number} of the index is {size} bytes; {SEGMENT_SIZE_BYTES_MAX} are allowed")
+        position = end
+    if not 0 <= wire.count < _TIME_MS_MAX or (wire.segments and position != wire.count):
+        raise BadMessage(why=f"the segments of the index end at {position}, its count is {wire.count}")
+    return Index(wire.count, wire.head, tuple(Segment(*row) for row in wire.segments))
+
+
+class _WireIndex(msgspec.Struct, gc=False):
+    count: int = msgspec.field(name="messageCount")
+    head: dict[str, Any] | None = None
+    segments: list[tuple[int, int, int, str]] = []
+
+
+_index_decoder = msgspec.json.Decoder(_WireIndex)
+_segment_decoder = msgspec.json.Decoder(dict[str, Any])

@@ -1,4 +1,4 @@
-"""The rules of a feed: signed messages in a chain, heads, and the objects that carry them in a bucket.
+"""The rules of a feed: signed messages in a chain, and heads. (``feed_segments``: the objects that carry them.)
 
 A feed is known by the Ed25519 public key of its owner, a subfeed by the SHA-1 of its name. A *signed message* is
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -24,10 +24,19 @@ import msgspec
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from ..errors import BadMessage, FeedChainBroken, FeedInvalid, HeadInvalid, InvalidArgument, KacheryError
+from ..errors import BadMessage, FeedChainBroken, FeedInvalid, HeadInvalid, InvalidArgument, KacheryError, TooLarge
 from .canonical import canonical_bytes
-from .feed_bodies import Segment
-from .names import is_sha1
+from .feed_segments import (
+    INDEX_SIZE_BYTES_MAX,
+    SEGMENT_MESSAGES_MAX,
+    SEGMENT_SIZE_BYTES_MAX,
+    Index,
+    cut,
+    encode_index,
+    encode_segment,
+    parse_index,
+    parse_segment,
+)
 from .signing import sign, verify
 
 __all__ = [
@@ -38,13 +47,8 @@ __all__ = [
 
 VERSION = 2
 HEAD_VERSION = 1
-# Owner and relays cut alike, so that they make the same objects: these two are part of the format.
-_CUT_SIZE_BYTES = 1024 * 1024
-SEGMENT_MESSAGES_MAX = 10_000
-# A longer message stands alone; this bounds what a reader takes into memory for an object that somebody names.
-SEGMENT_SIZE_BYTES_MAX = 64 * 1024 * 1024
-# 70 bytes a segment: room for 200,000 segments, two thousand million short messages.
-INDEX_SIZE_BYTES_MAX = 16 * 1024 * 1024
+# More than a signed message is longer than its content: two signatures, a subfeed, numbers and keys.
+_SIGNED_OVERHEAD_BYTES = 1024
 
 _TIME_MS_MAX = 2**53
 _SIGNATURE = re.compile(r"[0-9a-f]{128}")
@@ -104,16 +108,6 @@ class Fork:
     extension: Extension
 
 
-@dataclass(frozen=True)
-class Index:
-    """What ``subfeed.json`` says. Nothing of it is proven: the head is to be read with ``read_head``, and the messages
-    of the segments are to be verified. An index of 2022 has a count alone."""
-
-    count: int
-    head: dict[str, Any] | None
-    segments: tuple[Segment, ...]
-
-
 # --- messages
 
 
@@ -127,6 +121,7 @@ def sign_messages(tail: Tail, messages: Sequence[dict[str, Any]], key: Ed25519Pr
     :returns: the signed messages as canonical JSON, and the tail after them.
     :raises InvalidArgument: a message is not a JSON object, or holds an integer beyond 2^53 - 1, which the numbers of
         JSON cannot hold exactly; nothing was signed then.
+    :raises TooLarge: a message is longer than any segment may be.
     """
     contents = [_content(message, index) for index, message in enumerate(messages)]
     signed: list[bytes] = []
@@ -281,6 +276,9 @@ def _content(message: object, index: int) -> bytes:
     if _LONG_NUMBER.search(data) and _has_inexact(message):
         raise InvalidArgument(what=f"Message {index} of the batch holds an integer beyond 2^53 - 1, which JSON does "
                                    "not keep exactly; write it as a text, or as a float where that will do.")
+    if len(data) > SEGMENT_SIZE_BYTES_MAX - _SIGNED_OVERHEAD_BYTES:
+        raise TooLarge(what=f"Message {index} of the batch", size=len(data), setting="the longest segment",
+                       limit=SEGMENT_SIZE_BYTES_MAX - _SIGNED_OVERHEAD_BYTES)
     return data
 
 
@@ -350,80 +348,3 @@ def read_head(head: object, feed_id: str, subfeed: str) -> Head:
     if not isinstance(signature, str) or not verify(body, signature, feed_id):
         raise invalid("the feed's key did not sign it")
     return Head(count, last, time_ms, head)
-
-
-# --- objects in the bucket
-
-
-def cut(sizes: Iterable[int], first: int) -> Iterator[tuple[int, int, int, bool]]:
-    """Cut messages into segments: greedily, at most 1 MiB and 10,000 messages each, a longer message alone.
-
-    :param sizes: the length in bytes of each signed message from number ``first`` on.
-    :param first: 0, or where a closed segment ended; the cuts are then the same as from 0.
-    :returns: yields (first, end, size of the segment in bytes, whether it is closed: no message to come belongs in it).
-    """
-    start = end = first
-    size_bytes = 0
-    for length in sizes:
-        if end > start and (size_bytes + length + 1 > _CUT_SIZE_BYTES or end - start == SEGMENT_MESSAGES_MAX):
-            yield start, end, size_bytes, True
-            start, size_bytes = end, 0
-        end += 1
-        size_bytes += length + 1
-    if end > start:
-        yield start, end, size_bytes, size_bytes >= _CUT_SIZE_BYTES or end - start == SEGMENT_MESSAGES_MAX
-
-
-def encode_segment(messages: Sequence[bytes]) -> bytes:
-    """Return the bytes of a segment: canonical signed messages, each with a line feed after it."""
-    return b"".join(part for message in messages for part in (message, b"\n"))
-
-
-def parse_segment(data: bytes) -> list[dict[str, Any]]:
-    """Read a segment; its messages are still to be verified.
-
-    :raises BadMessage: it is not lines of JSON objects, or has too many of them.
-    """
-    if data.count(b"\n") > SEGMENT_MESSAGES_MAX or not data.endswith(b"\n"):
-        raise BadMessage(why=f"a segment is 1 to {SEGMENT_MESSAGES_MAX} lines, each ended by a line feed")
-    try:
-        return _segment_decoder.decode_lines(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadMessage(why=f"a segment is lines of JSON objects ({error})") from None
-
-
-def encode_index(count: int, head: dict[str, Any] | None, segments: Sequence[Segment]) -> bytes:
-    """Return the bytes of ``subfeed.json``: ``count`` messages, the head if one is known, all segments from 0."""
-    rows = [(part.first, part.end, part.size, part.sha1) for part in segments]
-    return msgspec.json.encode({"messageCount": count, "head": head, "segments": rows})
-
-
-def parse_index(data: bytes) -> Index:
-    """Read a ``subfeed.json``, ours or one of 2022 (which has no segments).
-
-    :raises BadMessage: it is none, or its segments have gaps, are too long, or end elsewhere than the count.
-    """
-    try:
-        wire = _index_decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadMessage(why=f"it is not the index of a subfeed ({error})") from None
-    position = 0
-    for number, (first, end, size, sha1) in enumerate(wire.segments):
-        if first != position or not first < end <= first + SEGMENT_MESSAGES_MAX or not is_sha1(sha1):
-            raise BadMessage(why=f"segment {number} of the index is malformed, or does not follow the one before it")
-        if not 0 < size <= SEGMENT_SIZE_BYTES_MAX:
-            raise BadMessage(why=f"segment {number} of the index is {size} bytes; {SEGMENT_SIZE_BYTES_MAX} are allowed")
-        position = end
-    if not 0 <= wire.count < _TIME_MS_MAX or (wire.segments and position != wire.count):
-        raise BadMessage(why=f"the segments of the index end at {position}, its count is {wire.count}")
-    return Index(wire.count, wire.head, tuple(Segment(*row) for row in wire.segments))
-
-
-class _WireIndex(msgspec.Struct, gc=False):
-    count: int = msgspec.field(name="messageCount")
-    head: dict[str, Any] | None = None
-    segments: list[tuple[int, int, int, str]] = []
-
-
-_index_decoder = msgspec.json.Decoder(_WireIndex)
-_segment_decoder = msgspec.json.Decoder(dict[str, Any])

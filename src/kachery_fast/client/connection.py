@@ -2,8 +2,8 @@
 
 The node wants the code that stands in ``client-auth`` of its storage directory, so whoever can read that file may use
 the node. The code changes every few minutes and the one before stays valid; it is read afresh for each request, and
-once more when it is refused. One connection serves one request: on loopback a new one costs a tenth of a millisecond,
-and closing it is how a request is withdrawn.
+once more when it is refused. What is large or lasts has a connection of its own, and closing it is how a request is
+withdrawn; small calls share kept ones (``keeping``).
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ from __future__ import annotations
 import http.client
 import json
 import logging
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from typing import Any
 
 from ..config import Settings
 from ..errors import ClientAuthRefused, KacheryError, NodeError, NodeNotRunning, Stalled
+from .keeping import KeptConnections, NoAnswer, NotHttp, Reply, Withdrawal
 from .progress import Progress, ProgressCallback
 
 __all__ = ["Answer", "NodeConnection"]
@@ -43,6 +46,8 @@ class NodeConnection:
         host = f"[{settings.node_host}]" if ":" in settings.node_host else settings.node_host  # RFC 3986, 3.2.2
         self.url = f"http://{host}:{settings.node_port}"
         self._auth_path = settings.storage_dir / "client-auth"
+        self._code = ""  # as it was last read, for the kept connections
+        self._kept = KeptConnections(partial(_connected, settings, self.url), f"{host}:{settings.node_port}")
 
     # --- the node itself
 
@@ -139,11 +144,36 @@ class NodeConnection:
 
     # --- calls by path, of the modules that know what is said there
 
-    def call(self, path: str, body: dict[str, Any], timeout_seconds: float | None = None) -> dict[str, Any]:
-        """Return the answer to ``body``, posted to ``path``; each silence may last ``timeout_seconds``."""
+    def call(self, path: str, body: dict[str, Any] | bytes, timeout_seconds: float | None = None, *,
+             withdrawal: Withdrawal | None = None) -> dict[str, Any]:
+        """Return the answer to ``body``, posted to ``path`` over a kept connection. It is sent once, and again only
+        when the node refused the client code, so it is never done twice.
+
+        :param body: a JSON object, or its text.
+        :param timeout_seconds: how long a silence may last; without it twice the stall limit.
+        :param withdrawal: lets another thread take the call back.
+        """
         timeout = 2 * self._settings.stall_seconds if timeout_seconds is None else timeout_seconds
-        with self._request("POST", path, body, timeout=timeout) as answer:
-            return answer.json()
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        with _node_errors(self.url, timeout):
+            reply = self._exchange_kept(path, data, timeout, withdrawal)
+            if reply.status == 403 and isinstance(error := _error_of(reply.status, reply.body), ClientAuthRefused):
+                logger.debug("the node refused the code (%s); reading it again", error)
+                self._code = ""
+                reply = self._exchange_kept(path, data, timeout, withdrawal)
+            if reply.status != 200:
+                raise _error_of(reply.status, reply.body)
+            return _object_of(reply.body)
+
+    def _exchange_kept(self, path: str, data: bytes, timeout: float, withdrawal: Withdrawal | None) -> Reply:
+        self._code = self._code or self._read_code()
+        try:
+            return self._kept.exchange(path, self._code, data, timeout_seconds=timeout,
+                                       answer_size_bytes_max=_ANSWER_SIZE_BYTES_MAX, withdrawal=withdrawal)
+        except NoAnswer as error:
+            raise NodeNotRunning(url=self.url, why=str(error)) from error
+        except NotHttp as error:
+            raise NodeError(what=str(error)) from error
 
     @contextmanager
     def stream(self, path: str, body: dict[str, Any], timeout_seconds: float) -> Iterator[Answer]:
@@ -176,14 +206,10 @@ class NodeConnection:
 
     def _connect(self, timeout: float | None) -> http.client.HTTPConnection:
         settings = self._settings
-        try:
+        with _connect_errors(self.url):
             connection = http.client.HTTPConnection(settings.node_host, settings.node_port,
                                                     timeout=settings.connect_timeout_seconds, blocksize=1 << 20)
             connection.connect()
-        except (http.client.InvalidURL, UnicodeError) as error:
-            raise NodeNotRunning(url=self.url, why="KACHERY_DAEMON_HOST is not the name of a host") from error
-        except OSError as error:
-            raise NodeNotRunning(url=self.url, why=error.strerror or str(error) or "no answer") from error
         connection.sock.settimeout(timeout)
         connection.timeout = timeout  # for the second connection, after a refused code
         return connection
@@ -277,14 +303,7 @@ class Answer:
         """Return the error that this answer reports."""
         with _node_errors(self._url, self._stall_seconds):
             data = self._read_all()
-        try:
-            content = json.loads(data)
-        except ValueError:
-            content = None
-        if isinstance(content, dict) and "error" in content:
-            return KacheryError.from_dict(content)
-        text = data[:200].decode("utf-8", "replace").strip()
-        return NodeError(what=f"HTTP {self.status} {text or self._response.reason}")
+        return _error_of(self.status, data, self._response.reason)
 
     def _read_all(self) -> bytes:
         data = self._response.read(_ANSWER_SIZE_BYTES_MAX)
@@ -293,11 +312,43 @@ class Answer:
         return data
 
 
+def _connected(settings: Settings, url: str) -> socket.socket:
+    """Return a new connection for small requests, which must not wait for each other in the socket's buffer."""
+    with _connect_errors(url):
+        connection = socket.create_connection((settings.node_host, settings.node_port),
+                                              settings.connect_timeout_seconds)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return connection
+
+
+def _error_of(status: int, data: bytes, reason: str = "") -> KacheryError:
+    """Return the error that the body of an answer tells."""
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError):
+        content = None
+    if isinstance(content, dict) and "error" in content:
+        return KacheryError.from_dict(content)
+    text = data[:200].decode("utf-8", "replace").strip()
+    return NodeError(what=f"HTTP {status} {text or reason}")
+
+
 def _object_of(data: bytes) -> dict[str, Any]:
     content = json.loads(data)
     if not isinstance(content, dict):
         raise NodeError(what="its answer is not a JSON object")
     return content
+
+
+@contextmanager
+def _connect_errors(url: str) -> Iterator[None]:
+    """Translate what making a connection raises."""
+    try:
+        yield
+    except (http.client.InvalidURL, UnicodeError) as error:
+        raise NodeNotRunning(url=url, why="KACHERY_DAEMON_HOST is not the name of a host") from error
+    except OSError as error:
+        raise NodeNotRunning(url=url, why=error.strerror or str(error) or "no answer") from error
 
 
 @contextmanager

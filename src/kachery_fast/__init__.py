@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
+    from .client.backend import run_task_backend
     from .client.files import (
         Loaded,
         info,
@@ -36,8 +37,11 @@ if TYPE_CHECKING:
         store_pkl,
         store_text,
     )
+    from .client.functions import taskfunction
     from .client.progress import Progress, ProgressCallback
+    from .client.running import report_progress
     from .client.storing import link_file, store_file, store_files
+    from .client.tasks import Task, request_task
     from .errors import KacheryError
 
 __all__ = [
@@ -45,6 +49,7 @@ __all__ = [
     "Loaded",
     "Progress",
     "ProgressCallback",
+    "Task",
     "__version__",
     "info",
     "link_file",
@@ -55,12 +60,16 @@ __all__ = [
     "load_npy",
     "load_pkl",
     "load_text",
+    "report_progress",
+    "request_task",
+    "run_task_backend",
     "store_file",
     "store_files",
     "store_json",
     "store_npy",
     "store_pkl",
     "store_text",
+    "taskfunction",
     "verify",
     "why",
 ]
@@ -70,6 +79,7 @@ _ROOMS = {
     "Loaded": "client.files",
     "Progress": "client.progress",
     "ProgressCallback": "client.progress",
+    "Task": "client.tasks",
     "info": "client.files",
     "link_file": "client.storing",
     "load": "client.files",
@@ -79,12 +89,16 @@ _ROOMS = {
     "load_npy": "client.formats",
     "load_pkl": "client.formats",
     "load_text": "client.formats",
+    "report_progress": "client.running",
+    "request_task": "client.tasks",
+    "run_task_backend": "client.backend",
     "store_file": "client.storing",
     "store_files": "client.storing",
     "store_json": "client.formats",
     "store_npy": "client.formats",
     "store_pkl": "client.formats",
     "store_text": "client.formats",
+    "taskfunction": "client.functions",
     "verify": "client.files",
     "why": "client.files",
 }

@@ -29,7 +29,8 @@ def _harmless(text: str) -> str:
 class Inquiry:
     """The account of one request on one channel; facts are noted as they come, in the order they came.
 
-    ``providers`` maps the node ids of everybody else who may provide files there to their labels.
+    ``providers`` maps the node ids of everybody else who may provide such things there to their labels; ``thing`` is
+    what they were asked for; ``bands`` says why they could not be asked.
     """
 
     uri: str
@@ -38,6 +39,8 @@ class Inquiry:
     bucket: str = "not looked at"
     rounds: int = 0
     answers: dict[str, str] = field(default_factory=dict)
+    thing: str = "the file"
+    bands: str = ""
 
     def note(self, node_id: str, answer: str) -> None:
         """Remember the last word of a node, or what became of it."""
@@ -55,12 +58,14 @@ class Inquiry:
             parts.append(f"asked {self._crowd()} {times}")
         else:
             parts.append("nobody was asked")
+        if self.bands:
+            parts.append(f"the last question could not be sent ({self.bands})")
         parts.extend(f"{self.label(node_id)}: {answer}" for node_id, answer in self.answers.items())
         silent = [node_id for node_id in self.providers if node_id not in self.answers] if self.rounds else []
         if silent:
             names = ", ".join(self.label(node_id) for node_id in silent[:5])
             more = f" and {len(silent) - 5} more" if len(silent) > 5 else ""
-            parts.append(f"no answer from {names}{more} (a node without the file keeps silent)")
+            parts.append(f"no answer from {names}{more} (a node without {self.thing} keeps silent)")
         return "; ".join(parts)
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,0 +1,138 @@
+"""What happens to the reader of a subfeed (``following.Follower``), and what it wants done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import KacheryError
+from .feed_bodies import FeedFailed, FeedMessages, FeedShared, Segment
+from .feeds import Head, Index
+
+__all__ = [
+    "BandRestored", "Effect", "End", "Event", "Grown", "Heard", "IndexRead", "KeepHead", "Load", "Loaded",
+    "LookAtIndex", "SayFailed", "Subscribe", "Take", "Taken", "Tick", "Wanted",
+]
+
+# --- events
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Somebody reads the subfeed: follow it until ``until``, and be told of new messages when ``live``."""
+
+    until: float
+
+
+@dataclass(frozen=True)
+class IndexRead:
+    """``LookAtIndex`` has ended: with the index, or None and why there is none."""
+
+    index: Index | None
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A node said something about this subfeed."""
+
+    body: FeedMessages | FeedShared | FeedFailed
+    sender: str
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """``Load`` has ended: the subfeed is held up to ``count``.
+
+    ``why``: what was wrong, "" for nothing. ``useless``: the object is what its name says, and no good: not to be tried
+    again. ``forked``: as of ``Grown``.
+    """
+
+    segment: Segment
+    count: int
+    why: str = ""
+    useless: bool = False
+    forked: bool = False
+
+
+@dataclass(frozen=True)
+class Taken:
+    """``Take`` has ended: the subfeed is held up to ``count``; ``why``: what was wrong with the rest, "" if nothing."""
+
+    count: int
+    why: str = ""
+    forked: bool = False
+
+
+@dataclass(frozen=True)
+class Grown:
+    """The subfeed is held up to ``count`` by other ways; ``forked``: no message after it can ever be believed."""
+
+    count: int
+    forked: bool = False
+
+
+@dataclass(frozen=True)
+class BandRestored:
+    """The bands were out of reach, and messages may have been lost."""
+
+
+@dataclass(frozen=True)
+class SayFailed:
+    """A question could not be sent."""
+
+    error: KacheryError
+
+
+@dataclass(frozen=True)
+class Tick:
+    """The time that ``deadline`` named has come."""
+
+
+Event = Wanted | IndexRead | Heard | Loaded | Taken | Grown | BandRestored | SayFailed | Tick
+
+
+# --- effects
+
+
+@dataclass(frozen=True)
+class LookAtIndex:
+    """Read the subfeed's index from the bucket, past caches; answer by ``IndexRead``."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """Load a segment, check its messages and keep the good ones; answer by ``Loaded``."""
+
+    segment: Segment
+
+
+@dataclass(frozen=True)
+class Take:
+    """Check messages ``first``, … and keep the good ones; answer by ``Taken``."""
+
+    first: int
+    messages: list[dict[str, Any]]
+    sender: str
+
+
+@dataclass(frozen=True)
+class KeepHead:
+    """Keep a head that was checked; the messages that it speaks of are held."""
+
+    head: Head
+
+
+@dataclass(frozen=True)
+class Subscribe:
+    """Say a ``FeedSubscribe`` with these fields; ``SayFailed`` when it cannot be sent."""
+
+    fields: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class End:
+    """Nobody reads any more. The machine takes no further events."""
+
+
+Effect = LookAtIndex | Load | Take | KeepHead | Subscribe | End

@@ -20,7 +20,7 @@ from typing import Any, cast
 import psutil
 
 from kachery_fast.config import Settings, load_settings
-from kachery_fast.errors import HubUnreachable, KacheryError
+from kachery_fast.errors import HubUnreachable, KacheryError, ResultRefused
 from kachery_fast.net.hub import HubClient
 from kachery_fast.net.memory import MemoryBroker, MemoryBucket
 from kachery_fast.net.ranges import RangeClient
@@ -30,10 +30,28 @@ from kachery_fast.node.providing import Providing
 from kachery_fast.node.slots import AdaptiveSlots
 from kachery_fast.node.tools import Tools, Traffic
 from kachery_fast.node.transfers import Transfers, request_limits
+from kachery_fast.protocol import claims
 from kachery_fast.protocol.access import Permission
-from kachery_fast.protocol.hub_bodies import ChannelInfo, Member, PubsubInfo, SignedObject
-from kachery_fast.protocol.names import BAND_KINDS, FileUri, band_name, object_name
+from kachery_fast.protocol.hub_bodies import (
+    ChannelInfo,
+    ClaimTask,
+    FinishTask,
+    Member,
+    PubsubInfo,
+    SignedObject,
+    TaskClaim,
+)
+from kachery_fast.protocol.names import (
+    BAND_KINDS,
+    FileUri,
+    band_name,
+    object_name,
+    result_object_name,
+    segment_object_name,
+    subfeed_object_name,
+)
 from kachery_fast.protocol.signing import private_key, public_id
+from kachery_fast.protocol.tasks import check_result
 from kachery_fast.store.files import FileStore
 
 CHANNEL = "lab"
@@ -71,38 +89,139 @@ class FilesBucket(MemoryBucket):
 
 
 class MemoryHub:
-    """What a node asks of a hub, answered from memory. ``down`` makes it unreachable."""
+    """What nodes ask of a hub, answered from memory. ``down`` makes it unreachable; ``clock`` is its own.
+
+    ``of`` gives the hub as one node sees it, which is what a link wants.
+    """
 
     url = "http://127.0.0.1:1"
 
     def __init__(self, bucket: MemoryBucket) -> None:
         self.bucket = bucket
         self.down = False
+        self.clock: Callable[[], float] = time.time
+        self.lease_seconds = 20.0
         self.signed: list[list[tuple[str, int]]] = []
         self.reports: list[tuple[str, str]] = []
+        self.bad_results: list[str] = []
+        self.claims: dict[tuple[str, str], claims.Claim] = {}
+        self.granted: list[tuple[str, str]] = []  # (node id, task), one for each claim that was given
+        self.may_provide_tasks: Callable[[str], bool] = lambda _node_id: True
+
+    def of(self, node_id: str) -> HubOfNode:
+        """The hub as one node sees it."""
+        return HubOfNode(self, node_id)
 
     def now_ms(self) -> int:
-        return int(time.time() * 1000)
+        return int(self.clock() * 1000)
 
     async def sign_uploads(self, channel: str, objects: list[tuple[str, int]]) -> list[SignedObject]:
-        await asyncio.sleep(0)
-        if self.down:
-            raise HubUnreachable(url=self.url, why="connection refused")
+        await self.reached()
         self.signed.append(objects)
-        names = [object_name(channel, sha1) for sha1, _ in objects]
-        return [SignedObject(sha1, name, f"memory:{name}", {})
-                for (sha1, _), name in zip(objects, names, strict=True)]
+        return [self._leave(sha1, object_name(channel, sha1)) for sha1, _ in objects]
 
-    async def report_corrupt(self, channel: str, sha1: str, found: str) -> bool:
-        await asyncio.sleep(0)
-        if self.down:
-            raise HubUnreachable(url=self.url, why="connection refused")
+    async def sign_feed_uploads(self, channel: str, feed_id: str, subfeed: str, segments: list[tuple[str, int]],
+                                index_size_bytes: int | None = None) -> list[SignedObject]:
+        await self.reached()
+        self.signed.append(segments)
+        leaves = [self._leave(sha1, segment_object_name(channel, feed_id, subfeed, sha1)) for sha1, _ in segments]
+        if index_size_bytes is not None:
+            leaves.append(self._leave("", subfeed_object_name(channel, feed_id, subfeed), replace=True))
+        return leaves
+
+    async def sign_task_result(self, channel: str, result_id: str, size: int, *, replace: bool = False) -> SignedObject:
+        await self.reached()
+        self.signed.append([(result_id, size)])
+        return self._leave(result_id, result_object_name(channel, result_id), replace=replace)
+
+    async def report_corrupt(
+        self, channel: str, sha1: str, found: str, *, feed_id: str = "", subfeed: str = ""
+    ) -> bool:
+        await self.reached()
         self.reports.append((sha1, found))
-        name = object_name(channel, sha1)
+        name = segment_object_name(channel, feed_id, subfeed, sha1) if feed_id else object_name(channel, sha1)
         if name in self.bucket.objects and sha1_of(self.bucket.objects[name]) == sha1:
             return False
         self.bucket.objects.pop(name, None)
         return True
+
+    async def report_bad_result(self, channel: str, result_id: str) -> bool:
+        await self.reached()
+        self.bad_results.append(result_id)
+        name = result_object_name(channel, result_id)
+        if name not in self.bucket.objects:
+            return False
+        try:
+            if self.may_provide_tasks(check_result(self.bucket.objects[name], result_id, channel).node_id):
+                return False
+        except ResultRefused:
+            pass
+        del self.bucket.objects[name]
+        return True
+
+    async def find_task(self, channel: str, task: str) -> TaskClaim:
+        await self.reached()
+        found = self.claims.get((channel, task))
+        if found is not None:
+            found = claims.look(found, self.now_ms())
+            if found.state == "unknown":
+                self.claims[channel, task] = found
+        return claims.describe(found, task)
+
+    async def reached(self) -> None:
+        """What begins each request: the way to the hub."""
+        await asyncio.sleep(0)
+        if self.down:
+            raise HubUnreachable(url=self.url, why="connection refused")
+
+    def _leave(self, sha1: str, name: str, *, replace: bool = False) -> SignedObject:
+        return SignedObject(sha1, name, self.bucket.sign(name, replace=replace).url, {})
+
+
+class HubOfNode:
+    """``MemoryHub`` as one node sees it; by the hub's own rules of claims."""
+
+    def __init__(self, hub: MemoryHub, node_id: str) -> None:
+        self._hub = hub
+        self._node_id = node_id
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._hub, name)
+
+    async def claim_task(self, channel: str, task: str, kind: str, function: str, *, idempotent: bool = False,
+                         attempt: str = "") -> TaskClaim:
+        hub = self._hub
+        await hub.reached()
+        asked = ClaimTask(channel=channel, time=hub.now_ms(), id="", task=task, kind=kind, function=function,
+                          idempotent=idempotent, attempt=attempt)
+        standing, granted = claims.claim(hub.claims.get((channel, task)), asked, self._node_id, hub.now_ms(),
+                                         int(hub.lease_seconds * 1000))
+        hub.claims[channel, task] = standing
+        if granted:
+            hub.granted.append((self._node_id, task))
+        return claims.describe(standing, task, granted=granted)
+
+    async def keep_tasks(self, channel: str, tasks: list[str]) -> set[str]:
+        hub = self._hub
+        await hub.reached()
+        lost = set()
+        for task in tasks:
+            found = hub.claims.get((channel, task))
+            kept = found and claims.keep(found, self._node_id, hub.now_ms(), int(hub.lease_seconds * 1000))
+            if kept:
+                hub.claims[channel, task] = kept
+            else:
+                lost.add(task)
+        return lost
+
+    async def finish_task(
+        self, channel: str, task: str, state: str, receipt: dict[str, Any] | None = None
+    ) -> TaskClaim:
+        hub = self._hub
+        await hub.reached()
+        asked = FinishTask(channel=channel, time=hub.now_ms(), id="", task=task, state=state, receipt=receipt)
+        hub.claims[channel, task] = claims.finish(hub.claims.get((channel, task)), asked, self._node_id)
+        return claims.describe(hub.claims[channel, task], task)
 
 
 class Network:
@@ -114,6 +233,7 @@ class Network:
         self.bucket = bucket or MemoryBucket()
         self.broker = MemoryBroker(message_size_bytes_max=60000)
         self.hub = MemoryHub(self.bucket)
+        self.hub.may_provide_tasks = self._may_provide_tasks
         self.members: dict[str, list[str]] = {}
         self.peers: list[Peer] = []
 
@@ -122,6 +242,10 @@ class Network:
                    for known, permissions in self.members.items()]
         return ChannelInfo(self.channel, "owner", self.members.get(name, []), "http://127.0.0.1:1/bucket",
                            PubsubInfo("ably"), members)
+
+    def _may_provide_tasks(self, node_id: str) -> bool:
+        return any(identity_of(name).node_id == node_id and Permission.PROVIDE_TASKS.value in permissions
+                   for name, permissions in self.members.items())
 
     async def peer(self, name: str, permissions: list[str] | None = None, **settings: Any) -> Peer:
         """Add a node, and tell the others of it."""
@@ -156,8 +280,8 @@ class Peer:
         self.refreshed = 0
         self.ranges = RangeClient(settings, concurrency=2)
         self.link = ChannelLink(
-            network.info(name), cast(HubClient, network.hub), self.identity, settings, self.ranges,
-            refresh=self._refresh, on_request=self._requested,
+            network.info(name), cast(HubClient, network.hub.of(self.identity.node_id)), self.identity, settings,
+            self.ranges, refresh=self._refresh, on_request=self._requested,
             open_channel=lambda channel, *, client_id, **_: network.broker.channel(
                 channel, client_id, {band_name(channel, kind): ["publish", "subscribe"] for kind in BAND_KINDS}))
         self.link.bucket = network.bucket

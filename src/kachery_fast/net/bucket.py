@@ -1,7 +1,7 @@
 """Objects of a bucket by URL: put, get, head; what each status means; retries.
 
-A bucket is anything with Google Cloud Storage's manners (ARCHITECTURE §2): range GET, create-only PUT to a signed
-URL, 404 missing, 403 refused, 412 exists.
+A bucket is anything with Google Cloud Storage's manners (ARCHITECTURE §2): range GET, PUT to a signed URL that creates
+(or, where it was signed so, replaces) an object, 404 missing, 403 refused, 412 exists.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import secrets
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from email.utils import parsedate_to_datetime
@@ -62,8 +63,12 @@ class Bucket(Protocol):
         :raises DiskFull, DiskError: the file of a ``FileSpan`` took no more.
         """
 
-    async def get_small(self, object_name: str, limit_bytes: int) -> bytes:
-        """Return a small object. :raises TooLarge: it is longer than ``limit_bytes``; else as ``get_into``."""
+    async def get_small(self, object_name: str, limit_bytes: int, *, fresh: bool = False) -> bytes:
+        """Return a small object.
+
+        :param fresh: past any cache on the way, for objects that may be replaced.
+        :raises TooLarge: it is longer than ``limit_bytes``; else as ``get_into``.
+        """
 
     async def size(self, object_name: str) -> int:
         """Return an object's size in bytes. :raises ObjectMissing: else as ``get_into``."""
@@ -74,6 +79,12 @@ class Bucket(Protocol):
 
         :raises UrlExpired: the URL must be signed anew. :raises UploadRefused: the bucket does not want it.
         :raises FileChanged: the file ends too early. :raises Stalled, BucketUnreachable: after all tries.
+        """
+
+    async def put_bytes(self, upload: SignedUpload, data: bytes) -> bool:
+        """Upload ``data``, a few MiB at most; True when it is there now, False when another object was there already.
+
+        A PUT that was signed to replace an object never finds one there. Raises as ``put_from`` does.
         """
 
 
@@ -120,8 +131,10 @@ class HttpBucket:
                 at = 0
             await tries.answered(answer, "the download")
 
-    async def get_small(self, object_name: str, limit_bytes: int) -> bytes:
+    async def get_small(self, object_name: str, limit_bytes: int, *, fresh: bool = False) -> bytes:
         url = self._url(object_name)
+        if fresh:  # as the network of 2022 did: no cache knows this URL
+            url += f"?cb={secrets.token_hex(5)}"
         return (await self._small(object_name, lambda: self._client.get_small(url, limit_bytes))).body
 
     async def size(self, object_name: str) -> int:
@@ -133,13 +146,21 @@ class HttpBucket:
 
     async def put_from(self, upload: SignedUpload, fd: int, offset: int, length: int, *,
                        progress: Progress | None = None) -> bool:
-        tries = _Tries(self, upload.object_name)
+        return await self._put(upload.object_name, progress, lambda meter: self._client.send(
+            upload.url, fd, offset, length, headers=upload.headers, progress=meter.told))
+
+    async def put_bytes(self, upload: SignedUpload, data: bytes) -> bool:
+        return await self._put(upload.object_name, None, lambda _meter: self._client.send_small(
+            upload.url, data, headers=upload.headers))
+
+    async def _put(self, object_name: str, progress: Progress | None,
+                   send: Callable[[Meter], Awaitable[Response]]) -> bool:
+        tries = _Tries(self, object_name)
         while True:
             meter = Meter(progress)
             answer: Response | None = None
             try:
-                answer = await self._client.send(upload.url, fd, offset, length, headers=upload.headers,
-                                                 progress=meter.told)
+                answer = await send(meter)
             except (Stalled, BucketUnreachable) as error:
                 await tries.failed(error)
             if answer is not None:

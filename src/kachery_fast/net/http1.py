@@ -192,8 +192,9 @@ class Connection:
                 raise TooLarge(what=request.name, size=size, limit=limit_bytes, setting="the reader's limit")
             return answer
 
-    def send(self, request: Request, fd: int, offset: int, length: int, progress: Progress | None) -> Response:
-        """Send ``length`` bytes of the file ``fd`` from ``offset`` on as the request's body; see
+    def send(self, request: Request, source: int | bytes, offset: int, length: int, progress: Progress | None
+             ) -> Response:
+        """Send ``length`` bytes of the file, or the bytes, ``source`` from ``offset`` on as the request's body; see
         ``RangeClient.send``. An answer that comes early ends the sending."""
         with self._exchange(request, length, progress):
             self._sock.sendall(self._parser.send(_h11_request(request)) or b"")
@@ -206,7 +207,7 @@ class Connection:
                     if events & ~select.POLLOUT:
                         early = self._early_answer()
                     if events & select.POLLOUT and early is None:
-                        self._send_span(fd, offset + self._moved, min(self._span_bytes, length - self._moved))
+                        self._send_span(source, offset + self._moved, min(self._span_bytes, length - self._moved))
                     self._tell(self._span_bytes if self._moved < length else 1)
             except ConnectionError:
                 # A server that refuses and closes resets what was still on its way; its answer may have arrived.
@@ -307,14 +308,16 @@ class Connection:
             if not isinstance(event, h11.InformationalResponse):
                 raise ConnectionResetError("the server closed the connection")
 
-    def _send_span(self, fd: int, offset: int, length: int) -> None:
-        if isinstance(self._sock, ssl.SSLSocket):
-            data = os.pread(fd, length, offset)
+    def _send_span(self, source: int | bytes, offset: int, length: int) -> None:
+        if isinstance(source, bytes):
+            count = self._sock.send(memoryview(source)[offset:offset + length])
+        elif isinstance(self._sock, ssl.SSLSocket):
+            data = os.pread(source, length, offset)
             self._sock.sendall(data)
             count = len(data)
         else:
             try:
-                count = os.sendfile(self._sock.fileno(), fd, offset, length)
+                count = os.sendfile(self._sock.fileno(), source, offset, length)
             except BlockingIOError:
                 return
         if not count:

@@ -8,62 +8,52 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import random
 import secrets
 import time
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ..config import Settings
-from ..errors import HubError, HubUnreachable, InvalidArgument, KacheryError, RateLimited, StaleMessage
+from ..errors import HubError, InvalidArgument, StaleMessage
 from ..protocol.hub_bodies import (
     ChannelInfo,
+    ClaimTask,
+    FindTask,
+    FinishTask,
     GetNodeConfig,
     GetPubsubToken,
     HubBody,
     JoinChannel,
+    KeepTasks,
     LeaveChannel,
     NodeConfig,
     ObjectSpec,
     PubsubToken,
+    ReportBadResult,
     ReportCorrupt,
     SignedObject,
     SignedUploads,
+    SignFeedUploads,
+    SignTaskResult,
     SignUploads,
+    TaskClaim,
 )
 from ..protocol.messages import encode_hub_request
+from .exchange import Exchange, check_hub_url
 
 __all__ = ["HubClient", "OwnerClient", "check_hub_url", "split_invitation"]
 
 _log = logging.getLogger("kachery_fast.net")
 _T = TypeVar("_T")
 
-# Past 10,000 members a NodeConfig takes about 3 MB.
-ANSWER_SIZE_BYTES_MAX = 64 * 1024 * 1024
-# A hub that shuts down, or a proxy before it, says so by these; another try may find it back.
-_PASSING = frozenset({429, 500, 502, 503, 504})
-
-
-def check_hub_url(text: str) -> str:
-    """Return a hub's address without a slash at its end.
-
-    :raises InvalidArgument: it is not ``http(s)://HOST[:PORT][/PATH]``.
-    """
-    try:
-        parts = urlsplit(text)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
-    except ValueError:
-        usable = False
-    if not usable or parts.query or parts.fragment or parts.username is not None:
-        raise InvalidArgument(what=f"{text!r} is not a hub's address. It looks like http://hub.example.org:20440")
-    return text.rstrip("/")
+# Ids in one request: 1,000 of 64 characters are 67 kB.
+_KEEP_BATCH_MAX = 1000
 
 
 def split_invitation(link: str) -> tuple[str, str]:
@@ -76,83 +66,6 @@ def split_invitation(link: str) -> tuple[str, str]:
         raise InvalidArgument(
             what=f"{link!r} is not an invitation. It looks like http://hub.example.org:20440/join/CODE")
     return check_hub_url(url), code
-
-
-class _Exchange:
-    """POSTs JSON to one hub; translates what goes wrong; tries again what may pass."""
-
-    def __init__(
-        self, url: str, settings: Settings, session: aiohttp.ClientSession | None, attempts_max: int,
-        sleep: Callable[[float], Awaitable[None]], uniform: Callable[[float, float], float],
-    ) -> None:
-        self.url = check_hub_url(url)
-        self._settings = settings
-        self._attempts_max = attempts_max
-        self._session = session
-        self._own_session = session is None
-        self._sleep = sleep
-        self._uniform = uniform
-
-    async def post(self, path: str, make_body: Callable[[], bytes], headers: dict[str, str] | None = None) -> bytes:
-        """Return the body of a 200 answer. ``make_body`` is called for each try, so each is signed anew.
-
-        :raises HubUnreachable: no connection, or no answer in time, in any of the tries.
-        :raises HubError: the hub's answer makes no sense, or it still fails after all tries.
-        :raises KacheryError: the refusal that the hub sent.
-        """
-        attempt = 0
-        while True:
-            attempt += 1
-            pause_seconds = 0.0
-            try:
-                status, data = await self._post_once(path, make_body(), headers or {})
-                if status == 200:
-                    return data
-                failure = self._failure(status, data)
-                if isinstance(failure, RateLimited):
-                    pause_seconds = _seconds(failure.details.get("retry_seconds"))
-                if status not in _PASSING:
-                    raise failure
-            except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
-                failure = HubUnreachable(url=self.url, why=_reason(error))
-            ceiling = min(self._settings.retry_cap_seconds, self._settings.retry_base_seconds * 2 ** (attempt - 1))
-            # Asked to wait for longer than we ever do: say so at once rather than fail again.
-            if attempt >= self._attempts_max or pause_seconds > self._settings.retry_cap_seconds:
-                raise failure
-            _log.debug("%s%s, attempt %d: %s", self.url, path, attempt, failure)
-            await self._sleep(pause_seconds + self._uniform(0, ceiling))
-
-    async def _post_once(self, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, bytes]:
-        if self._session is None:
-            connect, stall = self._settings.connect_timeout_seconds, self._settings.stall_seconds
-            self._session = aiohttp.ClientSession(
-                timeout=aiohttp.ClientTimeout(total=connect + stall, sock_connect=connect, sock_read=stall))
-        headers = {"Content-Type": "application/json", **headers}
-        async with self._session.post(self.url + path, data=body, headers=headers, allow_redirects=False) as response:
-            data = bytearray()
-            async for piece in response.content.iter_any():
-                data += piece
-                if len(data) > ANSWER_SIZE_BYTES_MAX:
-                    raise HubError(url=self.url, why=f"its answer is longer than {ANSWER_SIZE_BYTES_MAX} bytes")
-            return response.status, bytes(data)
-
-    def _failure(self, status: int, data: bytes) -> KacheryError:
-        try:
-            answer = msgspec.json.decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            answer = None
-        if not isinstance(answer, dict) or "error" not in answer or status == 500:
-            what = answer.get("message") if isinstance(answer, dict) else None
-            return HubError(url=self.url, why=str(what) if what else f"HTTP {status}, and not from a kachery-fast hub")
-        try:
-            return KacheryError.from_dict(answer)
-        except TypeError:
-            return HubError(url=self.url, why=str(answer.get("message", f"HTTP {status}")))
-
-    async def close(self) -> None:
-        if self._own_session and self._session is not None:
-            await self._session.close()
-            self._session = None
 
 
 class HubClient:
@@ -174,7 +87,7 @@ class HubClient:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
-        self._exchange = _Exchange(url, settings, session, settings.retry_attempts_max, sleep, uniform)
+        self._exchange = Exchange(url, settings, session, settings.retry_attempts_max, sleep, uniform)
         self.url = self._exchange.url
         self._key = key
         self._clock = clock
@@ -231,20 +144,90 @@ class HubClient:
         :raises RateLimited: too many in the last seconds.
         """
         specs = [ObjectSpec(sha1, size) for sha1, size in objects]
-        answer = await self._call(SignUploads, SignedUploads, channel=channel, objects=specs)
-        if [item.sha1 for item in answer.uploads] != [spec.sha1 for spec in specs]:
-            raise HubError(url=self.url, why="it signed other objects than were asked for")
-        for item in answer.uploads:
-            item.url = self.absolute(item.url)
-        return answer.uploads
+        return await self._signed(SignUploads, [sha1 for sha1, _ in objects], channel=channel, objects=specs)
 
-    async def report_corrupt(self, channel: str, sha1: str, found: str) -> bool:
+    async def sign_feed_uploads(self, channel: str, feed_id: str, subfeed: str, segments: list[tuple[str, int]],
+                                index_size_bytes: int | None = None) -> list[SignedObject]:
+        """Return where to PUT segments of a subfeed, given as (SHA-1, size in bytes), in their order; absolute URLs.
+
+        :param index_size_bytes: the size of its ``subfeed.json``, which comes last, with an empty ``sha1``; that one
+            replaces the object that is there. None: not asked for.
+        :raises NotPermitted, TooLarge, RateLimited: as of ``sign_uploads``.
+        """
+        specs = [ObjectSpec(sha1, size) for sha1, size in segments]
+        expected = [sha1 for sha1, _ in segments] + ([] if index_size_bytes is None else [""])
+        return await self._signed(SignFeedUploads, expected, channel=channel, feed_id=feed_id, subfeed=subfeed,
+                                  segments=specs, index_size_bytes=index_size_bytes)
+
+    async def sign_task_result(self, channel: str, result_id: str, size: int, *, replace: bool = False) -> SignedObject:
+        """Return where to PUT the result of a task; an absolute URL. ``sha1`` of the answer is the result id.
+
+        :param size: the size in bytes of the result's object.
+        :param replace: it may take the place of the result that is there; else the PUT finds 412 (it exists).
+        :raises NotPermitted, TooLarge, RateLimited: as of ``sign_uploads``.
+        """
+        (signed,) = await self._signed(SignTaskResult, [result_id], channel=channel, result_id=result_id, size=size,
+                                       replace=replace)
+        return signed
+
+    async def report_corrupt(
+        self, channel: str, sha1: str, found: str, *, feed_id: str = "", subfeed: str = ""
+    ) -> bool:
         """Report an object whose bytes have the SHA-1 ``found``; True when the hub agreed and removed it.
 
-        :raises NotPermitted: the node may not request files. :raises RateLimited: too many reports at once.
+        :param feed_id: with ``subfeed`` (the hash of its name): the object is a segment of that subfeed.
+        :raises NotPermitted: the node may not request files (or feeds). :raises RateLimited: too many reports at once.
         """
-        answer = await self._call(ReportCorrupt, dict[str, Any], channel=channel, sha1=sha1, found=found)
+        answer = await self._call(ReportCorrupt, dict[str, Any], channel=channel, sha1=sha1, found=found,
+                                  feed_id=feed_id, subfeed=subfeed)
         return answer.get("removed") is True
+
+    async def report_bad_result(self, channel: str, result_id: str) -> bool:
+        """Report a result that was refused (``protocol.tasks.check_result``); True when the hub agreed and removed it.
+
+        :raises NotPermitted: the node may neither request nor provide tasks. :raises RateLimited: as above.
+        """
+        answer = await self._call(ReportBadResult, dict[str, Any], channel=channel, result_id=result_id)
+        return answer.get("removed") is True
+
+    async def claim_task(self, channel: str, task: str, kind: str, function: str, *, idempotent: bool = False,
+                         attempt: str = "") -> TaskClaim:
+        """Ask for leave to run a task; ``granted`` of the answer is the leave.
+
+        :param attempt: who is told yes and cannot hear it (the answer is lost, and an error is raised here) may ask
+            again with the same one, and is told yes again; without it each call counts as an attempt of its own.
+        :raises NotPermitted: the node may not provide tasks. :raises RateLimited: too many in the last seconds.
+        """
+        return await self._call(ClaimTask, TaskClaim, channel=channel, task=task, kind=kind, function=function,
+                                idempotent=idempotent, attempt=attempt or self._new_id())
+
+    async def keep_tasks(self, channel: str, tasks: list[str]) -> set[str]:
+        """Keep the claims of some tasks alive; return those that this node does not hold any more.
+
+        :raises NotPermitted, RateLimited: as of ``claim_task``.
+        """
+        lost: set[str] = set()
+        for start in range(0, len(tasks), _KEEP_BATCH_MAX):
+            batch = tasks[start:start + _KEEP_BATCH_MAX]
+            answer = await self._call(KeepTasks, dict[str, list[str]], channel=channel, tasks=batch)
+            lost.update(answer.get("lost", []))
+        return lost
+
+    async def finish_task(
+        self, channel: str, task: str, state: str, receipt: dict[str, Any] | None = None
+    ) -> TaskClaim:
+        """Tell how a task that this node had claimed has ended; return how it stands. May be repeated.
+
+        :param state: ``finished``, ``failed``, ``unknown`` or ``released``.
+        :param receipt: of an action that finished or failed (``protocol.tasks.sign_receipt``).
+        :raises NotPermitted: this node does not hold the task, or may not provide tasks.
+        :raises InvalidArgument, BadMessage, SignatureInvalid: the receipt is missing, or not this task's and node's.
+        """
+        return await self._call(FinishTask, TaskClaim, channel=channel, task=task, state=state, receipt=receipt)
+
+    async def find_task(self, channel: str, task: str) -> TaskClaim:
+        """Return how a task stands. :raises NotPermitted: the node may neither request nor provide tasks."""
+        return await self._call(FindTask, TaskClaim, channel=channel, task=task)
 
     async def close(self) -> None:
         """Close the connections that were made here."""
@@ -257,6 +240,17 @@ class HubClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+    async def _signed(
+        self, body_type: Callable[..., HubBody], expected: list[str], **fields: Any
+    ) -> list[SignedObject]:
+        """Ask for upload URLs; ``expected`` are the names of the objects, in order."""
+        answer = await self._call(body_type, SignedUploads, **fields)
+        if [item.sha1 for item in answer.uploads] != expected:
+            raise HubError(url=self.url, why="it signed other objects than were asked for")
+        for item in answer.uploads:
+            item.url = self.absolute(item.url)
+        return answer.uploads
 
     async def _call(self, body_type: Callable[..., HubBody], answer_type: type[_T], **fields: Any) -> _T:
         def make_body() -> bytes:
@@ -293,7 +287,7 @@ class OwnerClient:
     def __init__(
         self, url: str, token: str, settings: Settings, *, session: aiohttp.ClientSession | None = None
     ) -> None:
-        self._exchange = _Exchange(url, settings, session, 1, asyncio.sleep, random.uniform)
+        self._exchange = Exchange(url, settings, session, 1, asyncio.sleep, random.uniform)
         self.url = self._exchange.url
         self._token = token
 
@@ -321,17 +315,3 @@ class OwnerClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
-
-
-def _seconds(value: object) -> float:
-    return max(0.0, float(value)) if isinstance(value, (int, float)) else 0.0
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, asyncio.TimeoutError):
-        return "no answer in time"
-    if isinstance(error, aiohttp.ClientConnectorError):
-        number = error.os_error.errno
-        # asyncio words a refused connection in its own way; the failures of name look-ups have negative numbers.
-        return os.strerror(number).lower() if number and number > 0 else str(error.os_error.strerror or error.os_error)
-    return str(error) or type(error).__name__

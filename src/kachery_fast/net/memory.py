@@ -15,6 +15,8 @@ from .targets import FileSpan, Target, size_of
 
 __all__ = ["MemoryBroker", "MemoryBucket", "MemoryChannel"]
 
+_REPLACE = "?replace"
+
 
 class MemoryBroker:
     """A broker of one process: what is published on a band is delivered to its subscribers by ``loop.call_soon``."""
@@ -147,9 +149,9 @@ class MemoryBucket:
         self.gate.set()
         self._failures: defaultdict[str, list[KacheryError]] = defaultdict(list)
 
-    def sign(self, object_name: str) -> SignedUpload:
-        """Leave to put one object."""
-        return SignedUpload(object_name, f"memory:{object_name}", {})
+    def sign(self, object_name: str, *, replace: bool = False) -> SignedUpload:
+        """Leave to put one object, also in the place of another one when ``replace``."""
+        return SignedUpload(object_name, f"memory:{object_name}{_REPLACE if replace else ''}", {})
 
     def corrupt(self, object_name: str, at: int = 0) -> None:
         """Flip the bits of the byte ``at``."""
@@ -173,8 +175,8 @@ class MemoryBucket:
         if progress is not None:
             progress(len(data))
 
-    async def get_small(self, object_name: str, limit_bytes: int) -> bytes:
-        """As ``Bucket.get_small``."""
+    async def get_small(self, object_name: str, limit_bytes: int, *, fresh: bool = False) -> bytes:
+        """As ``Bucket.get_small``; there is no cache on the way."""
         data = await self._read(object_name)
         if len(data) > limit_bytes:
             raise TooLarge(what=object_name, size=len(data), limit=limit_bytes, setting="the reader's limit")
@@ -189,7 +191,7 @@ class MemoryBucket:
                        progress: Progress | None = None) -> bool:
         """As ``Bucket.put_from``."""
         await self._pass(upload.object_name)
-        if upload.object_name in self.objects:
+        if not self._takes(upload):
             return False
         data = os.pread(fd, length, offset)
         if len(data) != length:
@@ -199,6 +201,18 @@ class MemoryBucket:
         if progress is not None:
             progress(length)
         return True
+
+    async def put_bytes(self, upload: SignedUpload, data: bytes) -> bool:
+        """As ``Bucket.put_bytes``."""
+        await self._pass(upload.object_name)
+        if not self._takes(upload):
+            return False
+        self.objects[upload.object_name] = bytes(data)
+        self.puts.append(upload.object_name)
+        return True
+
+    def _takes(self, upload: SignedUpload) -> bool:
+        return upload.object_name not in self.objects or upload.url.endswith(_REPLACE)
 
     async def _read(self, object_name: str) -> bytes:
         await self._pass(object_name)

@@ -91,6 +91,16 @@ class RangeClient:
             return await self._exchange(request, lambda connection: connection.send(
                 request, fd, offset, length, meter.told), meter)
 
+    async def send_small(self, url: str, data: bytes, *, headers: Mapping[str, str] | None = None) -> Response:
+        """PUT bytes that are in memory; they do not queue behind bulk transfers.
+
+        :raises Stalled, BucketUnreachable: as in ``receive``.
+        """
+        request = _request("PUT", url, {**(headers or {}), "content-length": str(len(data))})
+        async with self._small:
+            return await self._exchange(request, lambda connection: connection.send(
+                request, data, 0, len(data), None), Meter(None))
+
     async def head(self, url: str, headers: Mapping[str, str] | None = None) -> Response:
         """HEAD: the status and headers of an object. :raises Stalled, BucketUnreachable:"""
         request = _request("HEAD", url, {"accept-encoding": "identity", **(headers or {})})

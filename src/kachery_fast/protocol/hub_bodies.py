@@ -95,12 +95,17 @@ class ClaimTask(Body, tag="claimTask"):
 
     A claim that was not kept for ``task_lease_seconds`` has lapsed: a pure calculation, a query, or an action declared
     ``idempotent`` by this and the former claim, may then be claimed anew; any other action is ``unknown`` for ever.
+    Of a pure calculation, what has ended may be claimed anew too: who is told yes looks for the result first.
+
+    ``attempt`` is random. A node that claims an action twice may have begun it in between, and is told no; unless it
+    is the same attempt, repeated because its answer was lost.
     """
 
     task: str
     kind: str
     function: str
     idempotent: bool = False
+    attempt: str = ""
 
 
 class KeepTasks(Body, tag="keepTasks"):

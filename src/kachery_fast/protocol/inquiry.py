@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import NotAvailable
 
-__all__ = ["Inquiry", "node_text"]
+__all__ = ["Inquiry", "harmless", "node_text"]
 
 
 # Answers and labels come from other machines and end up on a terminal.
@@ -16,10 +16,10 @@ _TEXT_LENGTH_MAX = 300
 
 def node_text(node_id: str, label: str) -> str:
     """Name a node for people: its label and the beginning of its id."""
-    return f"{_harmless(label)} ({node_id[:8]})" if label else f"node {node_id[:8]}"
+    return f"{harmless(label)} ({node_id[:8]})" if label else f"node {node_id[:8]}"
 
 
-def _harmless(text: str) -> str:
+def harmless(text: str) -> str:
     """Cut a foreign text, and blank what could steer a terminal."""
     text = "".join(character if character.isprintable() else " " for character in text[:_TEXT_LENGTH_MAX + 1])
     return text if len(text) <= _TEXT_LENGTH_MAX else text[:_TEXT_LENGTH_MAX] + "…"
@@ -44,7 +44,7 @@ class Inquiry:
 
     def note(self, node_id: str, answer: str) -> None:
         """Remember the last word of a node, or what became of it."""
-        self.answers[node_id] = _harmless(answer)
+        self.answers[node_id] = harmless(answer)
 
     def label(self, node_id: str) -> str:
         """Name a node for people."""

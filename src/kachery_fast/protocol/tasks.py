@@ -30,6 +30,7 @@ from .canonical import canonical_bytes
 from .names import check_channel_name, is_node_id, parse_file_uri
 from .signing import public_id, sign, verify, verify_bytes
 from .task_bodies import TASK_KINDS
+from .task_errors import error_report
 
 __all__ = [
     "FILE_FORMATS", "FUNCTION_LENGTH_MAX", "RECEIPT_OUTCOMES", "Receipt", "TaskResult", "canonical_kwargs",
@@ -45,13 +46,8 @@ RECEIPT_OUTCOMES = ("finished", "error")
 FUNCTION_LENGTH_MAX = 200
 """Characters of the id of a function."""
 
-# An error travels in one message of a band, twice: as such, and in the receipt.
-_ERROR_TYPE_BYTES = 200
-_ERROR_MESSAGE_BYTES = 2000
-_TRACEBACK_BYTES = 8000
 _INTEGER_MAX = 2**53 - 1
 _DEPTH_MAX = 200
-_RANDOM_ID = re.compile(r"[0-9a-f]{32}")
 _SIGNATURE = re.compile(rb"[0-9a-f]{128}")
 _HEAD, _MIDDLE, _TAIL = b'{"body":', b',"signature":"', b'"}'
 _SIGNATURE_LENGTH = 128
@@ -190,31 +186,6 @@ def check_task_id(kind: str, task: object) -> str:
     if not isinstance(task, str) or re.fullmatch(f"[0-9a-f]{{{digits}}}", task) is None:
         raise InvalidName(name=str(task)[:100], kind=kind, why=f"its id is {digits} hex digits, in lower case")
     return task
-
-
-# --- errors
-
-
-def error_report(type_name: str, message: str, traceback: str = "") -> dict[str, str]:
-    """Return what is told of a function that raised: ``{"type", "message", "traceback"}``, cut to what a message can
-    carry. Of a long traceback the end is kept."""
-    return {"type": _cut(type_name, _ERROR_TYPE_BYTES), "message": _cut(message, _ERROR_MESSAGE_BYTES),
-            "traceback": _cut(traceback, _TRACEBACK_BYTES, keep_end=True)}
-
-
-def _cut(text: str, size_bytes_max: int, *, keep_end: bool = False) -> str:
-    """Cut a text to a number of bytes as it stands in JSON; what UTF-8 cannot write becomes a question mark."""
-    text = text.encode("utf-8", "replace").decode()
-    sizes = [len(msgspec.json.encode(character)) - 2 for character in text]
-    if sum(sizes) <= size_bytes_max:
-        return text
-    room, kept = size_bytes_max - len("…".encode()), 0
-    for size in reversed(sizes) if keep_end else sizes:
-        room -= size
-        if room < 0:
-            break
-        kept += 1
-    return "…" + text[len(text) - kept:] if keep_end else text[:kept] + "…"
 
 
 # --- results

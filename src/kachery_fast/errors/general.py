@@ -6,12 +6,13 @@ from .tree import KacheryError
 
 __all__ = [
     "AlreadyExists", "BadMessage", "BandUnreachable", "BucketUnreachable", "Cancelled", "ChannelUnknown",
-    "ClientAuthRefused", "CorruptFile", "CorruptObject", "DiskError", "DiskFull", "FileChanged", "HubError",
-    "HubUnreachable", "InvalidArgument", "InvalidFeedUri", "InvalidName", "InvalidSetting", "InvalidUri",
-    "LinkInvalid", "LocalFileMissing", "LocalFileUnreadable", "ManifestInvalid", "NoChannel", "NodeError",
-    "NodeNotRunning", "NotADataFile", "NotAvailable", "NotInStore", "NotOnHub", "NotPermitted", "ObjectExists",
-    "ObjectMissing", "OwnerTokenRefused", "PartialTransfer", "RateLimited", "SignatureInvalid", "StaleMessage",
-    "Stalled", "TooLarge", "UnsafePickle", "UploadRefused", "UrlExpired", "WrongFormat", "WrongSize",
+    "ClientAuthRefused", "CorruptFile", "CorruptObject", "DatabaseUnusable", "DiskError", "DiskFull",
+    "FileChanged", "HubError", "HubUnreachable", "InvalidArgument", "InvalidFeedUri", "InvalidName",
+    "InvalidSetting", "InvalidUri", "LinkInvalid", "LocalFileMissing", "LocalFileUnreadable",
+    "ManifestInvalid", "MutableMissing", "NoChannel", "NodeError", "NodeNotRunning", "NotADataFile",
+    "NotAvailable", "NotInStore", "NotOnHub", "NotPermitted", "ObjectExists", "ObjectMissing",
+    "OwnerTokenRefused", "PartialTransfer", "RateLimited", "SignatureInvalid", "StaleMessage", "Stalled",
+    "TooLarge", "UnsafePickle", "UploadRefused", "UrlExpired", "WrongFormat", "WrongSize",
 ]
 
 # --- 2: the call itself is wrong
@@ -107,6 +108,13 @@ class NotAvailable(KacheryError):
 
 class NotOnHub(KacheryError):
     """The hub has no {kind} {name!r}. {advice}"""
+
+    exit_code = 3
+    http_status = 404
+
+
+class MutableMissing(KacheryError):
+    """There is no mutable with the key {key}. See which there are with: kachery-fast mutable list"""
 
     exit_code = 3
     http_status = 404
@@ -246,6 +254,13 @@ class CorruptObject(KacheryError):
 
 class WrongSize(CorruptObject):
     """The object {object} in the bucket is damaged: it has {found} bytes, expected {expected}."""
+
+
+class DatabaseUnusable(KacheryError):
+    """The database {path} cannot be used: {why}. {advice}"""
+
+    exit_code = 6
+    http_status = 500
 
 
 class ManifestInvalid(KacheryError):

@@ -1,0 +1,485 @@
+"""The feed log: this node's own feeds, with their keys, and verified copies of others', in ``kachery-fast-feeds.db``.
+
+One thread writes (``writing.GroupWriter``): appends that wait are signed in the order of their arrival and made durable
+together. Where a chain ends is read within the transaction that extends it, so no number is ever given twice, also when
+a second process has the file open. The file holds keys, and is readable by its owner alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import secrets
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from ..errors import (
+    DiskError,
+    FeedForked,
+    FeedNotWritable,
+    FeedUnknown,
+    HeadInvalid,
+    InvalidName,
+    KacheryError,
+    TooLarge,
+)
+from ..protocol import feeds as rules
+from ..protocol.canonical import canonical_bytes
+from ..protocol.feed_bodies import Segment
+from ..protocol.feeds import Extension, Fork, Tail
+from ..protocol.names import check_feed_id, check_sha1, subfeed_hash
+from ..protocol.signing import private_key, public_id
+from . import feed_rows as rows
+from .database import Database
+from .writing import GroupWriter
+
+__all__ = ["Appended", "Extended", "FeedInfo", "FeedLog", "ForkRecord", "SubfeedInfo"]
+
+T = TypeVar("T")
+
+log = logging.getLogger("kachery_fast.store")
+
+DATABASE_NAME = "kachery-fast-feeds.db"
+
+_NAME_LENGTH_MAX = 1000
+# Messages of a deleted feed that one transaction removes; appends go on in between.
+_SWEEP_MESSAGES_MAX = 500
+# A copy that others extend at the same moment is tried again; each try takes in what they added.
+_EXTEND_TRIES_MAX = 100
+
+
+@dataclass(frozen=True)
+class Appended:
+    """What an append made: numbers ``first`` to ``tail.count`` (exclusive), as signed bytes, and the head after it."""
+
+    first: int
+    tail: Tail
+    signed: list[bytes]
+    head: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Extended:
+    """How many messages of a batch were new, how many are held now, and why the rest was refused."""
+
+    new_count: int
+    count: int
+    error: KacheryError | None = None
+
+
+@dataclass(frozen=True)
+class SubfeedInfo:
+    """One subfeed: its hash, its name where it is known, the messages held, and where it forked."""
+
+    subfeed: str
+    name: Any
+    count: int
+    forked_at: int | None
+
+
+@dataclass(frozen=True)
+class FeedInfo:
+    """One feed: its id, the name that it has on this node, whether this node owns it, and its subfeeds."""
+
+    feed_id: str
+    name: str | None
+    writable: bool
+    subfeeds: list[SubfeedInfo]
+
+
+@dataclass(frozen=True)
+class ForkRecord:
+    """Two signed messages of one number, the evidence of a fork; ``time_ms``: when the second came."""
+
+    number: int
+    first: bytes
+    second: bytes
+    time_ms: int
+
+
+class FeedLog:
+    """The feeds of one storage directory. Thread-safe; all methods but ``append`` and ``has`` wait for the disk.
+
+    Every method raises DiskError or DiskFull when the disk refuses, DatabaseUnusable when the file is damaged.
+
+    :param root: the storage directory.
+    :param message_size_bytes_max: the longest message that is appended, as canonical JSON.
+    :param clock: seconds since the epoch.
+    """
+
+    def __init__(self, root: Path, *, message_size_bytes_max: int, clock: Callable[[], float] = time.time) -> None:
+        self._message_size_bytes_max = message_size_bytes_max
+        self._clock = clock
+        self._database = Database(root / DATABASE_NAME, rows.STEPS)
+        self._keys: dict[str, Ed25519PrivateKey] = {}
+        self._own: set[str] = set()
+        self._held: set[tuple[str, str]] = set()
+        self._open_segments: dict[tuple[str, str], tuple[Tail, Segment]] = {}
+        try:
+            self._look_around()
+        except BaseException:
+            self._database.close()
+            raise
+        self._writer = GroupWriter(self._database)
+        self._sweep_later()
+
+    def close(self) -> None:
+        """Make durable what was appended before, then close; a second call does nothing."""
+        self._writer.close()
+
+    # --- feeds
+
+    def create(self, name: str | None = None) -> tuple[str, bool]:
+        """Make a feed, or find the one that has this name already; return its id and whether it is new.
+
+        :raises InvalidName: the name is empty, too long, or not text that UTF-8 can write.
+        """
+        if name is not None:
+            _check_name(name)
+        feed_id, made = self._write(partial(self._create, name))
+        self._own.add(feed_id)
+        return feed_id, made
+
+    def find(self, name: str) -> str:
+        """Return the id of the feed that has this name.
+
+        :raises FeedUnknown: there is none.
+        """
+        with suppress(UnicodeEncodeError), self._database.reading() as connection:
+            row = connection.execute("SELECT feed FROM feeds WHERE name = ?", (name,)).fetchone()
+            if row is not None:
+                return str(row[0])
+        raise FeedUnknown(feed=f"of the name {name!r}", advice="See which there are with: kachery-fast feed list")
+
+    def feeds(self) -> list[FeedInfo]:
+        """Return every feed, the oldest first."""
+        with self._database.reading() as connection:
+            return _infos(connection, "")
+
+    def info(self, feed_id: str) -> FeedInfo:
+        """Return one feed.
+
+        :raises FeedUnknown: it is not held here.
+        """
+        with self._database.reading() as connection:
+            found = _infos(connection, feed_id)
+        if not found:
+            raise _unknown(feed_id)
+        return found[0]
+
+    def delete(self, feed_id: str) -> None:
+        """Delete a feed: its key, which nobody else has, and all messages.
+
+        :raises FeedUnknown: it is not held here.
+        """
+        self._write(partial(self._delete, feed_id))
+        self._own.discard(feed_id)
+        self._keys.pop(feed_id, None)
+        self._held = {place for place in self._held if place[0] != feed_id}
+        self._sweep_later()
+
+    # --- messages
+
+    def append(self, feed_id: str, subfeed: str, messages: list[dict[str, Any]], name: Any = None) -> Future[Appended]:
+        """Sign messages and write them at the end of a subfeed of an own feed, all of them or none.
+
+        :param subfeed: the hash of its name.
+        :param messages: JSON objects.
+        :param name: the subfeed's name, to be shown in lists.
+        :returns: a future that is done when they are on the disk; callbacks run on the writing thread. Its errors:
+            FeedUnknown, FeedNotWritable, FeedForked, InvalidArgument (a message is not a JSON object), TooLarge,
+            DiskFull, DiskError, DatabaseUnusable; nothing was written then.
+        :raises DiskError: the log was closed.
+        """
+        return self._writer.submit(partial(self._append, feed_id, check_sha1(subfeed), messages,
+                                           _name_text(subfeed, name)))
+
+    def extend(self, feed_id: str, subfeed: str, first: int, messages: Sequence[object]) -> Extended:
+        """Take in signed messages from number ``first`` on that somebody sent, as far as they are true.
+
+        Their signatures are checked in the caller's thread. A fork is kept as evidence; what was held from there on is
+        not believed any more, and removed.
+
+        :returns: with ``error`` FeedInvalid, FeedChainBroken or FeedForked when the batch was not good to its end.
+        """
+        check_feed_id(feed_id)
+        check_sha1(subfeed)
+        for _ in range(_EXTEND_TRIES_MAX):
+            with self._database.reading() as connection:
+                place = rows.find_place(connection, feed_id, subfeed)
+                forked = _forked(place)
+                if forked is not None and place is not None:
+                    return Extended(0, place.tail.count, forked)
+                row = None if place is None else place.subfeed_row
+                tail = Tail(feed_id, subfeed) if place is None else place.tail
+                found = rules.extend(tail, first, messages, partial(_known, connection, row))
+            extension = found.extension if isinstance(found, Fork) else found
+            if not extension.new and isinstance(found, Extension):
+                return Extended(0, tail.count, found.error)
+            done = self._write(partial(self._extend, tail, found))
+            if done is not None:
+                self._held.add((feed_id, subfeed))
+                return done
+        raise DiskError(action="extending", path=str(self._database.path), why="others extend it all the time")
+
+    def tail(self, feed_id: str, subfeed: str) -> Tail:
+        """Return where a subfeed ends here; with count 0 when nothing of it is held."""
+        with self._database.reading() as connection:
+            place = rows.find_place(connection, feed_id, subfeed)
+        return Tail(feed_id, subfeed) if place is None else place.tail
+
+    def read(self, feed_id: str, subfeed: str, position: int, count_max: int, size_bytes_max: int) -> list[bytes]:
+        """Return signed messages from number ``position`` on, as canonical JSON; none: the end, or nothing is held.
+
+        :param size_bytes_max: stop before this is passed; the first message comes in any case.
+        :raises FeedForked: the position is at or behind a fork.
+        """
+        found: list[bytes] = []
+        size_bytes = 0
+        with self._database.reading() as connection:
+            place = rows.find_place(connection, feed_id, subfeed)
+            if place is None or place.subfeed_row is None:
+                return found
+            forked = _forked(place)
+            if forked is not None and position >= place.tail.count:
+                raise forked
+            end = min(place.tail.count, position + count_max)
+            for message in rows.messages(connection, place.subfeed_row, position, end):
+                size_bytes += len(message)
+                if found and size_bytes > size_bytes_max:
+                    break
+                found.append(message)
+        return found
+
+    def has(self, feed_id: str, subfeed: str) -> bool:
+        """Whether this node can say something of a subfeed: it owns the feed, or holds messages. From memory."""
+        return feed_id in self._own or (feed_id, subfeed) in self._held
+
+    # --- heads, forks, segments
+
+    def head(self, feed_id: str, subfeed: str) -> dict[str, Any] | None:
+        """Return the owner's newest word on the length: signed now for an own feed, else the newest that is kept."""
+        with self._database.reading() as connection:
+            place = rows.find_place(connection, feed_id, subfeed)
+        if place is None or place.forked_at is not None:
+            return None
+        if place.seed is not None:
+            return rules.sign_head(place.tail, self._key(feed_id, place.seed), self._time_ms())
+        return None if place.head is None else dict(msgspec.json.decode(place.head))
+
+    def keep_head(self, feed_id: str, subfeed: str, head: dict[str, Any]) -> None:
+        """Keep a head of another node's feed, to be passed on, if it is newer than the one kept and all is held of it.
+
+        :raises HeadInvalid: the owner did not sign it, or signed another message of its last number than is held.
+        """
+        found = rules.read_head(head, feed_id, subfeed)
+        if found.count:
+            self._write(partial(self._keep_head, feed_id, subfeed, found))
+
+    def forks(self, feed_id: str, subfeed: str) -> list[ForkRecord]:
+        """Return the forks that were seen, as evidence."""
+        with self._database.reading() as connection:
+            place = rows.find_place(connection, feed_id, subfeed)
+            return [] if place is None or place.subfeed_row is None else [
+                ForkRecord(*row) for row in rows.forks(connection, place.subfeed_row)]
+
+    def segments(self, feed_id: str, subfeed: str) -> list[Segment]:
+        """Return the segments of all messages held, from 0; only the last one may still change.
+
+        Closed ones are remembered, so that a long subfeed is not read anew each time.
+        """
+        made: list[Segment] = []
+        with self._database.reading() as connection:
+            place = rows.find_place(connection, feed_id, subfeed)
+            if place is None or place.subfeed_row is None:
+                return made
+            parts = rows.segments(connection, place.subfeed_row)
+            start = parts[-1].end if parts else 0
+            tail, known = self._open_segments.get((feed_id, subfeed), (None, None))
+            if known is not None and tail == place.tail and known.first == start:
+                return [*parts, known]
+            for first, end, size, closed in rules.cut(rows.sizes(connection, place.subfeed_row, start), start):
+                data = rules.encode_segment(list(rows.messages(connection, place.subfeed_row, first, end)))
+                part = Segment(first, end, size, hashlib.sha1(data, usedforsecurity=False).hexdigest())
+                parts.append(part)
+                if closed:
+                    made.append(part)
+                else:
+                    self._open_segments[feed_id, subfeed] = place.tail, part
+        if made:
+            try:
+                self._write(partial(_remember_segments, place, made))
+            except KacheryError as error:  # they are good all the same, and will be made anew
+                log.warning("segments of feed://%s/~%s could not be remembered: %s", feed_id, subfeed, error)
+        return parts
+
+    # --- jobs of the writing thread
+
+    def _write(self, job: Callable[[sqlite3.Connection], T]) -> T:
+        return self._writer.submit(job).result()
+
+    def _create(self, name: str | None, connection: sqlite3.Connection) -> tuple[str, bool]:
+        if name is not None:
+            row = connection.execute("SELECT feed FROM feeds WHERE name = ?", (name,)).fetchone()
+            if row is not None:
+                return str(row[0]), False
+        seed = secrets.token_bytes(32)
+        feed_id = public_id(private_key(seed))
+        rows.insert_feed(connection, feed_id, name, seed, self._time_ms())
+        return feed_id, True
+
+    def _delete(self, feed_id: str, connection: sqlite3.Connection) -> None:
+        if not connection.execute("DELETE FROM feeds WHERE feed = ?", (feed_id,)).rowcount:
+            raise _unknown(feed_id)
+
+    def _append(self, feed_id: str, subfeed: str, messages: list[dict[str, Any]], name: str | None,
+                connection: sqlite3.Connection) -> Appended:
+        place = rows.find_place(connection, feed_id, subfeed)
+        if place is None:
+            raise _unknown(feed_id)
+        if place.seed is None:
+            raise FeedNotWritable(feed_id=feed_id, why="it was made by another node, and this is a copy")
+        forked = _forked(place)
+        if forked is not None:
+            raise forked
+        key, time_ms = self._key(feed_id, place.seed), self._time_ms()
+        signed, tail = rules.sign_messages(place.tail, messages, key, time_ms)
+        for message, data in zip(messages, signed, strict=True):
+            self._check_size(message, data)
+        done = Appended(place.tail.count, tail, signed, rules.sign_head(tail, key, time_ms))
+        if signed:
+            subfeed_row = rows.make_place(connection, place, name)
+            rows.insert_messages(connection, subfeed_row, place.tail.count, signed)
+            rows.set_tail(connection, subfeed_row, tail)
+        return done
+
+    def _extend(self, tail: Tail, found: Extension | Fork, connection: sqlite3.Connection) -> Extended | None:
+        """Write what was found to follow ``tail``; None: something else was written in the meantime."""
+        place = rows.find_place(connection, tail.feed_id, tail.subfeed)
+        if place is None:
+            rows.insert_feed(connection, tail.feed_id, None, None, self._time_ms())
+            place = rows.find_place(connection, tail.feed_id, tail.subfeed)
+            assert place is not None
+        if place.tail != tail or place.forked_at is not None:
+            return None
+        row = rows.make_place(connection, place, None)
+        extension = found.extension if isinstance(found, Fork) else found
+        rows.insert_messages(connection, row, tail.count, extension.new)
+        rows.set_tail(connection, row, extension.tail)
+        if not isinstance(found, Fork):
+            return Extended(len(extension.new), extension.tail.count, extension.error)
+        before = rows.message(connection, row, found.number - 1) if found.number else None
+        prefix = Tail(tail.feed_id, tail.subfeed) if before is None else rules.tail_after(
+            tail.feed_id, tail.subfeed, before)
+        rows.put_fork(connection, row, found.number, found.first, found.second, self._time_ms())
+        rows.set_tail(connection, row, prefix)
+        log.warning("feed://%s/~%s forked at message %d", tail.feed_id, tail.subfeed, found.number)
+        return Extended(0, found.number, _fork_error(tail, found.number))
+
+    def _keep_head(self, feed_id: str, subfeed: str, head: rules.Head, connection: sqlite3.Connection) -> None:
+        place = rows.find_place(connection, feed_id, subfeed)
+        if (place is None or place.subfeed_row is None or place.seed is not None or place.forked_at is not None
+                or head.count > place.tail.count):
+            return
+        last = rows.message(connection, place.subfeed_row, head.count - 1)
+        if last is None or rules.signature_of(last) != head.signature:
+            raise HeadInvalid(feed_id=feed_id, subfeed=subfeed, why="it follows another message than the one held")
+        if place.head is not None:
+            kept = rules.read_head(msgspec.json.decode(place.head), feed_id, subfeed)
+            if (kept.count, kept.time_ms) >= (head.count, head.time_ms):
+                return
+        rows.set_head(connection, place.subfeed_row, msgspec.json.encode(head.signed))
+
+    # --- small parts
+
+    def _look_around(self) -> None:
+        with self._database.reading() as connection:
+            self._own = {feed for (feed,) in connection.execute("SELECT feed FROM feeds WHERE seed IS NOT NULL")}
+            self._held = set(connection.execute(
+                "SELECT feeds.feed, subfeed FROM subfeeds JOIN feeds ON feeds.id = subfeeds.feed WHERE count > 0"))
+
+    def _key(self, feed_id: str, seed: bytes) -> Ed25519PrivateKey:
+        key = self._keys.get(feed_id)
+        if key is None:
+            key = self._keys[feed_id] = private_key(seed)
+        return key
+
+    def _time_ms(self) -> int:
+        return int(self._clock() * 1000)
+
+    def _check_size(self, message: dict[str, Any], signed: bytes) -> None:
+        limit = self._message_size_bytes_max
+        if len(signed) > limit and len(canonical_bytes(message)) > limit:
+            raise TooLarge(what="A message of a feed", size=len(canonical_bytes(message)), limit=limit,
+                           setting="feed_message_size_bytes_max")
+
+    def _sweep_later(self) -> None:
+        """Remove the messages of deleted feeds bit by bit, so that appends need not wait for it."""
+        def done(future: Future[bool]) -> None:
+            if future.exception() is None and future.result():
+                self._sweep_later()
+
+        with suppress(DiskError):  # closed: the next start goes on
+            self._writer.submit(partial(rows.delete_orphans, messages_max=_SWEEP_MESSAGES_MAX)).add_done_callback(done)
+
+
+def _infos(connection: sqlite3.Connection, feed_id: str) -> list[FeedInfo]:
+    found: dict[str, FeedInfo] = {}
+    for feed, name, writable, subfeed, subfeed_name, count, forked_at in rows.listing(connection, feed_id):
+        info = found.setdefault(feed, FeedInfo(feed, name, bool(writable), []))
+        if subfeed is not None:
+            known = None if subfeed_name is None else json.loads(subfeed_name)
+            info.subfeeds.append(SubfeedInfo(subfeed, known, count, forked_at))
+    return list(found.values())
+
+
+def _remember_segments(place: rows.Place, made: list[Segment], connection: sqlite3.Connection) -> None:
+    now = rows.find_place(connection, place.tail.feed_id, place.tail.subfeed)
+    if now is not None and now.subfeed_row == place.subfeed_row and now.subfeed_row is not None:
+        rows.put_segments(connection, now.subfeed_row, (part for part in made if part.end <= now.tail.count))
+
+
+def _known(connection: sqlite3.Connection, subfeed_row: int | None, number: int) -> bytes | None:
+    return None if subfeed_row is None else rows.message(connection, subfeed_row, number)
+
+
+def _unknown(feed_id: str) -> FeedUnknown:
+    return FeedUnknown(feed=f"feed://{feed_id}", advice="See which there are with: kachery-fast feed list")
+
+
+def _forked(place: rows.Place | None) -> FeedForked | None:
+    return None if place is None or place.forked_at is None else _fork_error(place.tail, place.forked_at)
+
+
+def _fork_error(tail: Tail, number: int) -> FeedForked:
+    return FeedForked(feed_id=tail.feed_id, subfeed=tail.subfeed, number=number)
+
+
+def _check_name(name: str) -> None:
+    why = ""
+    if not 0 < len(name) <= _NAME_LENGTH_MAX:
+        why = f"use 1 to {_NAME_LENGTH_MAX} characters"
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        why = "it is not text that UTF-8 can write"
+    if why:
+        raise InvalidName(name=name[:100], kind="feed", why=why)
+
+
+def _name_text(subfeed: str, name: Any) -> str | None:
+    """Return a subfeed's name as JSON; None when it is not known, or only its hash."""
+    if name is None or (isinstance(name, str) and name.startswith("~")) or subfeed_hash(name) != subfeed:
+        return None
+    return json.dumps(name, sort_keys=True)

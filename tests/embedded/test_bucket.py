@@ -53,9 +53,9 @@ def test_a_signature_holds_for_its_life_and_its_object_alone() -> None:
     url, _, query = signed.url.partition("?")
     assert url == f"http://hub:1/bucket/{NAME}"
     assert signed.headers == {"x-goog-if-generation-match": "0", "x-goog-content-length-range": "18,18"}
-    assert signer.verify(NAME, query) == 18
+    assert signer.verify(NAME, query) == (18, False)
     clock.now += 299
-    assert signer.verify(NAME, query) == 18
+    assert signer.verify(NAME, query) == (18, False)
     clock.now += 1
     with pytest.raises(UrlExpired):
         signer.verify(NAME, query)
@@ -265,8 +265,8 @@ def test_a_full_disk_is_told_before_the_body_travels(bucket: Bucket) -> None:
 class _FullFiles(ObjectFiles):
     """Objects on a disk that takes nothing, though it promised room."""
 
-    def create(self, name: str, size_bytes: int) -> Incoming:
-        incoming = super().create(name, size_bytes)
+    def create(self, name: str, size_bytes: int, *, replace: bool = False) -> Incoming:
+        incoming = super().create(name, size_bytes, replace=replace)
         full = os.open("/dev/full", os.O_RDWR)
         os.dup2(full, incoming.fd)
         os.close(full)

@@ -1,7 +1,8 @@
 """The embedded bucket: an object server with Google Cloud Storage's semantics over a directory.
 
 Reads are public; an object is created once, by a PUT to a signed URL that binds its name, its exact size, create-only
-and a short life. One thread serves one connection; bytes go by ``sendfile`` and ``splice``, past Python.
+(or, for the two kinds of object that may be, replacing) and a short life. One thread serves one connection; bytes go by
+``sendfile`` and ``splice``, past Python.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from urllib.parse import parse_qsl
 
 from ..config import Settings
 from ..errors import InvalidArgument, InvalidName, UploadRefused, UrlExpired
-from .bucket_files import ObjectFiles, is_object_name
-from .bucket_http import ConnectionLimits, RateLimit, RequestHandler, refuse_busy
+from .bucket_files import ObjectFiles, is_object_name, is_replaceable
+from .bucket_http import ConnectionLimits, PutLeave, RateLimit, RequestHandler, refuse_busy
 
 __all__ = ["BucketServer", "SignedPut", "UploadSigner"]
 
@@ -44,7 +45,7 @@ class SignedPut(NamedTuple):
 
 
 class UploadSigner:
-    """Signs and verifies upload URLs by HMAC-SHA256 over method, object name, size, expiry and create-only.
+    """Signs and verifies upload URLs by HMAC-SHA256 over method, object name, size, expiry and create-only or replace.
 
     :param secret: at least 16 bytes, known to the hub alone. :param clock: the time in seconds since 1970.
     """
@@ -55,23 +56,28 @@ class UploadSigner:
         self._secret = secret
         self._clock = clock
 
-    def sign(self, object_name: str, size_bytes: int, life_seconds: float, base_url: str) -> SignedPut:
-        """Sign the creation of one object of exactly ``size_bytes``, valid for ``life_seconds``.
+    def sign(self, object_name: str, size_bytes: int, life_seconds: float, base_url: str, *,
+             replace: bool = False) -> SignedPut:
+        """Sign the upload of one object of exactly ``size_bytes``, valid for ``life_seconds``.
 
         :param base_url: where the bucket's objects are, e.g. ``http://hub:20440/bucket``.
-        :raises InvalidName: not an object's name.
+        :param replace: it takes the place of what is there, any number of times; else it is created once.
+        :raises InvalidName: not an object's name, or, with ``replace``, not of a kind that may be replaced.
         """
         if not is_object_name(object_name):
             raise InvalidName(name=object_name, kind="object", why="it is not <channel>/(sha1|feeds|task_results)/...")
+        if replace and not is_replaceable(object_name):
+            raise InvalidName(name=object_name, kind="object", why="objects of its kind are never replaced")
         expires = str(int(self._clock() + life_seconds))
         size = str(size_bytes)
-        values = (expires, size, self._signature(object_name, size, expires))
+        values = (expires, size, self._signature(object_name, size, expires, replace=replace))
         query = "&".join(f"{name}={value}" for name, value in zip(_QUERY, values, strict=True))
+        headers = {} if replace else {"x-goog-if-generation-match": "0"}
         return SignedPut(f"{base_url.rstrip('/')}/{object_name}?{query}",
-                         {"x-goog-if-generation-match": "0", "x-goog-content-length-range": f"{size},{size}"})
+                         {**headers, "x-goog-content-length-range": f"{size},{size}"})
 
-    def verify(self, object_name: str, query: str) -> int:
-        """Check the query of a PUT; returns the size in bytes that was signed.
+    def verify(self, object_name: str, query: str) -> PutLeave:
+        """Check the query of a PUT; returns what was signed.
 
         :raises UploadRefused: not signed here for this object. :raises UrlExpired: it was, but its life is over.
         """
@@ -79,15 +85,20 @@ class UploadSigner:
         expires, size, signature = (values.get(name, "") for name in _QUERY)
         well_formed = (query.count("=") == len(_QUERY) == len(values) and _NUMBER.fullmatch(expires)
                        and _NUMBER.fullmatch(size) and signature.isascii())
-        if not well_formed or not hmac.compare_digest(signature, self._signature(object_name, size, expires)):
+        replace = False
+        signed = bool(well_formed) and hmac.compare_digest(signature, self._signature(object_name, size, expires))
+        if well_formed and not signed:
+            replace = signed = hmac.compare_digest(
+                signature, self._signature(object_name, size, expires, replace=True))
+        if not signed:
             raise UploadRefused(action="the upload", object=object_name, status=403,
                                 why="the URL is not signed for this object, size and time")
         if self._clock() >= int(expires):
             raise UrlExpired(object=object_name, why=f"it expired at {expires}")
-        return int(size)
+        return PutLeave(int(size), replace)
 
-    def _signature(self, object_name: str, size: str, expires: str) -> str:
-        text = "\n".join(("PUT", object_name, size, expires, "create-only"))
+    def _signature(self, object_name: str, size: str, expires: str, *, replace: bool = False) -> str:
+        text = "\n".join(("PUT", object_name, size, expires, "replace" if replace else "create-only"))
         return hmac.new(self._secret, text.encode(), hashlib.sha256).hexdigest()
 
 
@@ -152,9 +163,13 @@ class BucketServer:
         """Return the SHA-1 of an object's bytes in hex; reads it all. Raises as ``size`` does."""
         return self._files.sha1(name)
 
-    def remove(self, name: str) -> None:
-        """Remove an object. Raises as ``size`` does."""
-        self._files.remove(name)
+    def read(self, name: str, limit_bytes: int) -> tuple[bytes, str]:
+        """Return an object's bytes and etag. :raises TooLarge: it is longer than that; else as ``size`` does."""
+        return self._files.read(name, limit_bytes)
+
+    def remove(self, name: str, *, etag: str | None = None) -> None:
+        """Remove an object, or only the one that has this etag. Raises as ``size`` does."""
+        self._files.remove(name, etag=etag)
 
     def names(self, prefix: str = "") -> Iterator[str]:
         """Yield the names of all objects that begin with ``prefix``, in no order."""

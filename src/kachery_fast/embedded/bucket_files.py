@@ -1,4 +1,7 @@
-"""The directory of the embedded bucket: objects under strict names, created once, whole or not at all."""
+"""The directory of the embedded bucket: objects under strict names, each there whole or not at all.
+
+An object is created once. Only the index of a subfeed and the result of a task may be replaced.
+"""
 
 from __future__ import annotations
 
@@ -7,26 +10,27 @@ import os
 import re
 import secrets
 import stat
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from .._core import digest_file
-from ..errors import DiskError, DiskFull, InvalidName, ObjectExists, ObjectMissing
+from ..errors import DiskError, DiskFull, InvalidName, ObjectExists, ObjectMissing, TooLarge
 
-__all__ = ["Incoming", "ObjectFiles", "OpenObject", "is_object_name"]
+__all__ = ["Incoming", "ObjectFiles", "OpenObject", "is_object_name", "is_replaceable"]
 
 _INCOMING = ".incoming"  # no channel can be called so
 _DIGEST_CHUNK_BYTES = 20 * 1024 * 1024
 
-# WIRE-2022.md §4. Each name repeats the head of its hash as three folders.
+# WIRE-2022.md §4, and our segments. Each name but theirs repeats the head of its hash as three folders.
 _OBJECT_NAME = re.compile(
     r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}/(?:"
     r"(?:sha1|task_results)/([0-9a-f]{2})/([0-9a-f]{2})/([0-9a-f]{2})/\1\2\3[0-9a-f]{34}"
     r"|feeds/([0-9a-f]{2})/([0-9a-f]{2})/([0-9a-f]{2})/\4\5\6[0-9a-f]{58}"
     r"/subfeeds/([0-9a-f]{2})/([0-9a-f]{2})/([0-9a-f]{2})/\7\8\9[0-9a-f]{34}"
-    r"/(?:subfeed\.json|0|[1-9][0-9]{0,14})"
+    r"/(?:subfeed\.json|segments/[0-9a-f]{40}|0|[1-9][0-9]{0,14})"
     r")", re.ASCII)
 
 
@@ -35,8 +39,18 @@ def is_object_name(text: str) -> bool:
     return _OBJECT_NAME.fullmatch(text) is not None
 
 
+def is_replaceable(name: str) -> bool:
+    """Whether an object of this name (which must be one) may be replaced: a subfeed's index, a task's result."""
+    return name.endswith("/subfeed.json") or name.split("/", 2)[1] == "task_results"
+
+
+def _is_hashed(name: str) -> bool:
+    """Whether the name tells the SHA-1 of the object's bytes."""
+    return "/segments/" in name or name.split("/", 2)[1] == "sha1"
+
+
 class OpenObject(NamedTuple):
-    """An object opened for reading; the reader closes ``fd``."""
+    """An object opened for reading; the reader closes ``fd``. ``etag`` is another for whatever replaces it."""
 
     fd: int
     size_bytes: int
@@ -47,17 +61,20 @@ class ObjectFiles:
     """Objects as files below ``root``.
 
     A new object is written to a temporary file on the same file system and *linked* to its name, which fails when
-    the name is taken: of two racing creators exactly one wins, and no reader ever sees half an object. The space is
-    allocated first, so that a full disk is known before the bytes travel. Files hashed by their name are not
-    fsynced unless ``fsync`` says so: the bucket is a cache whose readers check every byte, a process that is killed
-    loses nothing, and what a power failure damages is found by its hash and replaced. Feeds and task results, which
-    no hash in their name protects, always are.
+    the name is taken: of two racing creators exactly one wins, and no reader ever sees half an object. What replaces
+    an object is *renamed* to its name: who reads the old one reads it to its end. The space is allocated first, so
+    that a full disk is known before the bytes travel. Objects hashed by their name are not fsynced unless ``fsync``
+    says so: the bucket is a cache whose readers check every byte, a process that is killed loses nothing, and what a
+    power failure damages is found by its hash and replaced. Indexes of subfeeds and task results, which no hash in
+    their name protects, always are.
 
     :raises DiskError: ``root`` cannot be made or cleared of what an earlier run left unfinished.
     """
 
     def __init__(self, root: Path, *, fsync: bool = False) -> None:
         self._fsync = fsync
+        # Between looking which object has a name and acting on that, nothing else gets the name.
+        self._naming = threading.Lock()
         try:
             root.mkdir(parents=True, exist_ok=True)
             self._root = Path(os.path.realpath(root))
@@ -83,16 +100,21 @@ class ObjectFiles:
         if not stat.S_ISREG(status.st_mode):
             os.close(fd)
             raise ObjectMissing(object=name)
-        return OpenObject(fd, status.st_size, f'"{status.st_mtime_ns:x}-{status.st_size:x}"')
+        return OpenObject(fd, status.st_size, f'"{status.st_mtime_ns:x}-{status.st_size:x}-{status.st_ino:x}"')
 
     def exists(self, name: str) -> bool:
         """Whether there is an object, or anything else, under the name."""
         return os.path.lexists(self._path(name))
 
-    def create(self, name: str, size_bytes: int) -> Incoming:
-        """Begin a new object. :raises DiskFull: no room for it. :raises DiskError:"""
-        fsync = self._fsync or "/sha1/" not in name
-        return Incoming(name, self._path(name), self._incoming / secrets.token_hex(16), size_bytes, fsync=fsync)
+    def create(self, name: str, size_bytes: int, *, replace: bool = False) -> Incoming:
+        """Begin a new object, one that takes the place of what is there when ``replace``.
+
+        :raises DiskFull: no room for it. :raises DiskError:
+        """
+        fsync = self._fsync or not _is_hashed(name)
+        naming = self._naming if replace else None
+        return Incoming(name, self._path(name), self._incoming / secrets.token_hex(16), size_bytes, fsync=fsync,
+                        replacing=naming)
 
     def size(self, name: str) -> int:
         """Return an object's size in bytes. :raises ObjectMissing: :raises DiskError:"""
@@ -110,11 +132,36 @@ class ObjectFiles:
         finally:
             os.close(found.fd)
 
-    def remove(self, name: str) -> None:
-        """Remove an object; readers that have it open keep it. :raises ObjectMissing: :raises DiskError:"""
+    def read(self, name: str, limit_bytes: int) -> tuple[bytes, str]:
+        """Return an object's bytes and its etag.
+
+        :raises TooLarge: it is longer than ``limit_bytes``. :raises ObjectMissing: :raises DiskError:
+        """
+        found = self.open(name)
+        with os.fdopen(found.fd, "rb") as file:
+            if found.size_bytes > limit_bytes:
+                raise TooLarge(what=f"The object {name}", size=found.size_bytes, limit=limit_bytes,
+                               setting="the reader's limit")
+            try:
+                return file.read(), found.etag
+            except OSError as error:
+                raise DiskError(action="reading", path=self._path(name), why=error.strerror) from error
+
+    def remove(self, name: str, *, etag: str | None = None) -> None:
+        """Remove an object; readers that have it open keep it.
+
+        :param etag: that of the object meant; what has replaced it meanwhile stays. None: whatever is there.
+        :raises ObjectMissing: it is not there (any more). :raises DiskError:
+        """
         path = self._path(name)
         try:
-            path.unlink()
+            with self._naming:
+                if etag is not None:
+                    found = self.open(name)
+                    os.close(found.fd)
+                    if found.etag != etag:
+                        raise ObjectMissing(object=name)
+                path.unlink()
         except (FileNotFoundError, NotADirectoryError):
             raise ObjectMissing(object=name) from None
         except OSError as error:
@@ -147,7 +194,9 @@ class ObjectFiles:
 class Incoming:
     """An object on its way: write to ``fd`` by offset, then ``commit``; ``close`` without it leaves nothing."""
 
-    def __init__(self, name: str, path: Path, temporary: Path, size_bytes: int, *, fsync: bool) -> None:
+    def __init__(self, name: str, path: Path, temporary: Path, size_bytes: int, *, fsync: bool,
+                 replacing: threading.Lock | None = None) -> None:
+        self._replacing = replacing
         self._name, self._path, self._temporary, self._fsync = name, path, temporary, fsync
         self._size_bytes = size_bytes
         self.fd = -1
@@ -168,7 +217,11 @@ class Incoming:
             if self._fsync:
                 os.fsync(self.fd)
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            os.link(self._temporary, self._path)
+            if self._replacing is None:
+                os.link(self._temporary, self._path)
+            else:
+                with self._replacing:
+                    self._temporary.rename(self._path)
             if self._fsync:
                 folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                 try:

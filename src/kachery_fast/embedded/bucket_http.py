@@ -32,9 +32,9 @@ from ..errors import (
     UrlExpired,
 )
 from ..splice import FileReceiver, FileRefused
-from .bucket_files import ObjectFiles
+from .bucket_files import ObjectFiles, is_replaceable
 
-__all__ = ["ConnectionLimits", "RateLimit", "RequestHandler", "refuse_busy"]
+__all__ = ["ConnectionLimits", "PutLeave", "RateLimit", "RequestHandler", "refuse_busy"]
 
 HEAD_SIZE_BYTES_MAX = 16384
 _HEAD_READ_BYTES = 16384
@@ -52,13 +52,18 @@ class ConnectionLimits(NamedTuple):
     stall_seconds: float
 
 
+class PutLeave(NamedTuple):
+    """What a signed URL allows: an object of so many bytes, also in the place of another one when ``replace``."""
+
+    size_bytes: int
+    replace: bool
+
+
 class RateLimit:
     """Holds all users together to a rate in bytes per second; ``take`` waits for its turn. Thread-safe."""
 
     def __init__(self, bytes_per_second: float, *, clock: Callable[[], float] = time.monotonic,
                  sleep: Callable[[float], None] = time.sleep) -> None:
-
-
         self._lock = threading.Lock()
         self._rate = bytes_per_second
         self._clock = clock
@@ -97,10 +102,10 @@ _STATUS: Mapping[type[KacheryError], tuple[int, str]] = {
 class RequestHandler:
     """Serves one accepted socket until it closes.
 
-    :param verify: ``(object name, query) -> signed size``; raises UrlExpired or UploadRefused.
+    :param verify: ``(object name, query) -> what was signed``; raises UrlExpired or UploadRefused.
     """
 
-    def __init__(self, sock: socket.socket, files: ObjectFiles, verify: Callable[[str, str], int], *, prefix: str,
+    def __init__(self, sock: socket.socket, files: ObjectFiles, verify: Callable[[str, str], PutLeave], *, prefix: str,
                  limits: ConnectionLimits, upload_rate: RateLimit | None, download_rate: RateLimit | None) -> None:
         self.idle_since: float | None = None  # waiting for a request since then, by time.monotonic
         self._sock = sock
@@ -200,6 +205,8 @@ class RequestHandler:
                 span = _range(headers.get("range", ""), size)
             fields = {"Content-Type": "application/octet-stream", "X-Content-Type-Options": "nosniff",
                       "Accept-Ranges": "bytes", "ETag": found.etag}
+            if is_replaceable(name):
+                fields["Cache-Control"] = "no-cache"
             start, length = span if span is not None else (0, size)
             if span is not None:
                 fields["Content-Range"] = f"bytes {start}-{start + length - 1}/{size}"
@@ -210,9 +217,11 @@ class RequestHandler:
             os.close(found.fd)
 
     def _put(self, name: str, query: str, headers: Mapping[str, str], *, chunked: bool) -> None:
-        size = self._verify(name, query)
-        if headers.get("x-goog-if-generation-match") != "0":
-            raise _Refusal(403, "SignatureDoesNotMatch", "The signed header x-goog-if-generation-match: 0 is missing.")
+        size, replace = self._verify(name, query)
+        generation = headers.get("x-goog-if-generation-match")
+        if generation != (None if replace else "0"):
+            why = "was not signed" if replace else "is missing: 0"
+            raise _Refusal(403, "SignatureDoesNotMatch", f"The header x-goog-if-generation-match {why}.")
         if headers.get("x-goog-content-length-range", "").replace(" ", "") != f"{size},{size}":
             raise _Refusal(403, "SignatureDoesNotMatch", "The signed header x-goog-content-length-range is missing.")
         if chunked or "content-length" not in headers:
@@ -220,9 +229,9 @@ class RequestHandler:
         if self._body_bytes != size:
             status, code = (413, "EntityTooLarge") if self._body_bytes > size else (400, "EntityTooSmall")
             raise _Refusal(status, code, f"The URL was signed for {size} bytes.")
-        if self._files.exists(name):
+        if not replace and self._files.exists(name):
             raise ObjectExists(object=name)
-        incoming = self._files.create(name, size)
+        incoming = self._files.create(name, size, replace=replace)
         try:
             if self._expecting:
                 self._sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")

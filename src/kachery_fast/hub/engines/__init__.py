@@ -23,8 +23,10 @@ class BucketEngine(Protocol):
     url_base: str
     """The base of object URLs, relative to the hub if it begins with a slash."""
 
-    def sign_put(self, object_name: str, size_bytes: int, life_seconds: float) -> SignedUrl:
-        """Sign one create-only upload of exactly ``size_bytes`` bytes. Quick: no I/O."""
+    def sign_put(
+        self, object_name: str, size_bytes: int, life_seconds: float, *, replace: bool = False
+    ) -> SignedUrl:
+        """Sign one upload of exactly ``size_bytes`` bytes, create-only unless ``replace``. Quick: no I/O."""
 
     def sha1(self, object_name: str) -> str:
         """Return the SHA-1 of an object's bytes.
@@ -32,8 +34,14 @@ class BucketEngine(Protocol):
         :raises ObjectMissing: there is no such object.
         """
 
-    def remove(self, object_name: str) -> bool:
-        """Remove an object; False when it was not there."""
+    def read(self, object_name: str, limit_bytes: int) -> tuple[bytes, str]:
+        """Return an object's bytes, and what tells it from any object that replaces it (its etag, or generation).
+
+        :raises ObjectMissing: there is no such object. :raises TooLarge: it is longer than ``limit_bytes``.
+        """
+
+    def remove(self, object_name: str, *, etag: str | None = None) -> bool:
+        """Remove an object, only that of ``read`` when its ``etag`` is given; False when it was not there."""
 
     def remove_channel(self, channel: str) -> int:
         """Remove all objects of a channel; return how many."""

@@ -24,18 +24,24 @@ class EmbeddedBucket:
         self._signer = signer
         self.url_base = server.prefix
 
-    def sign_put(self, object_name: str, size_bytes: int, life_seconds: float) -> SignedUrl:
+    def sign_put(
+        self, object_name: str, size_bytes: int, life_seconds: float, *, replace: bool = False
+    ) -> SignedUrl:
         """See ``BucketEngine``."""
-        return SignedUrl(*self._signer.sign(object_name, size_bytes, life_seconds, self.url_base))
+        return SignedUrl(*self._signer.sign(object_name, size_bytes, life_seconds, self.url_base, replace=replace))
 
     def sha1(self, object_name: str) -> str:
         """See ``BucketEngine``."""
         return self._server.sha1(object_name)
 
-    def remove(self, object_name: str) -> bool:
+    def read(self, object_name: str, limit_bytes: int) -> tuple[bytes, str]:
+        """See ``BucketEngine``."""
+        return self._server.read(object_name, limit_bytes)
+
+    def remove(self, object_name: str, *, etag: str | None = None) -> bool:
         """See ``BucketEngine``."""
         try:
-            self._server.remove(object_name)
+            self._server.remove(object_name, etag=etag)
         except ObjectMissing:
             return False
         return True

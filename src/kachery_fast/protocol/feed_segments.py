@@ -52,7 +52,7 @@ class _WireIndex(msgspec.Struct, gc=False):
 
 _index_decoder = msgspec.json.Decoder(_WireIndex)
 _head_decoder = msgspec.json.Decoder(dict[str, Any] | None)
-_segment_decoder = msgspec.json.Decoder(dict[str, Any])
+_message_decoder = msgspec.json.Decoder(dict[str, Any])
 
 
 def cut(sizes: Iterable[int], first: int) -> Iterator[tuple[int, int, int, bool]]:
@@ -87,7 +87,7 @@ def parse_segment(data: bytes) -> list[dict[str, Any]]:
     if data.count(b"\n") > SEGMENT_MESSAGES_MAX or not data.endswith(b"\n"):
         raise BadMessage(why=f"a segment is 1 to {SEGMENT_MESSAGES_MAX} lines, each ended by a line feed")
     try:
-        return _segment_decoder.decode_lines(data)
+        return [_message_decoder.decode(line) for line in data[:-1].split(b"\n")]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadMessage(why=f"a segment is lines of JSON objects ({error})") from None
 

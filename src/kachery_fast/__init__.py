@@ -18,6 +18,16 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from .client.backend import run_task_backend
+    from .client.feeds import (
+        Feed,
+        create_feed,
+        delete_feed,
+        get_feed_id,
+        list_feeds,
+        load_feed,
+        load_subfeed,
+        watch_for_new_messages,
+    )
     from .client.files import (
         Loaded,
         info,
@@ -41,24 +51,33 @@ if TYPE_CHECKING:
     from .client.progress import Progress, ProgressCallback
     from .client.running import report_progress
     from .client.storing import link_file, store_file, store_files
+    from .client.subfeeds import Subfeed
     from .client.tasks import Task, request_task
     from .errors import KacheryError
 
 __all__ = [
+    "Feed",
     "KacheryError",
     "Loaded",
     "Progress",
     "ProgressCallback",
+    "Subfeed",
     "Task",
     "__version__",
+    "create_feed",
+    "delete_feed",
+    "get_feed_id",
     "info",
     "link_file",
+    "list_feeds",
     "load",
     "load_bytes",
+    "load_feed",
     "load_file",
     "load_json",
     "load_npy",
     "load_pkl",
+    "load_subfeed",
     "load_text",
     "report_progress",
     "request_task",
@@ -71,23 +90,32 @@ __all__ = [
     "store_text",
     "taskfunction",
     "verify",
+    "watch_for_new_messages",
     "why",
 ]
 
 _ROOMS = {
+    "Feed": "client.feeds",
     "KacheryError": "errors",
     "Loaded": "client.files",
     "Progress": "client.progress",
     "ProgressCallback": "client.progress",
+    "Subfeed": "client.subfeeds",
     "Task": "client.tasks",
+    "create_feed": "client.feeds",
+    "delete_feed": "client.feeds",
+    "get_feed_id": "client.feeds",
     "info": "client.files",
     "link_file": "client.storing",
+    "list_feeds": "client.feeds",
     "load": "client.files",
     "load_bytes": "client.files",
+    "load_feed": "client.feeds",
     "load_file": "client.files",
     "load_json": "client.formats",
     "load_npy": "client.formats",
     "load_pkl": "client.formats",
+    "load_subfeed": "client.feeds",
     "load_text": "client.formats",
     "report_progress": "client.running",
     "request_task": "client.tasks",
@@ -100,6 +128,7 @@ _ROOMS = {
     "store_text": "client.formats",
     "taskfunction": "client.functions",
     "verify": "client.files",
+    "watch_for_new_messages": "client.feeds",
     "why": "client.files",
 }
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -22,7 +20,6 @@ from ..errors import (
     LinkInvalid,
     NotInStore,
     NotPermitted,
-    UrlExpired,
 )
 from ..net.bucket import SignedUpload
 from ..protocol.manifest import Manifest
@@ -42,14 +39,13 @@ from ..store.files import FileStore
 from .ending import end_tasks
 from .link import ChannelLink
 from .slots import AdaptiveSlots
-from .threads import in_thread
 from .tools import Traffic
+from .uploading import Uploader
 
 __all__ = ["Providing"]
 
 log = logging.getLogger("kachery_fast.node")
 
-_SIGN_TRIES_MAX = 3
 # About 40 MB of memory; files of one chunk have no manifest and are bounded by their number.
 _MANIFEST_CHUNKS_KEPT = 200_000
 _REASONS: tuple[tuple[type[KacheryError], str], ...] = (
@@ -87,13 +83,10 @@ class Providing:
                  uploads: AdaptiveSlots, threads: Executor, hash_threads: Executor, traffic: Traffic) -> None:
         self._link = link
         self._store = store
-        self._uploads = uploads
+        self._uploader = Uploader(link, store, settings, uploads, threads, hash_threads, traffic)
         self._threads = threads
         self._hash_threads = hash_threads
         self._closing = threading.Event()
-        self._traffic = traffic
-        self._span_bytes = settings.small_read_size_bytes
-        self._sign_batch_max = settings.sign_batch_max
         self._machine = FileProvider(node_id, ProvideLimits(
             requests_max=settings.provide_requests_max,
             uploads_ahead_max=3 * settings.upload_concurrency,
@@ -126,8 +119,8 @@ class Providing:
         loop = asyncio.get_running_loop()
         effects = self._machine.handle(event, loop.time())
         uploads = [effect for effect in effects if isinstance(effect, Upload)]
-        for start in range(0, len(uploads), self._sign_batch_max):
-            self._spawn(self._upload_all(uploads[start:start + self._sign_batch_max]))
+        for start in range(0, len(uploads), self._uploader.sign_batch_max):
+            self._spawn(self._upload_all(uploads[start:start + self._uploader.sign_batch_max]))
         for effect in effects:
             if isinstance(effect, LookUp):
                 self._spawn(self._look_up(effect))
@@ -190,7 +183,7 @@ class Providing:
     async def _upload_all(self, uploads: list[Upload]) -> None:
         """Sign in one request, then upload each; a failure to sign fails them all."""
         try:
-            signed = await self._sign(uploads)
+            signed = await self._uploader.sign(uploads)
         except Exception as error:
             for upload in uploads:
                 self._post(self._failed(upload, error, "hub"))
@@ -198,16 +191,10 @@ class Providing:
         for upload, leave in zip(uploads, signed, strict=True):
             self._spawn(self._upload(upload, leave))
 
-    async def _sign(self, uploads: list[Upload]) -> list[SignedUpload]:
-        objects = [(upload.sha1, upload.end - upload.start) for upload in uploads]
-        return [SignedUpload(leave.object, leave.url, leave.headers)
-                for leave in await self._link.hub.sign_uploads(self._link.name, objects)]
-
     async def _upload(self, upload: Upload, leave: SignedUpload) -> None:
         outcome = Uploaded(upload.sha1)
         try:
-            async with self._uploads.slot(upload.end - upload.start) as progress:
-                await self._put(upload, leave, progress)
+            await self._uploader.put(upload, leave)
         except Exception as error:
             outcome = self._failed(upload, error, "bucket")
         self._post(outcome)
@@ -219,39 +206,6 @@ class Providing:
             return Uploaded(upload.sha1, _reason(error, otherwise), error.message)
         log.error("channel %s: the upload of %s failed", self._link.name, upload.sha1, exc_info=error)
         return Uploaded(upload.sha1, "disk-error" if isinstance(error, OSError) else otherwise, str(error))
-
-    async def _put(self, upload: Upload, leave: SignedUpload, progress: Callable[[int], None]) -> None:
-        file = await in_thread(self._threads, self._store.open, upload.file_sha1, undo=lambda opened: opened.close())
-        try:
-            if upload.check:
-                await in_thread(self._threads, self._check, file.fileno(), upload)
-            for attempt in range(_SIGN_TRIES_MAX):
-                try:
-                    length = upload.end - upload.start
-                    if await self._link.bucket.put_from(leave, file.fileno(), upload.start, length,
-                                                        progress=progress):
-                        self._traffic.uploaded_objects += 1
-                        self._traffic.uploaded_bytes += length
-                    return
-                except UrlExpired:
-                    if attempt + 1 == _SIGN_TRIES_MAX:
-                        raise
-                    leave = (await self._sign([upload]))[0]
-        finally:
-            file.close()
-
-    def _check(self, fd: int, upload: Upload) -> None:
-        digest = hashlib.sha1(usedforsecurity=False)
-        position = upload.start
-        while position < upload.end:
-            data = os.pread(fd, min(self._span_bytes, upload.end - position), position)
-            if not data:
-                break
-            digest.update(data)
-            position += len(data)
-        if digest.hexdigest() != upload.sha1:
-            raise FileChanged(path=f"sha1://{upload.file_sha1}", why=f"bytes {upload.start} to {upload.end} have "
-                                                                     f"another SHA-1 than {upload.sha1}")
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -1,0 +1,149 @@
+"""Bringing stored bytes into a channel's bucket: leave from the hub, a turn among the node's uploads, the PUT."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Executor
+from typing import Any, TypeVar
+
+from ..config import Settings
+from ..errors import Cancelled, FileChanged, ObjectMissing, UrlExpired
+from ..net.bucket import SignedUpload
+from ..protocol.names import FileUri, object_name
+from ..protocol.provide import Upload
+from ..store.files import FileStore
+from .ending import end_tasks
+from .link import ChannelLink
+from .slots import AdaptiveSlots
+from .threads import in_thread
+from .tools import Traffic
+
+__all__ = ["Uploader"]
+
+_SIGN_TRIES_MAX = 3
+
+T = TypeVar("T")
+
+
+class Uploader:
+    """Uploads what the local store holds to one channel's bucket; what is there already is not sent again.
+
+    :param uploads: bounds the uploads of the whole node; :param threads: runs what reads the disk;
+    :param hash_threads: runs what may have to read a whole file for its manifest; :param traffic: counts what was
+        uploaded.
+    """
+
+    def __init__(self, link: ChannelLink, store: FileStore, settings: Settings, uploads: AdaptiveSlots,
+                 threads: Executor, hash_threads: Executor, traffic: Traffic) -> None:
+        self._link = link
+        self._store = store
+        self._uploads = uploads
+        self._threads = threads
+        self._hash_threads = hash_threads
+        self._traffic = traffic
+        self._span_bytes = settings.small_read_size_bytes
+        self._closing = threading.Event()
+        self.sign_batch_max = settings.sign_batch_max
+
+    def close(self) -> None:
+        """Break off the reading of files for their manifests. Uploads end with the tasks that await them."""
+        self._closing.set()
+
+    async def sign(self, uploads: list[Upload]) -> list[SignedUpload]:
+        """Return leave for some objects, ``sign_batch_max`` at most. :raises KacheryError: the hub's refusal."""
+        objects = [(upload.sha1, upload.end - upload.start) for upload in uploads]
+        return [SignedUpload(leave.object, leave.url, leave.headers)
+                for leave in await self._link.hub.sign_uploads(self._link.name, objects)]
+
+    async def put(self, upload: Upload, leave: SignedUpload) -> None:
+        """Wait for a turn and upload one object; leave that has expired is asked for anew.
+
+        :raises KacheryError: the file is not what it was, or hub or bucket refused or fell silent.
+        """
+        async with self._uploads.slot(upload.end - upload.start) as progress:
+            await self._put(upload, leave, progress)
+
+    async def put_file(self, uri: FileUri) -> None:
+        """Upload what the bucket lacks of a stored file: its manifest and its chunks.
+
+        :raises NotInStore, LinkInvalid, CorruptFile: the file is not, or not as it was, in the store.
+        :raises KacheryError: as ``put``; what was uploaded stays.
+        """
+        objects = await in_thread(self._hash_threads, self._objects, uri)
+        for start in range(0, len(objects), self.sign_batch_max):
+            await self._put_batch(objects[start:start + self.sign_batch_max])
+
+    async def _put_batch(self, objects: list[Upload]) -> None:
+        absent = [upload for upload, there in zip(objects, await _all([
+            self._is_there(upload) for upload in objects]), strict=True) if not there]
+        if absent:
+            await _all([self.put(upload, leave)
+                        for upload, leave in zip(absent, await self.sign(absent), strict=True)])
+
+    def _objects(self, uri: FileUri) -> list[Upload]:
+        located = self._store.find(uri.sha1)
+        manifest_sha1, manifest = self._store.manifest_for(uri.sha1, uri.manifest_sha1, progress=self._check_open)
+        if manifest is None or manifest_sha1 is None:
+            return [Upload(uri.sha1, uri.sha1, 0, located.size, False)]
+        size = self._store.find(manifest_sha1).size
+        return [Upload(manifest_sha1, manifest_sha1, 0, size, False),
+                *(Upload(chunk.sha1, uri.sha1, chunk.start, chunk.end, False)
+                  for chunk in {chunk.sha1: chunk for chunk in manifest.chunks}.values())]
+
+    def _check_open(self, _bytes_read: int) -> None:
+        if self._closing.is_set():
+            raise Cancelled(what="The reading of a file for its manifest")
+
+    async def _is_there(self, upload: Upload) -> bool:
+        try:
+            size = await self._link.bucket.size(object_name(self._link.name, upload.sha1))
+        except ObjectMissing:
+            return False
+        return size == upload.end - upload.start
+
+    async def _put(self, upload: Upload, leave: SignedUpload, progress: Callable[[int], None]) -> None:
+        file = await in_thread(self._threads, self._store.open, upload.file_sha1, undo=lambda opened: opened.close())
+        try:
+            if upload.check:
+                await in_thread(self._threads, self._check, file.fileno(), upload)
+            for attempt in range(_SIGN_TRIES_MAX):
+                try:
+                    length = upload.end - upload.start
+                    if await self._link.bucket.put_from(leave, file.fileno(), upload.start, length,
+                                                        progress=progress):
+                        self._traffic.uploaded_objects += 1
+                        self._traffic.uploaded_bytes += length
+                    return
+                except UrlExpired:
+                    if attempt + 1 == _SIGN_TRIES_MAX:
+                        raise
+                    leave = (await self.sign([upload]))[0]
+        finally:
+            file.close()
+
+    def _check(self, fd: int, upload: Upload) -> None:
+        digest = hashlib.sha1(usedforsecurity=False)
+        position = upload.start
+        while position < upload.end:
+            data = os.pread(fd, min(self._span_bytes, upload.end - position), position)
+            if not data:
+                break
+            digest.update(data)
+            position += len(data)
+        if digest.hexdigest() != upload.sha1:
+            raise FileChanged(path=f"sha1://{upload.file_sha1}", why=f"bytes {upload.start} to {upload.end} have "
+                                                                     f"another SHA-1 than {upload.sha1}")
+
+
+async def _all(works: list[Coroutine[Any, Any, T]]) -> list[T]:
+    """Await some things at once; when one fails, the others are ended first."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        return list(await asyncio.gather(*tasks))
+    except BaseException:
+        await end_tasks(tasks)
+        raise

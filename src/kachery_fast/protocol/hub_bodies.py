@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -121,6 +121,8 @@ class FinishTask(Body, tag="finishTask"):
     it ended; ``released``: it never started, and whoever can may claim it. For an action that finished or failed,
     ``receipt`` is its receipt (``protocol.tasks``).
     """
+
+    STATES: ClassVar[tuple[str, ...]] = ("finished", "failed", "unknown", "released")
 
     task: str
     state: str

@@ -27,7 +27,7 @@ from .bodies import (
     Want,
 )
 from .feed_bodies import FeedFailed, FeedMessages, FeedShared, FeedSubscribe
-from .hub_bodies import HubBody
+from .hub_bodies import FinishTask, HubBody, KeepTasks
 from .names import is_node_id, is_sha1
 from .signing import public_id, sign, sign_2022, verify, verify_2022
 from .task_bodies import TASK_KINDS, TaskCancel, TaskDeclined, TaskRequest, TaskStatus
@@ -150,11 +150,13 @@ _TEXTS: dict[str, tuple[Callable[[str], bool], str, tuple[str, ...]]] = {
     "request": (lambda text: 0 < len(text) <= _ID_LENGTH_MAX, f"1 to {_ID_LENGTH_MAX} characters long",
                 ("feedMessages",)),
     "task": (lambda text: 0 < len(text) <= _ID_LENGTH_MAX, f"1 to {_ID_LENGTH_MAX} characters long", ()),
+    "attempt": (lambda text: 0 < len(text) <= _ID_LENGTH_MAX, f"1 to {_ID_LENGTH_MAX} characters long",
+                ("claimTask",)),
     "function": (lambda text: 0 < len(text) <= _FUNCTION_LENGTH_MAX, f"1 to {_FUNCTION_LENGTH_MAX} characters long",
                  ()),
     "kind": (TASK_KINDS.__contains__, "one of " + ", ".join(TASK_KINDS), ()),
 }
-_COUNTS = ("position", "first", "index_size_bytes")
+_COUNTS = {"position": _COUNT_MAX, "first": _COUNT_MAX, "index_size_bytes": _COUNT_MAX, "size": 2**63 - 1}
 
 
 def _check_fields(tag: str, body: object) -> None:
@@ -162,14 +164,18 @@ def _check_fields(tag: str, body: object) -> None:
         text = getattr(body, name, None)
         if text is not None and not holds(text) and (text or tag not in empty_in):
             raise BadMessage(why=f"{tag}: {name} is not {wanted}")
-    for name in _COUNTS:
+    for name, limit in _COUNTS.items():
         number = getattr(body, name, None)
-        if number is not None and not 0 <= number <= _COUNT_MAX:
+        if number is not None and not 0 <= number <= limit:
             raise BadMessage(why=f"{tag}: {name} is not a count")
     if abs(getattr(body, "time", 0)) > _TIME_MS_MAX:
         raise BadMessage(why=f"{tag}: its time is no time")
     if isinstance(body, TaskStatus) and body.status not in TaskStatus.STATUSES:
         raise BadMessage(why=f"{tag}: there is no status {body.status[:20]!r}")
+    if isinstance(body, FinishTask) and body.state not in FinishTask.STATES:
+        raise BadMessage(why=f"{tag}: a task does not end as {body.state[:20]!r}")
+    if isinstance(body, KeepTasks) and not all(0 < len(task) <= _ID_LENGTH_MAX for task in body.tasks):
+        raise BadMessage(why=f"{tag}: a task is named by 1 to {_ID_LENGTH_MAX} characters")
     for item in (*getattr(body, "objects", ()), *getattr(body, "segments", ())):
         if not is_sha1(item.sha1) or item.size < 0:
             raise BadMessage(why=f"{tag}: an object needs a SHA-1 and a size")

@@ -15,8 +15,8 @@ from ..protocol.feed_bodies import Segment
 from ..protocol.feeds import Tail
 
 __all__ = [
-    "STEPS", "Place", "delete_orphans", "find_place", "forks", "insert_feed", "insert_messages", "listing", "make_place",
-    "message", "messages", "put_fork", "put_segments", "segments", "set_head", "set_tail", "sizes",
+    "STEPS", "Place", "delete_orphans", "find_place", "forks", "insert_feed", "insert_messages", "listing",
+    "make_place", "message", "messages", "put_fork", "put_segments", "segments", "set_head", "set_tail", "sizes",
 ]
 
 _NUMBER_BITS = 40

@@ -10,38 +10,26 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import secrets
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from ..errors import (
-    DiskError,
-    FeedForked,
-    FeedNotWritable,
-    FeedUnknown,
-    HeadInvalid,
-    InvalidName,
-    KacheryError,
-    TooLarge,
-)
+from ..errors import DiskError, FeedUnknown, InvalidName, KacheryError
 from ..protocol import feeds as rules
-from ..protocol.canonical import canonical_bytes
 from ..protocol.feed_bodies import Segment
-from ..protocol.feeds import Extension, Fork, Tail
+from ..protocol.feeds import Fork, Tail
 from ..protocol.names import check_feed_id, check_sha1, subfeed_hash
-from ..protocol.signing import private_key, public_id
 from . import feed_rows as rows
 from .database import Database
+from .feed_jobs import FeedJobs, fork_of, unknown_feed
+from .feed_records import Appended, Extended, FeedInfo, ForkRecord, SubfeedInfo
 from .writing import GroupWriter
 
 __all__ = ["Appended", "Extended", "FeedInfo", "FeedLog", "ForkRecord", "SubfeedInfo"]
@@ -59,55 +47,6 @@ _SWEEP_MESSAGES_MAX = 500
 _EXTEND_TRIES_MAX = 100
 
 
-@dataclass(frozen=True)
-class Appended:
-    """What an append made: numbers ``first`` to ``tail.count`` (exclusive), as signed bytes, and the head after it."""
-
-    first: int
-    tail: Tail
-    signed: list[bytes]
-    head: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Extended:
-    """How many messages of a batch were new, how many are held now, and why the rest was refused."""
-
-    new_count: int
-    count: int
-    error: KacheryError | None = None
-
-
-@dataclass(frozen=True)
-class SubfeedInfo:
-    """One subfeed: its hash, its name where it is known, the messages held, and where it forked."""
-
-    subfeed: str
-    name: Any
-    count: int
-    forked_at: int | None
-
-
-@dataclass(frozen=True)
-class FeedInfo:
-    """One feed: its id, the name that it has on this node, whether this node owns it, and its subfeeds."""
-
-    feed_id: str
-    name: str | None
-    writable: bool
-    subfeeds: list[SubfeedInfo]
-
-
-@dataclass(frozen=True)
-class ForkRecord:
-    """Two signed messages of one number, the evidence of a fork; ``time_ms``: when the second came."""
-
-    number: int
-    first: bytes
-    second: bytes
-    time_ms: int
-
-
 class FeedLog:
     """The feeds of one storage directory. Thread-safe; all methods but ``append`` and ``has`` wait for the disk.
 
@@ -119,10 +58,8 @@ class FeedLog:
     """
 
     def __init__(self, root: Path, *, message_size_bytes_max: int, clock: Callable[[], float] = time.time) -> None:
-        self._message_size_bytes_max = message_size_bytes_max
-        self._clock = clock
+        self._jobs = FeedJobs(message_size_bytes_max, clock)
         self._database = Database(root / DATABASE_NAME, rows.STEPS)
-        self._keys: dict[str, Ed25519PrivateKey] = {}
         self._own: set[str] = set()
         self._held: set[tuple[str, str]] = set()
         self._open_segments: dict[tuple[str, str], tuple[Tail, Segment]] = {}
@@ -147,7 +84,7 @@ class FeedLog:
         """
         if name is not None:
             _check_name(name)
-        feed_id, made = self._write(partial(self._create, name))
+        feed_id, made = self._write(partial(self._jobs.create, name))
         self._own.add(feed_id)
         return feed_id, made
 
@@ -175,7 +112,7 @@ class FeedLog:
         with self._database.reading() as connection:
             found = _infos(connection, feed_id)
         if not found:
-            raise _unknown(feed_id)
+            raise unknown_feed(feed_id)
         return found[0]
 
     def delete(self, feed_id: str) -> None:
@@ -183,9 +120,8 @@ class FeedLog:
 
         :raises FeedUnknown: it is not held here.
         """
-        self._write(partial(self._delete, feed_id))
+        self._write(partial(self._jobs.delete, feed_id))
         self._own.discard(feed_id)
-        self._keys.pop(feed_id, None)
         self._held = {place for place in self._held if place[0] != feed_id}
         self._sweep_later()
 
@@ -202,7 +138,7 @@ class FeedLog:
             DiskFull, DiskError, DatabaseUnusable; nothing was written then.
         :raises DiskError: the log was closed.
         """
-        return self._writer.submit(partial(self._append, feed_id, check_sha1(subfeed), messages,
+        return self._writer.submit(partial(self._jobs.append, feed_id, check_sha1(subfeed), messages,
                                            _name_text(subfeed, name)))
 
     def extend(self, feed_id: str, subfeed: str, first: int, messages: Sequence[object]) -> Extended:
@@ -218,16 +154,15 @@ class FeedLog:
         for _ in range(_EXTEND_TRIES_MAX):
             with self._database.reading() as connection:
                 place = rows.find_place(connection, feed_id, subfeed)
-                forked = _forked(place)
-                if forked is not None and place is not None:
-                    return Extended(0, place.tail.count, forked)
                 row = None if place is None else place.subfeed_row
                 tail = Tail(feed_id, subfeed) if place is None else place.tail
-                found = rules.extend(tail, first, messages, partial(_known, connection, row))
-            extension = found.extension if isinstance(found, Fork) else found
-            if not extension.new and isinstance(found, Extension):
-                return Extended(0, tail.count, found.error)
-            done = self._write(partial(self._extend, tail, found))
+                forked = fork_of(place)
+                # Behind a fork nothing is taken in; before it, another one may still show.
+                batch = messages if forked is None else messages[:max(0, tail.count - first)]
+                found = rules.extend(tail, first, batch, partial(_known, connection, row))
+            if not isinstance(found, Fork) and (forked is not None or not found.new):
+                return Extended(0, tail.count, forked or found.error)
+            done = self._write(partial(self._jobs.extend, tail, found))
             if done is not None:
                 self._held.add((feed_id, subfeed))
                 return done
@@ -251,7 +186,7 @@ class FeedLog:
             place = rows.find_place(connection, feed_id, subfeed)
             if place is None or place.subfeed_row is None:
                 return found
-            forked = _forked(place)
+            forked = fork_of(place)
             if forked is not None and position >= place.tail.count:
                 raise forked
             end = min(place.tail.count, position + count_max)
@@ -275,7 +210,7 @@ class FeedLog:
         if place is None or place.forked_at is not None:
             return None
         if place.seed is not None:
-            return rules.sign_head(place.tail, self._key(feed_id, place.seed), self._time_ms())
+            return rules.sign_head(place.tail, self._jobs.key(feed_id, place.seed), self._jobs.time_ms())
         return None if place.head is None else dict(msgspec.json.decode(place.head))
 
     def keep_head(self, feed_id: str, subfeed: str, head: dict[str, Any]) -> None:
@@ -285,7 +220,7 @@ class FeedLog:
         """
         found = rules.read_head(head, feed_id, subfeed)
         if found.count:
-            self._write(partial(self._keep_head, feed_id, subfeed, found))
+            self._write(partial(self._jobs.keep_head, feed_id, subfeed, found))
 
     def forks(self, feed_id: str, subfeed: str) -> list[ForkRecord]:
         """Return the forks that were seen, as evidence."""
@@ -319,110 +254,21 @@ class FeedLog:
                     self._open_segments[feed_id, subfeed] = place.tail, part
         if made:
             try:
-                self._write(partial(_remember_segments, place, made))
+                self._write(partial(self._jobs.remember_segments, place, made))
             except KacheryError as error:  # they are good all the same, and will be made anew
                 log.warning("segments of feed://%s/~%s could not be remembered: %s", feed_id, subfeed, error)
         return parts
 
-    # --- jobs of the writing thread
+    # --- small parts
 
     def _write(self, job: Callable[[sqlite3.Connection], T]) -> T:
         return self._writer.submit(job).result()
-
-    def _create(self, name: str | None, connection: sqlite3.Connection) -> tuple[str, bool]:
-        if name is not None:
-            row = connection.execute("SELECT feed FROM feeds WHERE name = ?", (name,)).fetchone()
-            if row is not None:
-                return str(row[0]), False
-        seed = secrets.token_bytes(32)
-        feed_id = public_id(private_key(seed))
-        rows.insert_feed(connection, feed_id, name, seed, self._time_ms())
-        return feed_id, True
-
-    def _delete(self, feed_id: str, connection: sqlite3.Connection) -> None:
-        if not connection.execute("DELETE FROM feeds WHERE feed = ?", (feed_id,)).rowcount:
-            raise _unknown(feed_id)
-
-    def _append(self, feed_id: str, subfeed: str, messages: list[dict[str, Any]], name: str | None,
-                connection: sqlite3.Connection) -> Appended:
-        place = rows.find_place(connection, feed_id, subfeed)
-        if place is None:
-            raise _unknown(feed_id)
-        if place.seed is None:
-            raise FeedNotWritable(feed_id=feed_id, why="it was made by another node, and this is a copy")
-        forked = _forked(place)
-        if forked is not None:
-            raise forked
-        key, time_ms = self._key(feed_id, place.seed), self._time_ms()
-        signed, tail = rules.sign_messages(place.tail, messages, key, time_ms)
-        for message, data in zip(messages, signed, strict=True):
-            self._check_size(message, data)
-        done = Appended(place.tail.count, tail, signed, rules.sign_head(tail, key, time_ms))
-        if signed:
-            subfeed_row = rows.make_place(connection, place, name)
-            rows.insert_messages(connection, subfeed_row, place.tail.count, signed)
-            rows.set_tail(connection, subfeed_row, tail)
-        return done
-
-    def _extend(self, tail: Tail, found: Extension | Fork, connection: sqlite3.Connection) -> Extended | None:
-        """Write what was found to follow ``tail``; None: something else was written in the meantime."""
-        place = rows.find_place(connection, tail.feed_id, tail.subfeed)
-        if place is None:
-            rows.insert_feed(connection, tail.feed_id, None, None, self._time_ms())
-            place = rows.find_place(connection, tail.feed_id, tail.subfeed)
-            assert place is not None
-        if place.tail != tail or place.forked_at is not None:
-            return None
-        row = rows.make_place(connection, place, None)
-        extension = found.extension if isinstance(found, Fork) else found
-        rows.insert_messages(connection, row, tail.count, extension.new)
-        rows.set_tail(connection, row, extension.tail)
-        if not isinstance(found, Fork):
-            return Extended(len(extension.new), extension.tail.count, extension.error)
-        before = rows.message(connection, row, found.number - 1) if found.number else None
-        prefix = Tail(tail.feed_id, tail.subfeed) if before is None else rules.tail_after(
-            tail.feed_id, tail.subfeed, before)
-        rows.put_fork(connection, row, found.number, found.first, found.second, self._time_ms())
-        rows.set_tail(connection, row, prefix)
-        log.warning("feed://%s/~%s forked at message %d", tail.feed_id, tail.subfeed, found.number)
-        return Extended(0, found.number, _fork_error(tail, found.number))
-
-    def _keep_head(self, feed_id: str, subfeed: str, head: rules.Head, connection: sqlite3.Connection) -> None:
-        place = rows.find_place(connection, feed_id, subfeed)
-        if (place is None or place.subfeed_row is None or place.seed is not None or place.forked_at is not None
-                or head.count > place.tail.count):
-            return
-        last = rows.message(connection, place.subfeed_row, head.count - 1)
-        if last is None or rules.signature_of(last) != head.signature:
-            raise HeadInvalid(feed_id=feed_id, subfeed=subfeed, why="it follows another message than the one held")
-        if place.head is not None:
-            kept = rules.read_head(msgspec.json.decode(place.head), feed_id, subfeed)
-            if (kept.count, kept.time_ms) >= (head.count, head.time_ms):
-                return
-        rows.set_head(connection, place.subfeed_row, msgspec.json.encode(head.signed))
-
-    # --- small parts
 
     def _look_around(self) -> None:
         with self._database.reading() as connection:
             self._own = {feed for (feed,) in connection.execute("SELECT feed FROM feeds WHERE seed IS NOT NULL")}
             self._held = set(connection.execute(
                 "SELECT feeds.feed, subfeed FROM subfeeds JOIN feeds ON feeds.id = subfeeds.feed WHERE count > 0"))
-
-    def _key(self, feed_id: str, seed: bytes) -> Ed25519PrivateKey:
-        key = self._keys.get(feed_id)
-        if key is None:
-            key = self._keys[feed_id] = private_key(seed)
-        return key
-
-    def _time_ms(self) -> int:
-        return int(self._clock() * 1000)
-
-    def _check_size(self, message: dict[str, Any], signed: bytes) -> None:
-        limit = self._message_size_bytes_max
-        if len(signed) > limit and len(canonical_bytes(message)) > limit:
-            raise TooLarge(what="A message of a feed", size=len(canonical_bytes(message)), limit=limit,
-                           setting="feed_message_size_bytes_max")
 
     def _sweep_later(self) -> None:
         """Remove the messages of deleted feeds bit by bit, so that appends need not wait for it."""
@@ -444,26 +290,8 @@ def _infos(connection: sqlite3.Connection, feed_id: str) -> list[FeedInfo]:
     return list(found.values())
 
 
-def _remember_segments(place: rows.Place, made: list[Segment], connection: sqlite3.Connection) -> None:
-    now = rows.find_place(connection, place.tail.feed_id, place.tail.subfeed)
-    if now is not None and now.subfeed_row == place.subfeed_row and now.subfeed_row is not None:
-        rows.put_segments(connection, now.subfeed_row, (part for part in made if part.end <= now.tail.count))
-
-
 def _known(connection: sqlite3.Connection, subfeed_row: int | None, number: int) -> bytes | None:
     return None if subfeed_row is None else rows.message(connection, subfeed_row, number)
-
-
-def _unknown(feed_id: str) -> FeedUnknown:
-    return FeedUnknown(feed=f"feed://{feed_id}", advice="See which there are with: kachery-fast feed list")
-
-
-def _forked(place: rows.Place | None) -> FeedForked | None:
-    return None if place is None or place.forked_at is None else _fork_error(place.tail, place.forked_at)
-
-
-def _fork_error(tail: Tail, number: int) -> FeedForked:
-    return FeedForked(feed_id=tail.feed_id, subfeed=tail.subfeed, number=number)
 
 
 def _check_name(name: str) -> None:

@@ -176,9 +176,13 @@ class NodeConnection:
             raise NodeError(what=str(error)) from error
 
     @contextmanager
-    def stream(self, path: str, body: dict[str, Any], timeout_seconds: float) -> Iterator[Answer]:
-        """Post ``body`` to ``path`` and yield the answer while it comes in; leaving closes the connection."""
-        with self._request("POST", path, body, timeout=timeout_seconds) as answer:
+    def stream(self, path: str, body: dict[str, Any], timeout_seconds: float, *,
+               withdrawal: Withdrawal | None = None) -> Iterator[Answer]:
+        """Post ``body`` to ``path`` and yield the answer while it comes in; leaving closes the connection.
+
+        :param withdrawal: lets another thread break it off.
+        """
+        with self._request("POST", path, body, timeout=timeout_seconds, withdrawal=withdrawal) as answer:
             yield answer
 
     # --- one request
@@ -190,8 +194,10 @@ class NodeConnection:
 
     @contextmanager
     def _request(self, method: str, path: str, body: Any = None, *, timeout: float | None, auth: bool = True,
-                 size_bytes: int = 0) -> Iterator[Answer]:
+                 size_bytes: int = 0, withdrawal: Withdrawal | None = None) -> Iterator[Answer]:
         with closing(self._connect(timeout)) as connection:
+            if withdrawal is not None:
+                withdrawal.watch(connection.sock)
             answer = self._exchange(connection, method, path, body, auth, size_bytes)
             if answer.status == 403 and auth:
                 error = answer.error()
@@ -199,6 +205,10 @@ class NodeConnection:
                     raise error
                 logger.debug("the node refused the code; reading it again")
                 connection.close()
+                with _connect_errors(self.url):
+                    connection.connect()
+                if withdrawal is not None:
+                    withdrawal.watch(connection.sock)
                 answer = self._exchange(connection, method, path, body, auth, size_bytes)
             if answer.status != 200:
                 raise answer.error()

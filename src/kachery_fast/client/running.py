@@ -1,7 +1,7 @@
 """What happens where a registered function runs: in a worker process, a thread, or wherever an executor takes it.
 
 A ``Job`` goes there and an ``Outcome`` comes back, both of plain data, so that nothing that a function returns or
-raises has to be pickled. What it returns is put into the store where it was made, so that a gigabyte is not sent between
+raises has to be pickled. What it returns is put into the store where it was made: a gigabyte is not sent between
 processes. Progress goes to the backend in datagrams over loopback, whatever the executor.
 """
 
@@ -20,7 +20,8 @@ from typing import Any
 
 from ..config import load_settings
 from ..errors import InvalidArgument, KacheryError
-from ..protocol.tasks import check_json, error_report
+from ..protocol.task_errors import error_report
+from ..protocol.tasks import check_json
 
 __all__ = ["Job", "Outcome", "encode_result", "report_progress", "run_job"]
 

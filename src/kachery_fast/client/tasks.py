@@ -69,7 +69,7 @@ def list_tasks() -> list[dict[str, Any]]:
 
     :raises NodeNotRunning, ClientAuthRefused: there is no node to ask.
     """
-    found = NodeConnection(load_settings()).call("/api/task/list", {}).get("tasks")
+    found = _connection(load_settings()).call("/api/task/list", {}).get("tasks")
     if not isinstance(found, list):
         raise NodeError(what="it does not tell its tasks")
     return found
@@ -80,7 +80,7 @@ class Task:
 
     def __init__(self, settings: Settings, asked: dict[str, Any]) -> None:
         self._settings = settings
-        self._connection = NodeConnection(settings)
+        self._connection = _connection(settings)
         self._asked = asked
         self._lock = threading.Lock()
         self._loaded: list[Any] = []
@@ -263,6 +263,12 @@ class Task:
             while self._status not in _ENDED:
                 await threads.run(self._wait_once, _AWAIT_SLICE_SECONDS / (20 if threads.crowded else 1))
             return await threads.run(lambda: self.result)
+
+
+@lru_cache(maxsize=4)
+def _connection(settings: Settings) -> NodeConnection:
+    """The connections that all tasks of this process share; those kept by another thread are not touched."""
+    return NodeConnection(settings)
 
 
 class _WaitingThreads:

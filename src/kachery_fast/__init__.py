@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         store_text,
     )
     from .client.functions import taskfunction
+    from .client.mutables import delete, get, set  # noqa: A004 - its name since 2022
     from .client.progress import Progress, ProgressCallback
     from .client.running import report_progress
     from .client.storing import link_file, store_file, store_files
@@ -65,7 +66,9 @@ __all__ = [
     "Task",
     "__version__",
     "create_feed",
+    "delete",
     "delete_feed",
+    "get",
     "get_feed_id",
     "info",
     "link_file",
@@ -82,6 +85,7 @@ __all__ = [
     "report_progress",
     "request_task",
     "run_task_backend",
+    "set",
     "store_file",
     "store_files",
     "store_json",
@@ -103,7 +107,9 @@ _ROOMS = {
     "Subfeed": "client.subfeeds",
     "Task": "client.tasks",
     "create_feed": "client.feeds",
+    "delete": "client.mutables",
     "delete_feed": "client.feeds",
+    "get": "client.mutables",
     "get_feed_id": "client.feeds",
     "info": "client.files",
     "link_file": "client.storing",
@@ -120,6 +126,7 @@ _ROOMS = {
     "report_progress": "client.running",
     "request_task": "client.tasks",
     "run_task_backend": "client.backend",
+    "set": "client.mutables",
     "store_file": "client.storing",
     "store_files": "client.storing",
     "store_json": "client.formats",
@@ -143,4 +150,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(set(globals()) | set(__all__))
+    return sorted({*globals(), *__all__})  # not set(): that may be the mutables' by then

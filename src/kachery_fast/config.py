@@ -100,6 +100,7 @@ class Settings:
     feed_relay_wait_seconds: float
     feed_push_interval_seconds: float
     feed_followed_max: int
+    mutable_size_bytes_max: int
     task_kwargs_size_bytes_max: int
     task_result_size_bytes_max: int
     task_lease_seconds: float
@@ -214,6 +215,8 @@ SETTINGS: tuple[Setting, ...] = (
             "An owner pushes new messages at most this often for each subfeed; what comes between goes together."),
     Setting("feed_followed_max", 1000, "count", "KACHERY_FEED_FOLLOWED_MAX",
             "Subfeeds of other nodes that a node follows at once.", minimum=1),
+    Setting("mutable_size_bytes_max", MIB, "bytes", "KACHERY_MUTABLE_SIZE_BYTES_MAX",
+            "The longest value of a mutable, as JSON. What is longer belongs into a file, by its URI.", minimum=64),
     Setting("task_kwargs_size_bytes_max", 32768, "bytes", "KACHERY_TASK_KWARGS_SIZE_BYTES_MAX",
             "The longest arguments of a task, as canonical JSON. What is longer belongs into a file, by its URI.",
             minimum=64),

@@ -32,10 +32,11 @@ _COMMANDS = {
     "why": _Entry("files", "why", "Say where a file is, or why it cannot be had."),
     "verify": _Entry("files", "verify", "Read files of the local store and check their bytes."),
     "info": _Entry("node", "info", "Show the local store, the node and its channels."),
+    "mutable": _Entry("mutable", "mutable", "Keep small values on this machine, by keys."),
     "node": _Entry("node", "node", "Start, stop and connect the node of this machine."),
     "hub": _Entry("hub", "hub", "Run a hub, with its embedded bucket and broker."),
     "channel": _Entry("channel", "channel", "Make channels on a hub, and say who may do what on them."),
-    "demo": _Entry("demo", "demo", "Show the main job on this machine: a hub, two nodes, one recording."),
+    "demo": _Entry("demo", "demo", "Show what it does on this machine: a hub, two nodes, a recording, a feed, a task."),
     "bench": _Entry("bench", "bench", "Measure what this machine can do."),
 }
 

@@ -125,7 +125,13 @@ class Database:
             if not self.path.parent.is_dir():
                 make_directories(self.path.parent, durable=True)
             with suppress(FileExistsError):
-                os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+                fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+                try:
+                    if os.geteuid() == 0:  # else the owner of the store could not use it
+                        owner = self.path.parent.stat()
+                        os.fchown(fd, owner.st_uid, owner.st_gid)
+                finally:
+                    os.close(fd)
             found = self.path.stat()
             if found.st_mode & 0o077:
                 log.warning("%s could be read by others than its owner; its mode is 0600 now", self.path)

@@ -1,0 +1,91 @@
+"""The part of the local API for mutables: for clients that are not the owner of the storage directory.
+
+    POST /api/mutable/get     {"key"}                      -> {"found", "value"}
+    POST /api/mutable/set     {"key", "value", "update"}   -> {"changed"}
+    POST /api/mutable/delete  {"key"}                      -> {"changed"}
+    POST /api/mutable/list    {}                           -> {"mutables": [{"key", "value"}]}
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+from aiohttp import web
+
+from ..errors import TooLarge
+from ..store.mutables import MutableStore
+from .api_parts import read_body
+from .threads import in_thread
+
+if TYPE_CHECKING:
+    from .node import Node
+
+__all__ = ["mutable_routes"]
+
+T = TypeVar("T")
+
+# What a client takes in one answer is bounded; this leaves room for the rest of it.
+_LIST_SIZE_BYTES_MAX = 48 * 1024 * 1024
+
+
+class _Key(msgspec.Struct, forbid_unknown_fields=True):
+    key: Any
+
+
+class _Set(msgspec.Struct, forbid_unknown_fields=True):
+    key: Any
+    value: Any
+    update: bool = True
+
+
+class _Nothing(msgspec.Struct, forbid_unknown_fields=True):
+    pass
+
+
+def mutable_routes(node: Node) -> list[web.RouteDef]:
+    """Return the routes of this part of the API of ``node``."""
+    settings = node.settings
+
+    async def on(work: Callable[[MutableStore], T]) -> T:
+        # Opened for each request, as clients do it: requests are few, and nothing has to be closed at the end.
+        def run() -> T:
+            with MutableStore(settings.storage_dir, value_size_bytes_max=settings.mutable_size_bytes_max) as mutables:
+                return work(mutables)
+
+        return await in_thread(node.api_threads, run)
+
+    async def get(request: web.Request) -> web.Response:
+        asked = await read_body(request, _Key)
+        found, value = await on(lambda mutables: mutables.get(asked.key))
+        return web.json_response({"found": found, "value": value})
+
+    async def set_value(request: web.Request) -> web.Response:
+        asked = await read_body(request, _Set)
+        changed = await on(lambda mutables: mutables.set(asked.key, asked.value, update=asked.update))
+        return web.json_response({"changed": changed})
+
+    async def delete(request: web.Request) -> web.Response:
+        asked = await read_body(request, _Key)
+        return web.json_response({"changed": await on(lambda mutables: mutables.delete(asked.key))})
+
+    async def list_all(request: web.Request) -> web.Response:
+        await read_body(request, _Nothing)
+        return web.Response(body=await on(_encode_list), content_type="application/json")
+
+    return [web.post("/api/mutable/get", get), web.post("/api/mutable/set", set_value),
+            web.post("/api/mutable/delete", delete), web.post("/api/mutable/list", list_all)]
+
+
+def _encode_list(mutables: MutableStore) -> bytes:
+    rows: list[bytes] = []
+    size_bytes = 0
+    for key, value in mutables.items():
+        rows.append(json.dumps({"key": key, "value": value}).encode())
+        size_bytes += len(rows[-1]) + 1
+        if size_bytes > _LIST_SIZE_BYTES_MAX:
+            raise TooLarge(what="The list of all mutables", size=f"more than {size_bytes}", limit=_LIST_SIZE_BYTES_MAX,
+                           setting="a fixed limit; the owner of the storage directory can list them directly")
+    return b'{"mutables":[%b]}' % b",".join(rows)

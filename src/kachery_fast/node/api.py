@@ -36,8 +36,10 @@ from ..protocol.access import Permission
 from ..protocol.names import FileUri, parse_file_uri
 from ..store.objects import Located
 from .api_parts import fault_of, read_body, write_line
+from .backend_api import BackendApi
 from .failures import Failures
 from .link import ChannelLink
+from .mutable_api import mutable_routes
 from .threads import in_thread
 from .why import ask_channel
 
@@ -102,6 +104,8 @@ class LocalApi:
             web.post("/api/why", self._why),
             web.post("/api/reload", self._reload),
             web.post("/api/stop", self._stop),
+            *mutable_routes(self._node),
+            *BackendApi(self._node).routes(),
         ])
         self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
         await self._runner.setup()

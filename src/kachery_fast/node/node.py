@@ -20,8 +20,8 @@ from ..net.hub import HubClient
 from ..net.ranges import RangeClient
 from ..protocol.access import Permission
 from ..protocol.hub_bodies import ChannelInfo
-from ..protocol.names import FileUri
 from ..store.files import FileStore
+from ..store.tasks import TaskLedger
 from .api import LocalApi
 from .ending import end_tasks
 from .identity import ClientAuth, DirectoryLock, load_identity
@@ -30,8 +30,11 @@ from .membership import NodeFile, read_node_file
 from .providing import Providing
 from .rules import RULES
 from .slots import AdaptiveSlots
+from .task_backends import TaskBackends
+from .task_providing import TaskProviding
 from .tools import Tools, Traffic
 from .transfers import Transfers, request_limits
+from .uploading import Uploader
 
 __all__ = ["Node", "run_node"]
 
@@ -110,6 +113,8 @@ class Node:
         tools = Tools(self.store, request_limits(settings), self._disk_threads, self._verify_threads,
                       asyncio.Semaphore(settings.download_concurrency), self._traffic)
         self.transfers = Transfers(tools, settings)
+        self.task_backends = TaskBackends(settings)
+        self._ledger = TaskLedger(settings.storage_dir)
         self._hubs: dict[str, _HubSide] = {}
         self._looked_again_at = float("-inf")
         self._memberships: dict[tuple[str, str], _Membership] = {}
@@ -137,10 +142,12 @@ class Node:
         """Break off what is under way, keeping what was received, and close everything."""
         async with contextlib.AsyncExitStack() as parts:  # closed in reverse, each whatever becomes of the others
             parts.callback(self._lock.release)
+            parts.callback(self._ledger.close)
             for threads in (self._disk_threads, self._verify_threads, self._hash_threads, self.api_threads):
                 parts.callback(threads.shutdown, wait=True)
             parts.callback(self.client_auth.remove)
             parts.push_async_callback(self._ranges.close)
+            parts.callback(self.task_backends.close)
             for url in list(self._hubs):
                 parts.push_async_callback(self._drop_hub, url)
             parts.push_async_callback(self.transfers.close)
@@ -267,7 +274,11 @@ class Node:
     def _serve(self, link: ChannelLink) -> _Membership:
         providing = Providing(link, self.identity.node_id, self.store, self.settings, self._uploads,
                               self._disk_threads, self._hash_threads, self._traffic)
-        return _Membership(link, providing, {Permission.PROVIDE_FILES: providing})
+        uploader = Uploader(link, self.store, self.settings, self._uploads, self._disk_threads, self._hash_threads,
+                            self._traffic)
+        tasks = TaskProviding(link, self.identity, self.settings, self.task_backends, self._ledger, uploader,
+                              self._disk_threads)
+        return _Membership(link, providing, {Permission.PROVIDE_FILES: providing, Permission.PROVIDE_TASKS: tasks})
 
     def _requested(self, key: tuple[str, str], body: Any, sender: str) -> None:
         membership = self._memberships.get(key)
@@ -289,8 +300,8 @@ class Node:
 
     # --- for the API
 
-    def link_for(self, uri: FileUri, channel: str | None) -> ChannelLink:
-        """Return the channel to ask on.
+    def link_for(self, uri: object, channel: str | None) -> ChannelLink:
+        """Return the channel to ask on; ``uri`` is what is asked for, for the errors.
 
         :raises NoChannel: none is named, here or in the settings. :raises ChannelUnknown: this node is not on it.
         :raises HubUnreachable: it may be, at a hub that could not be asked.
@@ -334,7 +345,8 @@ class Node:
                          "channels": channels})
         return {"nodeId": self.identity.node_id, "version": self.version, "label": self._node_file.label,
                 "storageDir": str(self.settings.storage_dir), "pid": os.getpid(), "hubs": hubs,
-                "transfers": self.transfers.describe(), "traffic": asdict(self._traffic)}
+                "transfers": self.transfers.describe(), "traffic": asdict(self._traffic),
+                "taskBackends": self.task_backends.describe()}
 
 
 def run_node(settings: Settings) -> None:

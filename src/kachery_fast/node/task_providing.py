@@ -1,0 +1,363 @@
+"""Performs for one channel what ``protocol.task_providing`` decides: claim, look up, note, upload results, deliver
+receipts, say how it stands."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
+from functools import partial
+from typing import Any, TypeVar
+
+from ..config import Settings
+from ..errors import (
+    HubError,
+    HubUnreachable,
+    KacheryError,
+    NodeError,
+    ObjectMissing,
+    RateLimited,
+    ResultRefused,
+    StaleMessage,
+    TooLarge,
+    UrlExpired,
+)
+from ..net.bucket import SignedUpload
+from ..protocol.access import Permission
+from ..protocol.hub_bodies import TaskClaim
+from ..protocol.names import parse_file_uri, result_object_name
+from ..protocol.task_events import (
+    Asked,
+    Claim,
+    Claimed,
+    Effect,
+    Event,
+    Finish,
+    Keep,
+    LookedUp,
+    LookUp,
+    Note,
+    Noted,
+    RunFunction,
+    Said,
+    SignedReceipt,
+    SignReceipt,
+    Store,
+    Stored,
+)
+from ..protocol.tasks import check_result, error_report, result_id, sign_receipt, sign_result
+from ..store.tasks import ActionEntry, TaskLedger
+from .ending import end_tasks
+from .identity import Identity
+from .link import ChannelLink
+from .task_backends import TaskBackends
+from .uploading import Uploader
+
+__all__ = ["TaskProviding", "place_of"]
+
+log = logging.getLogger("kachery_fast.node")
+
+# Arguments and result, both bounded, with room for those of nodes with larger limits.
+_RESULT_OBJECT_SIZE_BYTES_MAX = 64 * 1024 * 1024
+_STORE_TRIES_MAX = 3
+# A node that stops tells the hub what became of its tasks, if that takes no longer.
+_LAST_WORD_SECONDS = 2.0
+# What may pass; another refusal is the hub's last word on a task.
+_PASSING = (HubUnreachable, HubError, RateLimited, StaleMessage)
+_RETRY_SECONDS_MIN = 0.05
+
+E = TypeVar("E", Claim, LookUp, Note, Store)
+
+
+def place_of(link: ChannelLink) -> str:
+    """Return what a channel is called among the channels of a node: two hubs may have one of the same name."""
+    return f"{link.hub.url} {link.name}"
+
+
+class TaskProviding:
+    """Runs tasks of one channel.
+
+    :param threads: runs what reads and writes the disk.
+    """
+
+    def __init__(self, link: ChannelLink, identity: Identity, settings: Settings, backends: TaskBackends,
+                 ledger: TaskLedger, uploader: Uploader, threads: Executor) -> None:
+        self.place = place_of(link)
+        self._link = link
+        self._identity = identity
+        self._backends = backends
+        self._ledger = ledger
+        self._uploader = uploader
+        self._threads = threads
+        self._result_size_bytes_max = settings.task_result_size_bytes_max
+        self._retry_base_seconds = settings.retry_base_seconds
+        self._retry_cap_seconds = settings.retry_cap_seconds
+        self._started_ms: dict[str, int] = {}
+        self._latest: dict[str, asyncio.Task[None]] = {}
+        self._undelivered: dict[str, ActionEntry] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._last_words: set[asyncio.Task[None]] = set()
+        self._keeping: asyncio.Task[None] | None = None
+        self._try_again = asyncio.Event()
+        self._link.on_restored.append(self._try_again.set)
+        self._backends.attach(self)
+        self._reading = self._spawn(self._read_left())
+
+    @property
+    def channel(self) -> str:
+        """The channel's name."""
+        return self._link.name
+
+    def heard(self, body: Any, sender: str) -> None:
+        """A node asks for something."""
+        self._backends.post(Asked(self.place, body, sender))
+
+    async def close(self) -> None:
+        """Stop; what became of the tasks is told to the hub, if it listens."""
+        self._backends.detach(self)
+        self._link.on_restored.remove(self._try_again.set)
+        self._uploader.close()
+        if self._last_words:
+            await asyncio.wait(self._last_words, timeout=_LAST_WORD_SECONDS)
+        await end_tasks([*self._tasks, *self._last_words])
+
+    def perform(self, effect: Effect) -> None:
+        """Do what the machine asks for on this channel."""
+        if isinstance(effect, Said):
+            self._link.say(effect.kind, effect.fields)
+        elif isinstance(effect, RunFunction):
+            self._started_ms[effect.run] = self._link.hub.now_ms()
+        elif isinstance(effect, Claim):
+            self._answer(effect, self._claim, lambda why: Claimed(self.place, effect.task, None, why))
+        elif isinstance(effect, LookUp):
+            self._answer(effect, self._look_up, lambda _: LookedUp(self.place, effect.task, False))
+        elif isinstance(effect, Note):
+            self._answer(effect, self._note, lambda why: Noted(self.place, effect.task, why))
+        elif isinstance(effect, Store):
+            self._answer(effect, self._store, lambda why: Stored(self.place, effect.task,
+                                                                 error_report("NodeError", why)))
+        elif isinstance(effect, SignReceipt):
+            self._in_turn(effect.task, partial(self._sign_receipt, effect), self._last_words)
+        elif isinstance(effect, Finish):
+            self._in_turn(effect.task, partial(self._finish, effect), self._last_words)
+        elif isinstance(effect, Keep) and (self._keeping is None or self._keeping.done()):
+            self._keeping = self._spawn(self._keep(effect))
+
+    # --- one thing after the other, for each task
+
+    def _answer(self, effect: E, work: Callable[[E], Awaitable[Event]], failed: Callable[[str], Event]) -> None:
+        """Do something for a task, and tell the machine of it in any case: it would wait for ever."""
+        async def answer() -> None:
+            try:
+                event = await work(effect)
+            except KacheryError as error:
+                event = failed(error.message)
+            except Exception as error:
+                log.exception("channel %s: a step of the task %s failed", self.channel, effect.task)
+                event = failed(f"a fault of the program: {error!r}")
+            self._backends.post(event)
+
+        self._in_turn(effect.task, answer, self._tasks)
+
+    def _in_turn(self, task: str, work: Callable[[], Awaitable[None]], among: set[asyncio.Task[None]]) -> None:
+        """What was asked for first is over before the next begins: a claim is given back, then taken again."""
+        before = self._latest.get(task)
+
+        async def turn() -> None:
+            if before is not None:
+                await asyncio.wait([before])
+            try:
+                await work()
+            except Exception:
+                log.exception("channel %s: a step of the task %s failed", self.channel, task)
+
+        mine = self._latest[task] = self._spawn(turn(), among)
+        mine.add_done_callback(lambda done: self._latest.pop(task) if self._latest.get(task) is done else None)
+
+    async def _on_disk(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(
+            self._threads, lambda: work(self._link.hub.url, self.channel, *arguments))
+
+    # --- before the run
+
+    async def _claim(self, effect: Claim) -> Claimed:
+        if effect.kind == "action":
+            await asyncio.wait([self._reading])
+            known = await self._on_disk(self._ledger.begin, effect.task, effect.function)
+            if known is not None:
+                return self._recalled(known)
+        try:
+            claim = await self._link.hub.claim_task(self.channel, effect.task, effect.kind, effect.function,
+                                                    idempotent=effect.idempotent)
+        except (HubUnreachable, HubError):
+            # The hub may have said yes, and nobody have heard it: it is given back.
+            self._in_turn(effect.task, partial(self._finish, Finish(self.place, effect.task, effect.kind, "released")),
+                          self._last_words)
+            raise
+        except KacheryError:
+            if effect.kind == "action":
+                await self._on_disk(self._ledger.remove, effect.task)
+            raise
+        if effect.kind == "action" and not claim.granted:
+            await self._on_disk(self._ledger.remove, effect.task)
+        return Claimed(self.place, effect.task, claim)
+
+    def _recalled(self, entry: ActionEntry) -> Claimed:
+        """This node has had that action before, and the hub may not know yet how it ended."""
+        if entry.state in ("claiming", "released"):
+            return Claimed(self.place, entry.task, None, "an earlier claim of this node has yet to be given back")
+        state = "unknown" if entry.state == "started" else entry.state
+        return Claimed(self.place, entry.task, TaskClaim(entry.task, state, receipt=entry.receipt))
+
+    async def _look_up(self, effect: LookUp) -> LookedUp:
+        return LookedUp(self.place, effect.task, await self._has_result(effect.task))
+
+    async def _has_result(self, found_as: str) -> bool:
+        """Whether a good result is in the bucket; a bad one is reported, and gone then."""
+        try:
+            data = await self._link.bucket.get_small(result_object_name(self.channel, found_as),
+                                                     _RESULT_OBJECT_SIZE_BYTES_MAX, fresh=True)
+            found = check_result(data, found_as, self.channel)
+            if self._link.member_may(found.node_id, Permission.PROVIDE_TASKS):
+                return True
+            raise ResultRefused(task=found_as, why=f"the node {found.node_id[:16]} may not provide tasks")
+        except ObjectMissing:
+            return False
+        except (ResultRefused, TooLarge) as error:
+            log.warning("channel %s: %s", self.channel, error)
+            await self._link.hub.report_bad_result(self.channel, found_as)
+            return False
+
+    async def _note(self, effect: Note) -> Noted:
+        await self._on_disk(self._ledger.set, effect.task, "started")
+        return Noted(self.place, effect.task)
+
+    # --- after the run
+
+    async def _store(self, effect: Store) -> Stored:
+        try:
+            await self._store_result(effect)
+        except KacheryError as error:
+            log.warning("channel %s: the result of %s could not be shared: %s", self.channel, effect.function, error)
+            return Stored(self.place, effect.task, error_report(type(error).__name__, error.message))
+        return Stored(self.place, effect.task)
+
+    async def _store_result(self, effect: Store) -> None:
+        if "file" in effect.result:
+            await self._uploader.put_file(parse_file_uri(effect.result["file"]))
+        found_as = result_id(effect.kind, effect.function, effect.kwargs)
+        data = sign_result(channel=self.channel, task=effect.task, function=effect.function, kind=effect.kind,
+                           kwargs=effect.kwargs, result=effect.result, key=self._identity.key,
+                           started_ms=self._started_ms.pop(effect.run, 0), finished_ms=self._link.hub.now_ms())
+        if "json" in effect.result and len(data) > self._result_size_bytes_max + 64 * 1024:
+            raise TooLarge(what=f"The result of {effect.function!r}", size=len(data),
+                           limit=self._result_size_bytes_max, setting="task_result_size_bytes_max")
+        for _ in range(_STORE_TRIES_MAX):
+            leave = await self._link.hub.sign_task_result(self.channel, found_as, len(data),
+                                                          replace=effect.kind == "query")
+            try:
+                upload = SignedUpload(leave.object, leave.url, leave.headers)
+                if await self._link.bucket.put_bytes(upload, data) or await self._has_result(found_as):
+                    return
+            except UrlExpired as error:
+                log.info("channel %s: %s", self.channel, error)
+        raise NodeError(what=f"the result of {effect.function!r} could not be put into the bucket, where another one "
+                             "is that nobody may have made")
+
+    async def _sign_receipt(self, effect: SignReceipt) -> None:
+        receipt = sign_receipt(channel=self.channel, task=effect.task, function=effect.function, kwargs=effect.kwargs,
+                               outcome="error" if effect.error else "finished", error=effect.error,
+                               started_ms=self._started_ms.pop(effect.run, 0), finished_ms=self._link.hub.now_ms(),
+                               key=self._identity.key)
+        state = "failed" if effect.error else "finished"
+        await self._keep_word(ActionEntry(effect.task, effect.function, state, receipt),
+                              lambda: self._backends.post(SignedReceipt(self.place, effect.task, receipt)))
+
+    async def _finish(self, effect: Finish) -> None:
+        if effect.kind == "action":
+            await self._keep_word(ActionEntry(effect.task, "", effect.state, None))
+            return
+        try:
+            await self._link.hub.finish_task(self.channel, effect.task, effect.state)
+        except KacheryError as error:  # its claim lapses, which is as good
+            log.info("channel %s: %s", self.channel, error)
+
+    async def _keep(self, effect: Keep) -> None:
+        try:
+            lost = await self._link.hub.keep_tasks(self.channel, effect.tasks)
+        except KacheryError as error:
+            log.warning("channel %s: the claims of %d tasks could not be kept alive: %s", self.channel,
+                        len(effect.tasks), error)
+            return
+        for task in sorted(lost & set(effect.tasks)):
+            log.warning("channel %s: the claim of the task %s has lapsed while it runs", self.channel, task)
+
+    # --- what the hub has to hear, sooner or later
+
+    async def _keep_word(self, entry: ActionEntry, kept: Callable[[], None] = lambda: None) -> None:
+        """Write down how an action ended, call ``kept``, and tell the hub."""
+        try:
+            await self._on_disk(self._ledger.set, entry.task, entry.state, entry.receipt)
+        except KacheryError as error:
+            log.error("channel %s: how the action %s ended could not be written down: %s", self.channel, entry.task,
+                      error)
+        kept()
+        await self._deliver(entry)
+
+    async def _deliver(self, entry: ActionEntry) -> None:
+        """Tell the hub how an action ended, or have it told later."""
+        if await self._told(entry):
+            return
+        if not self._undelivered:
+            self._spawn(self._deliver_later())
+        self._undelivered[entry.task] = entry
+
+    async def _told(self, entry: ActionEntry) -> bool:
+        try:
+            await self._link.hub.finish_task(self.channel, entry.task, entry.state, entry.receipt)
+        except KacheryError as error:
+            # Without the permission it may come back; with it, another refusal is the hub's last word.
+            if isinstance(error, _PASSING) or not self._link.may(Permission.PROVIDE_TASKS):
+                log.warning("channel %s: how the action %s ended could not be told yet: %s", self.channel, entry.task,
+                            error)
+                return False
+            log.warning("channel %s: the hub does not take this node's word on the action %s: %s", self.channel,
+                        entry.task, error)
+        await self._on_disk(self._ledger.remove, entry.task)
+        return True
+
+    async def _deliver_later(self) -> None:
+        """Try again and again, and at once when the bands are back."""
+        pause = first = max(self._retry_base_seconds, _RETRY_SECONDS_MIN)
+        while self._undelivered:
+            self._try_again.clear()
+            alarm = asyncio.get_running_loop().call_later(pause, self._try_again.set)
+            try:
+                await self._try_again.wait()
+            finally:
+                alarm.cancel()
+            pause = min(2 * pause, self._retry_cap_seconds)
+            for entry in list(self._undelivered.values()):
+                if not await self._told(entry):
+                    break
+                del self._undelivered[entry.task]
+                pause = first
+
+    async def _read_left(self) -> None:
+        """What an earlier run of this node began, and did not live to tell. Nothing new is begun before it is read."""
+        try:
+            left = await self._on_disk(self._ledger.left)
+        except KacheryError as error:
+            log.error("channel %s: what earlier runs of this node have left cannot be read: %s", self.channel, error)
+            return
+        known = {"claiming": "released", "started": "unknown"}
+        for entry in left:
+            self._spawn(self._deliver(entry._replace(state=known.get(entry.state, entry.state))))
+
+    def _spawn(self, work: Any, among: set[asyncio.Task[None]] | None = None) -> asyncio.Task[None]:
+        tasks = self._tasks if among is None else among
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+        return task

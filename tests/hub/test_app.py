@@ -6,7 +6,6 @@ import errno
 import fcntl
 import os
 import signal
-import sqlite3
 import stat
 import time
 from pathlib import Path
@@ -16,7 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from kachery_fast.cli import program
-from kachery_fast.errors import AlreadyExists, DiskError, HubError, InvalidArgument
+from kachery_fast.errors import AlreadyExists, DiskError, InvalidArgument
 from kachery_fast.hub.app import Hub, local_url, public_url, run_hub
 from kachery_fast.hub.directory import HubDirectory, running_hub
 
@@ -188,20 +187,6 @@ def test_a_hub_started_again_in_the_background_for_another_owner_is_refused(tmp_
     assert second.exit_code != 0
     assert f"belongs to {OWNER}, not to other@lab.org" in second.stderr
     assert running_hub(tmp_path / "hub") is None
-
-
-def test_a_registry_of_a_newer_version_is_refused(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with running_world(tmp_path) as world:
-            path = world.settings.hub_dir / "hub.db"
-        connection = sqlite3.connect(path)
-        with connection:
-            connection.execute("UPDATE schema_version SET version = 2")
-        connection.close()
-        with pytest.raises(HubError, match="newer kachery-fast"):
-            await Hub(hub_settings(tmp_path)).start()
-
-    run_on("asyncio-debug", scenario())
 
 
 @pytest.mark.parametrize("loop_kind", LOOPS)

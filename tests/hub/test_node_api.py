@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from kachery_fast.errors import KacheryError, NotPermitted, RateLimited, StaleMessage, TooLarge
-from kachery_fast.hub.node_api import CORRUPT_CHECKS_PER_NODE_MAX, JOIN_FAILURES_PER_MINUTE_MAX
+from kachery_fast.hub.damage import CHECKS_PER_NODE_MAX
+from kachery_fast.hub.node_api import JOIN_FAILURES_PER_MINUTE_MAX
 from kachery_fast.protocol.hub_bodies import GetNodeConfig, GetPubsubToken, JoinChannel, SignUploads
 from kachery_fast.protocol.messages import encode_hub_request
 
@@ -280,7 +281,7 @@ def test_reports_of_damage_are_checked_a_few_at_a_time_for_each_node(tmp_path: P
             content = b"x" * (16 * 1024 * 1024)
             sha1 = hashlib.sha1(content).hexdigest()
             assert await world.upload(client, content) == 200
-            count = 5 * CORRUPT_CHECKS_PER_NODE_MAX
+            count = 5 * CHECKS_PER_NODE_MAX
             answers = await asyncio.gather(
                 *(client.report_corrupt(CHANNEL, sha1, "0" * 40) for _ in range(count)), return_exceptions=True)
             assert any(isinstance(answer, RateLimited) for answer in answers)

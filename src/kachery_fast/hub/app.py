@@ -113,6 +113,7 @@ class Hub:
         bucket, pubsub = EmbeddedBucket(server, signer), EmbeddedPubsub(broker)
         node_api = NodeApi(registry, bucket, pubsub, settings, self._clock)
         parts.push_async_callback(asyncio.to_thread, node_api.close)
+        await node_api.start()
         self._registry, self._broker, self._node_api = registry, broker, node_api
         self._owner_api = OwnerApi(registry, bucket, pubsub, self._clock, lambda: self.public_url)
         runner = web.AppRunner(self._application(), access_log=None, shutdown_timeout=STOP_SECONDS)

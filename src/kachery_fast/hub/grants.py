@@ -17,7 +17,7 @@ from ..errors import AlreadyExists, InvalidArgument, NotOnHub, NotPermitted
 from ..protocol.access import Grant, Permission
 from ..protocol.names import check_channel_name
 from .identity import find_node, hash_code, register_node
-from .registry import channels, damage_reports, invitations, memberships, nodes
+from .registry import channels, damage_reports, invitations, memberships, nodes, task_claims
 
 __all__ = [
     "MemberRecord", "change_granted", "close_invitations", "create_channel", "create_invitation", "delete_channel",
@@ -29,6 +29,7 @@ __all__ = [
 CHANNELS_PER_OWNER_MAX = 1_000
 MEMBERS_PER_CHANNEL_MAX = 10_000
 INVITATIONS_PER_CHANNEL_MAX = 1_000
+DAMAGE_REPORTS_PER_CHANNEL_MAX = 1_000
 _ID_PREFIX_LENGTH_MIN = 6
 _MEMBER, _LEFT, _REMOVED = "member", "left", "removed"
 
@@ -110,10 +111,10 @@ def list_channels(connection: Connection, owner: str) -> list[dict[str, Any]]:
 
 
 def delete_channel(connection: Connection, name: str) -> list[str]:
-    """Remove a channel, its memberships and invitations; return the ids of the nodes that were on it."""
+    """Remove a channel, its memberships, invitations and claims; return the ids of the nodes that were on it."""
     members = [str(row.node) for row in connection.execute(
         sa.select(memberships.c.node).where(memberships.c.channel == name, memberships.c.state == _MEMBER))]
-    for table in (memberships, invitations):
+    for table in (memberships, invitations, task_claims):
         connection.execute(table.delete().where(table.c.channel == name))
     connection.execute(channels.delete().where(channels.c.name == name))
     return members
@@ -308,6 +309,12 @@ def record_damage(
     """Keep which node reported a damaged object that was then removed, what it had received, and what the hub read."""
     connection.execute(damage_reports.insert().values(
         channel=grant.channel, node=grant.node_id, sha1=sha1, found=found, actual=actual, time=now_ms))
+    oldest = (sa.select(damage_reports.c.id).where(damage_reports.c.channel == grant.channel)
+              .order_by(damage_reports.c.id.desc()).offset(DAMAGE_REPORTS_PER_CHANNEL_MAX).limit(1))
+    found_id = connection.execute(oldest).scalar()
+    if found_id is not None:
+        connection.execute(damage_reports.delete().where(
+            damage_reports.c.channel == grant.channel, damage_reports.c.id <= found_id))
 
 
 def list_damage(connection: Connection, channel: str) -> list[dict[str, Any]]:

@@ -7,49 +7,49 @@ away is gone with the next request.
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from sqlalchemy.engine import Connection
 
 from ..config import Settings
-from ..errors import BadMessage, InvalidArgument, NotPermitted, ObjectMissing, RateLimited, StaleMessage, TooLarge
+from ..errors import BadMessage, InvalidArgument, NotPermitted, StaleMessage
 from ..protocol.access import Action, Deny, Grant, band_capability, decide, parse_permissions
 from ..protocol.hub_bodies import (
     ChannelInfo,
+    ClaimTask,
+    FindTask,
+    FinishTask,
     GetNodeConfig,
     GetPubsubToken,
     HubBody,
     JoinChannel,
+    KeepTasks,
     LeaveChannel,
     Member,
     NodeConfig,
-    ObjectSpec,
+    ReportBadResult,
     ReportCorrupt,
-    SignedObject,
-    SignedUploads,
+    SignFeedUploads,
+    SignTaskResult,
     SignUploads,
 )
-from ..protocol.manifest import CHUNK_SIZE_BYTES_MAX
 from ..protocol.messages import decode_hub_request
-from ..protocol.names import object_name
 from ..protocol.signing import FreshnessGuard
 from . import grants, identity
+from .damage import Damage
 from .engines import BucketEngine, PubsubEngine
+from .gate import require
 from .limits import RateLimiter
 from .registry import Registry
+from .tasks import TaskBody, Tasks
+from .uploads import Uploads
 
 __all__ = ["NodeApi"]
 
 _log = logging.getLogger("kachery_fast.hub")
 
-RATE_WINDOW_SECONDS = 10.0
-# Each check reads up to 64 MiB.
-CORRUPT_CHECKS_PER_NODE_MAX = 4
 JOIN_FAILURES_PER_MINUTE_MAX = 10
 # Seen request ids are kept per registered node, so that none can fill the memory of the others'.
 REQUESTS_REMEMBERED_PER_NODE_MAX = 50_000
@@ -63,22 +63,25 @@ class NodeApi:
         clock: Callable[[], float],
     ) -> None:
         self._registry = registry
-        self._bucket = bucket
+        self._bucket_url = bucket.url_base
+        self._uploads = Uploads(bucket, settings, clock)
+        self._damage = Damage(registry, bucket, settings, clock)
+        self._tasks = Tasks(registry, settings, clock)
         self._pubsub = pubsub
         self._settings = settings
         self._clock = clock
         self._started_ms = int(clock() * 1000)
         self._fresh: dict[str, FreshnessGuard] = {}
         self._fresh_strangers = FreshnessGuard(settings.message_age_seconds_max)
-        self._sign_rate = RateLimiter(settings.sign_rate_per_node_max, RATE_WINDOW_SECONDS)
         self._join_failures = RateLimiter(JOIN_FAILURES_PER_MINUTE_MAX / 60, 60.0)
-        self._checking: Counter[str] = Counter()
-        # One thread: hash and removal of an object are one step, and damaged objects are rare.
-        self._checker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hub-checker")
+
+    async def start(self) -> None:
+        """Take up what was going on when the hub stopped."""
+        await self._tasks.start()
 
     def close(self) -> None:
         """Finish the checks that were begun."""
-        self._checker.shutdown()
+        self._damage.close()
 
     async def answer(self, data: bytes, address: str) -> Any:
         """Answer one request; the answer is a struct or dict that becomes JSON.
@@ -96,21 +99,30 @@ class NodeApi:
         self._check_fresh(body, node_id, registered=node is not None)
         if isinstance(body, JoinChannel):
             return await self._join(body, node_id, address)
+        action = _action_of(body)
         if node is None:
-            raise NotPermitted(who=f"node {node_id[:16]}", action=_ACTIONS[type(body)], channel=body.channel or "(any)",
+            raise NotPermitted(who=f"node {node_id[:16]}", channel=body.channel or "(any)",
+                               action=action.value if action is not None else "leave",
                                why="it is not registered with this hub; join a channel by an invitation first")
         if isinstance(body, GetNodeConfig):
             return await self._node_config(body, node)
         if isinstance(body, LeaveChannel):
             return await self._leave(body, node_id, grant)
+        if isinstance(body, TaskBody):
+            return await self._tasks.answer(body, node_id)
+        assert action is not None, "every other request is for some action"
+        return await self._perform(body, require(grant, node_id, body.channel, action))
+
+    async def _perform(self, body: HubBody, grant: Grant) -> Any:
+        """Do what ``grant`` allows."""
         if isinstance(body, GetPubsubToken):
-            grant = _allowed(grant, node_id, body.channel, Action.CONNECT)
-            return self._pubsub.token(node_id, band_capability(grant), self._settings.token_life_seconds)
-        if isinstance(body, SignUploads):
-            _allowed(grant, node_id, body.channel, Action.UPLOAD_FILE)
-            return self._sign_uploads(body, node_id)
+            return self._pubsub.token(grant.node_id, band_capability(grant), self._settings.token_life_seconds)
+        if isinstance(body, SignUploads | SignFeedUploads | SignTaskResult):
+            return self._uploads.sign(body, grant.node_id)
         if isinstance(body, ReportCorrupt):
-            return await self._report_corrupt(body, _allowed(grant, node_id, body.channel, Action.REPORT_CORRUPT))
+            return await self._damage.report(body, grant)
+        if isinstance(body, ReportBadResult):
+            return await self._damage.report_result(body, grant)
         raise BadMessage(why=f"this hub cannot answer {type(body).__name__}")
 
     def _check_fresh(self, body: HubBody, node_id: str, *, registered: bool) -> None:
@@ -169,68 +181,29 @@ class NodeApi:
                 for record in records
             ]
         return ChannelInfo(
-            name=grant.channel, owner=channel_owner, permissions=_names(grant), bucket_url=self._bucket.url_base,
+            name=grant.channel, owner=channel_owner, permissions=_names(grant), bucket_url=self._bucket_url,
             pubsub=self._pubsub.info(), members=members)
 
-    # --- bands and bucket
 
-    def _sign_uploads(self, body: SignUploads, node_id: str) -> SignedUploads:
-        count = len(body.objects)
-        if count > self._settings.sign_batch_max:
-            raise TooLarge(what="A request for upload URLs", size=count, limit=self._settings.sign_batch_max,
-                           setting="sign_batch_max, counted in objects")
-        for item in body.objects:
-            if item.size > CHUNK_SIZE_BYTES_MAX:
-                raise TooLarge(what=f"The object {item.sha1}", size=item.size, limit=CHUNK_SIZE_BYTES_MAX,
-                               setting="the longest chunk")
-        self._sign_rate.spend(
-            node_id, count, self._clock(), who=f"node {node_id[:16]}",
-            limit=f"{self._settings.sign_rate_per_node_max:g} upload URLs a second are allowed")
-        return SignedUploads(uploads=[self._sign(body.channel, item) for item in body.objects])
-
-    def _sign(self, channel: str, item: ObjectSpec) -> SignedObject:
-        name = object_name(channel, item.sha1)
-        signed = self._bucket.sign_put(name, item.size, self._settings.url_life_seconds)
-        return SignedObject(sha1=item.sha1, object=name, url=signed.url, headers=signed.headers)
-
-    async def _report_corrupt(self, body: ReportCorrupt, grant: Grant) -> dict[str, Any]:
-        node_id = grant.node_id
-        if self._checking[node_id] >= CORRUPT_CHECKS_PER_NODE_MAX:
-            raise RateLimited(who=f"node {node_id[:16]}", retry_seconds=1.0,
-                              limit=f"{CORRUPT_CHECKS_PER_NODE_MAX} reports of damage at once are allowed")
-        self._checking[node_id] += 1
-        try:
-            actual, removed = await asyncio.get_running_loop().run_in_executor(
-                self._checker, self._check_object, object_name(body.channel, body.sha1), body.sha1)
-        finally:
-            self._checking[node_id] -= 1
-            if not self._checking[node_id]:
-                del self._checking[node_id]
-        if removed:
-            # Only damage that was there is written down, so reports cannot fill the registry.
-            await self._registry.call(
-                grants.record_damage, grant, body.sha1, body.found, actual, int(self._clock() * 1000))
-        return {"removed": removed, "actual": actual}
-
-    def _check_object(self, name: str, sha1: str) -> tuple[str | None, bool]:
-        """Believe nobody: the hub hashes the object itself, and removes it only when its bytes are wrong."""
-        try:
-            actual = self._bucket.sha1(name)
-        except ObjectMissing:
-            return None, False
-        if actual == sha1:
-            return actual, False
-        _log.warning("object %s is damaged (its bytes have the SHA-1 %s); it is removed", name, actual)
-        return actual, self._bucket.remove(name)
-
-
-_ACTIONS: dict[type, str] = {
-    LeaveChannel: "leave",
-    GetNodeConfig: Action.SEE_CHANNEL.value,
-    GetPubsubToken: Action.CONNECT.value,
-    SignUploads: Action.UPLOAD_FILE.value,
-    ReportCorrupt: Action.REPORT_CORRUPT.value,
+_ACTIONS: dict[type, Action] = {
+    GetNodeConfig: Action.SEE_CHANNEL,
+    GetPubsubToken: Action.CONNECT,
+    SignUploads: Action.UPLOAD_FILE,
+    SignFeedUploads: Action.UPLOAD_FEED,
+    SignTaskResult: Action.UPLOAD_RESULT,
+    ReportBadResult: Action.REPORT_RESULT,
+    ClaimTask: Action.CLAIM_TASK,
+    KeepTasks: Action.CLAIM_TASK,
+    FinishTask: Action.CLAIM_TASK,
+    FindTask: Action.FIND_TASK,
 }
+
+
+def _action_of(body: HubBody) -> Action | None:
+    """What a request is for; None for the two by which a node comes and goes."""
+    if isinstance(body, ReportCorrupt):
+        return Action.REPORT_SEGMENT if body.feed_id or body.subfeed else Action.REPORT_CORRUPT
+    return _ACTIONS.get(type(body))
 
 
 def _find_standing(
@@ -238,14 +211,6 @@ def _find_standing(
 ) -> tuple[identity.NodeRecord | None, Grant | None]:
     grant = grants.find_grant(connection, node_id, channel) if channel else None
     return identity.find_node(connection, node_id), grant
-
-
-def _allowed(grant: Grant | None, node_id: str, channel: str, action: Action) -> Grant:
-    decision = decide(grant, action)
-    if isinstance(decision, Deny):
-        raise NotPermitted(who=f"node {node_id[:16]}", action=action.value, channel=channel, why=decision.reason)
-    assert grant is not None, "nobody is allowed anything without a grant"
-    return grant
 
 
 def _names(grant: Grant) -> list[str]:

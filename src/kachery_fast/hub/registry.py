@@ -1,4 +1,4 @@
-"""The registry: owners, nodes, channels, memberships, invitations, in one SQL database.
+"""The registry: owners, nodes, channels, memberships, invitations, claims on tasks, in one SQL database.
 
 SQLite in WAL mode by default; nothing here keeps PostgreSQL from taking its place. Every access is a plain function of
 a connection, run as one transaction on the registry's own thread (``Registry.call``), so the event loop never waits
@@ -24,14 +24,15 @@ from ..errors import DiskError, HubError
 
 __all__ = [
     "Registry", "channels", "damage_reports", "invitations", "memberships", "nodes", "owner_tokens", "owners",
-    "sqlite_url",
+    "sqlite_url", "task_claims",
 ]
 
 _log = logging.getLogger("kachery_fast.hub")
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
-SCHEMA_VERSION = 1
+# 2: task_claims.
+SCHEMA_VERSION = 2
 
 _metadata = sa.MetaData()
 
@@ -102,6 +103,24 @@ damage_reports = sa.Table(
     sa.Column("actual", sa.String(40), nullable=True),
     sa.Column("time", sa.BigInteger, nullable=False),
 )
+# ``revision`` grows with each change, so that a change can be made only to what was looked at. ``changed`` is the time
+# of the last one, by which rows are forgotten.
+task_claims = sa.Table(
+    "task_claims", _metadata,
+    sa.Column("channel", sa.ForeignKey("channels.name"), primary_key=True),
+    sa.Column("task", sa.String(64), primary_key=True),
+    sa.Column("kind", sa.String(20), nullable=False),
+    sa.Column("function", sa.String(200), nullable=False),
+    sa.Column("node", sa.String(64), nullable=False),
+    sa.Column("attempt", sa.String(64), nullable=False),
+    sa.Column("idempotent", sa.Boolean, nullable=False),
+    sa.Column("state", sa.String(10), nullable=False),
+    sa.Column("claimed", sa.BigInteger, nullable=False),
+    sa.Column("expires", sa.BigInteger, nullable=False),
+    sa.Column("receipt", sa.Text, nullable=True),
+    sa.Column("changed", sa.BigInteger, nullable=False, index=True),
+    sa.Column("revision", sa.Integer, nullable=False),
+)
 
 
 def sqlite_url(path: Path) -> URL:
@@ -158,14 +177,11 @@ class Registry:
             sa.event.listen(engine, "connect", _prepare_sqlite)
         try:
             with engine.begin() as connection:
-                _metadata.create_all(connection)
-                found = connection.execute(sa.select(_schema.c.version)).scalar()
-                if found is None:
-                    connection.execute(_schema.insert().values(version=SCHEMA_VERSION))
+                found = _bring_up_to_date(connection)
         except sa.exc.SQLAlchemyError as error:
             engine.dispose()
             raise DiskError(action="opening", path=self._url.database, why=_reason(error)) from error
-        if found not in (None, SCHEMA_VERSION):
+        if found > SCHEMA_VERSION:
             engine.dispose()
             raise HubError(url=self._url.database, why=f"its registry has version {found} of the tables, this program "
                                                        f"knows {SCHEMA_VERSION}; use a newer kachery-fast")
@@ -175,6 +191,23 @@ class Registry:
         if self._engine is not None:
             self._engine.dispose()
             self._engine = None
+
+
+def _bring_up_to_date(connection: Connection) -> int:
+    """Create what is missing, and return the version of the tables as found; one from the future is left alone."""
+    found: int | None = None
+    if sa.inspect(connection).has_table(_schema.name):
+        found = connection.execute(sa.select(_schema.c.version)).scalar()
+    if found is not None and found > SCHEMA_VERSION:
+        return found
+    # All that a version has added so far are tables of its own, so there is nothing to be changed in the old ones.
+    _metadata.create_all(connection)
+    if found is None:
+        connection.execute(_schema.insert().values(version=SCHEMA_VERSION))
+    elif found < SCHEMA_VERSION:
+        _log.info("the registry's tables go from version %d to %d", found, SCHEMA_VERSION)
+        connection.execute(_schema.update().values(version=SCHEMA_VERSION))
+    return SCHEMA_VERSION if found is None else found
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:

@@ -38,11 +38,18 @@ class Action(str, Enum):
     REPORT_CORRUPT = "report a damaged object"
     REQUEST_FEEDS = "request feeds"
     PROVIDE_FEEDS = "provide feeds"
+    UPLOAD_FEED = "upload feeds"
+    REPORT_SEGMENT = "report a damaged segment of a feed"
     REQUEST_TASKS = "request tasks"
     PROVIDE_TASKS = "provide tasks"
+    CLAIM_TASK = "run tasks"
+    FIND_TASK = "see how tasks stand"
+    UPLOAD_RESULT = "upload results of tasks"
+    REPORT_RESULT = "report the result of a task"
 
 
 _ANY = frozenset(Permission)
+_TASKS = frozenset({Permission.REQUEST_TASKS, Permission.PROVIDE_TASKS})
 
 # An action is allowed when at least one of these permissions is in force.
 _NEEDS: dict[Action, frozenset[Permission]] = {
@@ -54,8 +61,14 @@ _NEEDS: dict[Action, frozenset[Permission]] = {
     Action.REPORT_CORRUPT: frozenset({Permission.REQUEST_FILES}),
     Action.REQUEST_FEEDS: frozenset({Permission.REQUEST_FEEDS}),
     Action.PROVIDE_FEEDS: frozenset({Permission.PROVIDE_FEEDS}),
+    Action.UPLOAD_FEED: frozenset({Permission.PROVIDE_FEEDS}),
+    Action.REPORT_SEGMENT: frozenset({Permission.REQUEST_FEEDS}),
     Action.REQUEST_TASKS: frozenset({Permission.REQUEST_TASKS}),
     Action.PROVIDE_TASKS: frozenset({Permission.PROVIDE_TASKS}),
+    Action.CLAIM_TASK: frozenset({Permission.PROVIDE_TASKS}),
+    Action.FIND_TASK: _TASKS,
+    Action.UPLOAD_RESULT: frozenset({Permission.PROVIDE_TASKS}),
+    Action.REPORT_RESULT: _TASKS,
 }
 
 # Permission -> ((kind of band, operation), ...)

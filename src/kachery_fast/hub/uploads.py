@@ -1,0 +1,95 @@
+"""Leave to upload: URLs for exact names and sizes, within a rate for each node.
+
+Whether the node may upload objects of the kind is decided before; the names are built here, from checked parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from ..config import Settings
+from ..errors import TooLarge
+from ..protocol.hub_bodies import SignedObject, SignedUploads, SignFeedUploads, SignTaskResult, SignUploads
+from ..protocol.manifest import CHUNK_SIZE_BYTES_MAX
+from ..protocol.names import object_name, result_object_name, segment_object_name, subfeed_object_name
+from .engines import BucketEngine
+from .limits import RateLimiter
+
+__all__ = ["Uploads", "result_size_bytes_max"]
+
+RATE_WINDOW_SECONDS = 10.0
+# Names, times, signature, and JSON that is written less tersely than its canonical form.
+_RESULT_FRAME_BYTES = 64 * 1024
+
+
+class _Wanted(NamedTuple):
+    sha1: str
+    object_name: str
+    size_bytes: int
+    replace: bool = False
+
+
+class Uploads:
+    """Signs uploads. One for each hub, used on its event loop."""
+
+    def __init__(self, bucket: BucketEngine, settings: Settings, clock: Callable[[], float]) -> None:
+        self._bucket = bucket
+        self._settings = settings
+        self._clock = clock
+        self._rate = RateLimiter(settings.sign_rate_per_node_max, RATE_WINDOW_SECONDS)
+
+    def sign(self, body: SignUploads | SignFeedUploads | SignTaskResult, node_id: str) -> SignedUploads:
+        """Sign what ``body`` asks for, in its order; the index of a subfeed comes last.
+
+        :raises TooLarge: too many objects, or too long a one. :raises RateLimited: too many in the last seconds.
+        :raises InvalidName: a part of a name is not well-formed.
+        """
+        count = self._count(body)
+        if count > self._settings.sign_batch_max:
+            raise TooLarge(what="A request for upload URLs", size=count, limit=self._settings.sign_batch_max,
+                           setting="sign_batch_max, counted in objects")
+        wanted = self._wanted(body)
+        self._rate.spend(
+            node_id, count, self._clock(), who=f"node {node_id[:16]}",
+            limit=f"{self._settings.sign_rate_per_node_max:g} upload URLs a second are allowed")
+        return SignedUploads(uploads=[self._signed(item) for item in wanted])
+
+    def _count(self, body: SignUploads | SignFeedUploads | SignTaskResult) -> int:
+        if isinstance(body, SignUploads):
+            return len(body.objects)
+        return len(body.segments) + 1 if isinstance(body, SignFeedUploads) else 1
+
+    def _wanted(self, body: SignUploads | SignFeedUploads | SignTaskResult) -> list[_Wanted]:
+        channel = body.channel
+        if isinstance(body, SignTaskResult):
+            limit = result_size_bytes_max(self._settings)
+            _check_size(f"The result {body.result_id}", body.size, limit, "task_result_size_bytes_max of the hub")
+            return [_Wanted(body.result_id, result_object_name(channel, body.result_id), body.size, body.replace)]
+        if isinstance(body, SignUploads):
+            wanted = [_Wanted(item.sha1, object_name(channel, item.sha1), item.size) for item in body.objects]
+        else:
+            feed_id, subfeed = body.feed_id, body.subfeed
+            wanted = [_Wanted(item.sha1, segment_object_name(channel, feed_id, subfeed, item.sha1), item.size)
+                      for item in body.segments]
+            if body.index_size_bytes is not None:
+                name = subfeed_object_name(channel, feed_id, subfeed)
+                wanted.append(_Wanted("", name, body.index_size_bytes, replace=True))
+        for item in wanted:
+            _check_size(f"The object {item.object_name}", item.size_bytes, CHUNK_SIZE_BYTES_MAX, "the longest chunk")
+        return wanted
+
+    def _signed(self, item: _Wanted) -> SignedObject:
+        signed = self._bucket.sign_put(item.object_name, item.size_bytes, self._settings.url_life_seconds,
+                                       replace=item.replace)
+        return SignedObject(sha1=item.sha1, object=item.object_name, url=signed.url, headers=signed.headers)
+
+
+def result_size_bytes_max(settings: Settings) -> int:
+    """The longest object that holds a result: what may be in it, its arguments, and a frame."""
+    return settings.task_result_size_bytes_max + settings.task_kwargs_size_bytes_max + _RESULT_FRAME_BYTES
+
+
+def _check_size(what: str, size_bytes: int, limit_bytes: int, setting: str) -> None:
+    if size_bytes > limit_bytes:
+        raise TooLarge(what=what, size=size_bytes, limit=limit_bytes, setting=setting)

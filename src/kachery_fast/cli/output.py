@@ -32,6 +32,7 @@ __all__ = [
     "end_of_output",
     "guard_output",
     "human_size",
+    "json_line",
     "json_option",
     "progress_bar",
     "quiet_option",
@@ -146,6 +147,14 @@ def emit_error(error: KacheryError, *, as_json: bool) -> None:
 def show_error(error: KacheryError) -> None:
     """Print an error as one line to the standard error."""
     click.echo(f"Error: {_printable(' '.join(str(error).split()))}", err=True)
+
+
+def json_line(value: Any) -> str:
+    """Return ``value`` as JSON on one line, in which no character can do anything to a terminal."""
+    text = json.dumps(value, ensure_ascii=False)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
 def human_size(size_bytes: float) -> str:

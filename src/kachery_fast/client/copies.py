@@ -7,7 +7,8 @@ import os
 import secrets
 import shutil
 import stat
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,7 +16,7 @@ from ..errors import DiskError, InvalidArgument, NotADataFile
 from ..store.disk import display, translated
 from ..store.layout import Layout
 
-__all__ = ["SomePath", "check_destination", "copy_to"]
+__all__ = ["SomePath", "check_destination", "copy_to", "write_to"]
 
 SomePath = str | os.PathLike[str]
 
@@ -79,20 +80,32 @@ def copy_to(source: str, dest: SomePath) -> None:
     with suppress(OSError):
         if os.path.samefile(source, path) and not path.is_symlink():  # noqa: PTH121
             return
-    temp = path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}.part")
     with translated("reading", source):
         reader = open(source, "rb")  # noqa: PTH123, SIM115 - closed below
     with reader:
         size = os.fstat(reader.fileno()).st_size
-        try:
-            with translated("copying", path, needed=size):
-                with temp.open("xb") as writer:
-                    _copy_bytes(reader, writer, size)
-                temp.replace(path)
-        except BaseException:
-            with suppress(OSError):
-                temp.unlink()
-            raise
+        with _replacing(path, size) as writer:
+            _copy_bytes(reader, writer, size)
+
+
+def write_to(data: bytes, dest: SomePath) -> None:
+    """Write a file as ``copy_to`` does: whole or not at all."""
+    with _replacing(Path(dest), len(data)) as writer:
+        writer.write(data)
+
+
+@contextmanager
+def _replacing(path: Path, size: int) -> Iterator[BinaryIO]:
+    temp = path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}.part")
+    try:
+        with translated("copying", path, needed=size):
+            with temp.open("xb") as writer:
+                yield writer
+            temp.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temp.unlink()
+        raise
 
 
 def _copy_bytes(reader: BinaryIO, writer: BinaryIO, size: int) -> None:

@@ -112,6 +112,13 @@ class NodeSource:
         return range(int(answer["first"]), int(answer["end"]))
 
 
+    def forks(self, subfeed: Any) -> list[dict[str, Any]]:
+        """Return the evidence against the owner: for each fork its ``number``, and both signed messages, ``first`` and
+        ``second``."""
+        answer = self.connection.call("/api/feed/forks", {"feedId": self.feed_id, "subfeed": subfeed})
+        return list(answer["forks"])
+
+
 class SnapshotSource:
     """A feed as a snapshot holds it. ``uri``: what errors call it."""
 

@@ -56,10 +56,10 @@ def make_snapshot(feed_id: str, subfeeds: Iterable[tuple[Any, str, Sequence[dict
     return {"feedId": feed_id, "version": _VERSION, "subfeeds": found}
 
 
-def read_snapshot(document: Any, what: str) -> Snapshot:
+def read_snapshot(document: Any, what: str, *, check_signatures: bool = True) -> Snapshot:
     """Check a document, every signature in it included, and return what it holds.
 
-    :param what: what errors call it, its URI or path.
+    :param what: what errors call it, its URI or path. :param check_signatures: False leaves these to the caller.
     :raises WrongFormat: it is not a snapshot.
     :raises FeedInvalid, FeedChainBroken: a message in it is not the feed's, or not in its place.
     """
@@ -88,18 +88,17 @@ def read_snapshot(document: Any, what: str) -> Snapshot:
             signed = _signed(messages, content.get("signatures"), subfeed)
             if signed is None:
                 raise wrong(f"its subfeed {subfeed} has not a signature for each message")
-            check_messages(feed_id, subfeed, signed)
+            if check_signatures:
+                check_messages(Tail(feed_id, subfeed), signed)
         found[subfeed] = SnapshotSubfeed(subfeed, name, messages, signed)
     return Snapshot(feed_id, found)
 
 
-def check_messages(feed_id: str, subfeed: str, signed: Sequence[Any], tail: Tail | None = None) -> Tail:
-    """Check signed messages, one by one, against the chain that ends at ``tail`` (None: at its very beginning).
+def check_messages(tail: Tail, signed: Sequence[Any]) -> Tail:
+    """Check signed messages, one by one, against the chain that ends at ``tail``, and return the tail after them.
 
-    :return: the tail after them.
     :raises FeedInvalid, FeedChainBroken: the first that is not the feed's, or not in its place.
     """
-    tail = tail or Tail(feed_id, subfeed)
     result = extend(tail, tail.count, signed, lambda _: None)
     if isinstance(result, Fork):
         raise AssertionError("nothing is held that a message could differ from")

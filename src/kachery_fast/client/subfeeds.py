@@ -207,6 +207,10 @@ class Subfeed:
             for message in self._advancing(batch):
                 yield message
 
+    def read_page(self, *, wait_msec: float = 0, signed: bool = False) -> Batch:
+        """Return messages from ``position`` on, as many as come in one answer of the node. The position stays."""
+        return self._read(self._position, wait_msec, None, signed)
+
     def _advancing(self, batch: Batch) -> Iterator[dict[str, Any]]:
         """Yield the messages of a batch, the position always behind them, until somebody else moves that."""
         number = batch.position - len(batch.messages)

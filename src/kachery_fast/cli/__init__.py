@@ -31,6 +31,8 @@ _COMMANDS = {
     "cat": _Entry("files", "cat", "Write the bytes of a file, or a range of them, to the standard output."),
     "why": _Entry("files", "why", "Say where a file is, or why it cannot be had."),
     "verify": _Entry("files", "verify", "Read files of the local store and check their bytes."),
+    "feed": _Entry("feed", "feed", "Make, append to, read and follow feeds."),
+    "task": _Entry("task", "task", "Have functions run by other nodes, and run them for others."),
     "info": _Entry("node", "info", "Show the local store, the node and its channels."),
     "mutable": _Entry("mutable", "mutable", "Keep small values on this machine, by keys."),
     "node": _Entry("node", "node", "Start, stop and connect the node of this machine."),

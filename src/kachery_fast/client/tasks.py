@@ -19,7 +19,7 @@ from ..protocol.tasks import check_kind, check_kwargs, check_task_id
 from .connection import NodeConnection
 from .functions import find_function
 
-__all__ = ["Task", "list_tasks", "request_task"]
+__all__ = ["Task", "list_tasks", "request_task", "task_state"]
 
 # The first answer waits so long for a task that ends at once, as one does whose result is known.
 _FIRST_WAIT_SECONDS = 0.1
@@ -75,6 +75,14 @@ def list_tasks() -> list[dict[str, Any]]:
     return found
 
 
+def task_state(request_id: str) -> dict[str, Any]:
+    """Return how one of ``list_tasks`` stands.
+
+    :raises TaskUnknown: it is none of these.
+    """
+    return _connection(load_settings()).call("/api/task/wait", {"request": request_id, "seen": 0, "waitMsec": 0})
+
+
 class Task:
     """A task that was asked for; made by ``request_task``. Threads may share one."""
 
@@ -86,6 +94,7 @@ class Task:
         self._loaded: list[Any] = []
         self._state: dict[str, Any] = {}
         self._read_at = 0.0
+        self._asked_at = time.monotonic()
         self._take(self._request(_FIRST_WAIT_SECONDS))
 
     # --- what it is
@@ -178,17 +187,21 @@ class Task:
         :raises TaskFailed: the function raised; TaskCrashed, TaskHung: its process died, or it took too long.
         :raises TaskNotTaken, TaskOutcomeUnknown, Cancelled and others: what went wrong.
         """
-        self._refresh()
-        if self._status not in _ENDED:
-            raise TaskPending(task=self.task_id, function=self.function_id, status=self._status,
-                              seconds=round((time.time() * 1000 - self._state.get("asked", time.time() * 1000)) / 1000))
-        error = self.error
-        if error is not None:
-            raise error
+        self.raise_unless_finished()
         with self._lock:
             if not self._loaded:
                 self._loaded.append(_load_result(self._state.get("result"), self._state.get("channel")))
             return self._loaded[0]
+
+    def raise_unless_finished(self) -> None:
+        """Do nothing when it is finished; raise what ``result`` raises when it is not."""
+        self._refresh()
+        if self._status not in _ENDED:
+            raise TaskPending(task=self.task_id, function=self.function_id, status=self._status,
+                              seconds=round(time.monotonic() - self._asked_at, 1))
+        error = self.error
+        if error is not None:
+            raise error
 
     @property
     def error(self) -> KacheryError | None:

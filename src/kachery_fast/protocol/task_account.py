@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..errors import TaskNotTaken, TaskOutcomeUnknown
 from .inquiry import harmless, node_text
 
 __all__ = ["TaskAccount"]
@@ -18,7 +19,8 @@ class TaskAccount:
     ``declined`` holds those of whose last word it is that they will not run it, with the reason.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, function: str, task: str, channel: str) -> None:
+        self.function, self.task, self.channel = function, task, channel
         self.providers: dict[str, str] = {}
         self.self_may = False
         self.rounds = 0
@@ -72,6 +74,18 @@ class TaskAccount:
         if self.hub:
             parts.append(f"hub: {self.hub}")
         return "; ".join(parts)
+
+    def not_taken(self, why: str) -> TaskNotTaken:
+        """Return the error of a task that nobody has run."""
+        return TaskNotTaken(function=self.function, why=why, asked=self.text(), **self.details())
+
+    def outcome_unknown(self, why: str) -> TaskOutcomeUnknown:
+        """Return the error of an action that may have been carried out."""
+        return TaskOutcomeUnknown(function=self.function, why=f"{why} (asked: {self.text()})", **self.details())
+
+    def details(self) -> dict[str, Any]:
+        """Return what every error of the request carries."""
+        return {"task": self.task, "channel": self.channel, "account": self.to_dict()}
 
     def to_dict(self) -> dict[str, Any]:
         """Return the account as plain JSON."""

@@ -1,18 +1,17 @@
-"""What can happen to the request for a task, and what it can ask to be done: the vocabularies of ``task_requesting``."""
+"""What can happen to the request for a task, and what it asks to be done: the vocabularies of ``task_requesting``."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from ..errors import KacheryError
 from .hub_bodies import TaskClaim
-from .task_bodies import TaskCancel, TaskDeclined, TaskRequest, TaskStatus
+from .task_bodies import TaskDeclined, TaskStatus
 from .tasks import TaskResult
 
 __all__ = [
-    "BandRestored", "Cancel", "Effect", "Event", "Find", "Found", "Heard", "Look", "Looked", "ProvidersChanged", "Say",
-    "SayFailed", "TaskRequestLimits", "Tick",
+    "Ask", "BandRestored", "Cancel", "Effect", "Event", "Find", "Found", "Heard", "Look", "Looked", "ProvidersChanged",
+    "SayFailed", "TaskRequestLimits", "Tick", "Withdraw",
 ]
 
 
@@ -105,11 +104,13 @@ class Find:
 
 
 @dataclass(frozen=True)
-class Say:
-    """Publish a message on the requestTasks band."""
-
-    kind: type[TaskRequest] | type[TaskCancel]
-    fields: dict[str, Any]
+class Ask:
+    """Say ``TaskRequest`` on the requestTasks band; ``SayFailed`` tells that it could not be said."""
 
 
-Effect = Look | Find | Say
+@dataclass(frozen=True)
+class Withdraw:
+    """Say ``TaskCancel`` on the requestTasks band."""
+
+
+Effect = Look | Find | Ask | Withdraw

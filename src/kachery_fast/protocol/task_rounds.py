@@ -1,0 +1,80 @@
+"""When a channel is asked for a task, when it is asked again, and when to give up."""
+
+from __future__ import annotations
+
+from .task_account import TaskAccount
+from .task_request_events import TaskRequestLimits
+
+__all__ = ["TaskRounds", "pause_seconds"]
+
+# However short the pauses are set: nobody is asked more often than this.
+_PAUSE_SECONDS_MIN = 0.1
+_PASSING_REASONS = ("busy", "hub")
+_LASTING_REASONS = {
+    "unregistered": "no task backend there has registered it",
+    "wrong-type": "it is registered there as another kind of task",
+    "bad-arguments": "its arguments were refused",
+}
+
+
+def pause_seconds(limits: TaskRequestLimits, tries: int) -> float:
+    """Return how long to wait before the next of several tries; it doubles."""
+    pause = min(limits.retry_base_seconds * 2.0 ** min(tries, 16), limits.offer_wait_seconds)
+    return max(pause, _PAUSE_SECONDS_MIN)
+
+
+class TaskRounds:
+    """The rounds of one request. As long as nobody has taken the task, a channel is asked ``want_rounds_max`` times;
+    once somebody has had it, or would take it later, for ``patience_seconds``."""
+
+    def __init__(self, limits: TaskRequestLimits, account: TaskAccount) -> None:
+        self._limits = limits
+        self._account = account
+        self._count = 0
+        self._due_at: float | None = None
+        self._wait_until: float | None = None
+
+    @property
+    def deadline(self) -> float | None:
+        """When the time decides something."""
+        return self._due_at if self._due_at is not None else self._wait_until
+
+    def begin(self, at: float) -> None:
+        """Ask from the time ``at`` on, beginning with a first round."""
+        self._count, self._due_at, self._wait_until = 0, at, None
+
+    def interrupted(self, now: float) -> None:
+        """Messages may have been lost: ask at once; the round under way counts for nothing."""
+        self._count, self._due_at = max(0, self._count - 1), now
+
+    def due(self, now: float) -> bool:
+        """Whether to ask now; true once for each round."""
+        if self._due_at is None or now < self._due_at:
+            return False
+        self._due_at, self._wait_until = None, now + self._limits.offer_wait_seconds
+        self._count += 1
+        self._account.rounds += 1
+        for node_id in [known for known, reason in self._account.declined.items() if reason in _PASSING_REASONS]:
+            del self._account.declined[node_id]
+        return True
+
+    def over(self, now: float, alive_at: float, *, taken: bool) -> str:
+        """Look at the round under way. Return why to give up; an empty text when there is no cause.
+
+        :param taken: somebody has had the task, last at the time ``alive_at``.
+        """
+        if self._wait_until is None or not (now >= self._wait_until or self._account.all_declined):
+            return ""
+        self._wait_until = None
+        reasons = set(self._account.declined.values())
+        passing = not reasons.isdisjoint(_PASSING_REASONS)
+        if self._account.all_declined and not passing:
+            return " and ".join(_LASTING_REASONS[reason] for reason in sorted(reasons))
+        if taken or passing:
+            if now > alive_at + self._limits.patience_seconds:
+                lost = "who had it has lost it, and nobody else took it" if taken else "nobody could take it"
+                return f"{lost} within {self._limits.patience_seconds:g} s"
+        elif self._count >= self._limits.want_rounds_max:
+            return "nobody took it" if self._account.answered else "nobody has answered"
+        self._due_at = now + pause_seconds(self._limits, self._count)
+        return ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import unquote
 
 from ..config import Settings, load_settings
 from ..errors import InvalidArgument, InvalidFeedUri, InvalidName, SubfeedNotAvailable
@@ -173,11 +174,17 @@ def load_feed(feed_name_or_uri: str, *, create: bool = False, channel: str | Non
 
 
 def load_subfeed(subfeed_uri: str, *, position: int = 0, channel: str | None = None) -> Subfeed:
-    """Return the subfeed that ``feed://<feed id>/<name or ~hash>`` names.
+    """Return the subfeed that ``feed://<feed id>/<name or ~hash>`` names, or ``subfeedName=`` in a snapshot's URI.
 
     :param position, channel: as ``Feed.load_subfeed``.
     :raises InvalidFeedUri: it names no subfeed. For the rest see ``load_feed``.
     """
+    if subfeed_uri.startswith("sha1://"):
+        snapshot_uri, _, name = subfeed_uri.partition("subfeedName=")
+        if not name:
+            raise InvalidFeedUri(uri=subfeed_uri, why="it names a feed, not a subfeed")
+        feed = load_feed(snapshot_uri.rstrip("?&"), channel=channel)
+        return feed.load_subfeed(unquote(name), position=position, channel=channel)
     uri = parse_feed_uri(subfeed_uri)
     if uri.subfeed is None:
         raise InvalidFeedUri(uri=subfeed_uri, why="it names a feed, not a subfeed")

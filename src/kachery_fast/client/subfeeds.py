@@ -66,7 +66,8 @@ class Subfeed:
         """``feed://<feed id>/<name>``, or ``/~<hash>`` where the name is a dict; ``load_subfeed`` takes it."""
         named = isinstance(self._name, str) and self._name and not self._name.startswith("~")
         if self.is_snapshot:
-            return f"{self._feed.uri}?subfeedName={quote(self._name if named else '~' + self._hash)}"
+            more = "&" if "?" in self._feed.uri else "?"
+            return f"{self._feed.uri}{more}subfeedName={quote(self._name if named else '~' + self._hash, safe='~')}"
         return str(FeedUri(self._feed.feed_id or "", self._name if named else None, self._hash))
 
     @property

@@ -151,11 +151,13 @@ class Database:
 
     def _prepare(self, steps: Sequence[Sequence[str]]) -> None:
         connection = self._writer
-        version = _version_of(connection)
+        connection.execute("BEGIN")  # so that both are of one moment
+        version, foreign = _version_of(connection), _has_tables(connection)
+        connection.execute("COMMIT")
         if version > len(steps):
             raise DatabaseUnusable(path=display(self.path), why=f"its tables have version {version}, and this program "
                                    f"knows {len(steps)}", advice="Use a newer kachery-fast.")
-        if not version and _has_tables(connection):
+        if foreign and not version:
             raise DatabaseUnusable(path=display(self.path), why="it is another program's", advice="Move it away.")
         if _set_wal(connection) != "wal":
             # A file system without shared memory; a rollback journal needs its directory flushed as well.

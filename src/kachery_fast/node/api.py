@@ -38,6 +38,7 @@ from ..store.objects import Located
 from .api_parts import fault_of, read_body, write_line
 from .backend_api import BackendApi
 from .failures import Failures
+from .feed_api import FeedApi
 from .link import ChannelLink
 from .mutable_api import mutable_routes
 from .threads import in_thread
@@ -105,6 +106,7 @@ class LocalApi:
             web.post("/api/reload", self._reload),
             web.post("/api/stop", self._stop),
             *mutable_routes(self._node),
+            *FeedApi(self._node).routes(),
             *BackendApi(self._node).routes(),
         ])
         self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1.0)

@@ -24,6 +24,7 @@ from ..store.files import FileStore
 from ..store.tasks import TaskLedger
 from .api import LocalApi
 from .ending import end_tasks
+from .feeds import Feeds
 from .identity import ClientAuth, DirectoryLock, load_identity
 from .link import ChannelLink
 from .membership import NodeFile, read_node_file
@@ -113,6 +114,7 @@ class Node:
         tools = Tools(self.store, request_limits(settings), self._disk_threads, self._verify_threads,
                       asyncio.Semaphore(settings.download_concurrency), self._traffic)
         self.transfers = Transfers(tools, settings)
+        self.feeds = Feeds(self.identity.node_id, settings, self._traffic)
         self.task_backends = TaskBackends(settings)
         self._ledger = TaskLedger(settings.storage_dir)
         self._hubs: dict[str, _HubSide] = {}
@@ -133,6 +135,7 @@ class Node:
         cleaned = await loop.run_in_executor(self._disk_threads, self._clean)
         if any(cleaned):
             log.info("leftovers of earlier runs removed: %s", cleaned)
+        await self.feeds.open()
         await self._api.start()
         await loop.run_in_executor(self._disk_threads, self.client_auth.rotate)
         self._rotation = loop.create_task(self._rotate_for_ever())
@@ -146,6 +149,7 @@ class Node:
             for threads in (self._disk_threads, self._verify_threads, self._hash_threads, self.api_threads):
                 parts.callback(threads.shutdown, wait=True)
             parts.callback(self.client_auth.remove)
+            parts.push_async_callback(self.feeds.close)
             parts.push_async_callback(self._ranges.close)
             parts.callback(self.task_backends.close)
             for url in list(self._hubs):
@@ -261,7 +265,8 @@ class Node:
             membership = self._memberships.get(key)
             if membership is None:
                 link = ChannelLink(info, side.client, self.identity, self.settings, self._ranges,
-                                   refresh=partial(self._refresh, side), on_request=partial(self._requested, key))
+                                   refresh=partial(self._refresh, side), on_request=partial(self._requested, key),
+                                   wants_request=self.feeds.concerns)
                 self._memberships[key] = self._serve(link)
                 await link.start()
                 continue
@@ -278,7 +283,8 @@ class Node:
                             self._traffic)
         tasks = TaskProviding(link, self.identity, self.settings, self.task_backends, self._ledger, uploader,
                               self._disk_threads)
-        return _Membership(link, providing, {Permission.PROVIDE_FILES: providing, Permission.PROVIDE_TASKS: tasks})
+        return _Membership(link, providing, {Permission.PROVIDE_FILES: providing, Permission.PROVIDE_TASKS: tasks,
+                                             Permission.PROVIDE_FEEDS: self.feeds.serve(link)})
 
     def _requested(self, key: tuple[str, str], body: Any, sender: str) -> None:
         membership = self._memberships.get(key)

@@ -1,16 +1,19 @@
-"""What the transfers of a node share."""
+"""What the transfers of a node share, and what its feeds do."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ..config import Settings
 from ..protocol.asking import RequestLimits
+from ..store.feeds import FeedLog
 from ..store.files import FileStore
 
-__all__ = ["Tools", "Traffic"]
+__all__ = ["FeedTools", "Tools", "Traffic"]
 
 
 @dataclass
@@ -32,3 +35,18 @@ class Tools(NamedTuple):
     verify_threads: Executor
     downloads: asyncio.Semaphore
     traffic: Traffic
+
+
+class FeedTools(NamedTuple):
+    """What the feeds of a node share: its id and log, settings, threads, the bound on segments in memory, the count.
+
+    ``on_grown(feed id, subfeed, count, forked)`` hears when the copy of another node's subfeed has changed.
+    """
+
+    node_id: str
+    log: FeedLog
+    settings: Settings
+    threads: Executor
+    segments: asyncio.Semaphore
+    traffic: Traffic
+    on_grown: Callable[[str, str, int, bool], None]

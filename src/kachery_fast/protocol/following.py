@@ -2,8 +2,9 @@
 
 A pure state machine beside ``sharing.FeedSharer``: ``Follower.handle(event, now)`` returns the effects. It looks for
 the subfeed's index in the bucket and asks the channel at once; takes messages and segments in whatever order they
-come, and asks anew from where it stands when something is missing. Nothing that comes is believed: the caller checks every
-message against the chain before it says that the subfeed has grown (``Taken``, ``Loaded``), and heads are checked here.
+come, and asks anew from where it stands when something is missing. Nothing that comes is believed: the caller checks
+every message against the chain before it says that the subfeed has grown (``Taken``, ``Loaded``); heads are checked
+here.
 
 One message or segment is worked on at a time, the one that reaches farthest first; what waits is bounded. Whoever
 lies costs the reader one question more, with pauses that double as long as nothing comes of it.
@@ -165,7 +166,7 @@ class Follower:
         self._know_segments(event.index.segments)
 
     def _on_heard(self, heard: Heard) -> None:
-        body, sender = heard
+        body, sender = heard.body, heard.sender
         is_mine = body.request.startswith(self._request)
         if isinstance(body, FeedFailed):
             if is_mine:

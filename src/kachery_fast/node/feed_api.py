@@ -1,0 +1,256 @@
+"""The part of the local API for feeds. A subfeed is given by its name (a text or a dict) or as ``~`` and its hash.
+
+    POST /api/feed/create  {"name": str|null}     -> {"feedId", "name", "created"}
+    POST /api/feed/find    {"name"}               -> {"feedId"}
+    POST /api/feed/list    {}                     -> {"feeds": [FEED]}
+    POST /api/feed/info    {"feedId"}             -> FEED: {"feedId", "name", "writable", "subfeeds": [
+                                                     {"subfeed", "name", "count", "forkedAt": null|n}]}
+    POST /api/feed/delete  {"feedId"}             -> {"deleted": true}
+    POST /api/feed/append  {"feedId", "subfeed", "messages": [{…}]}   -> {"first", "end"}, once they are durable
+    POST /api/feed/read    {"feedId", "subfeed", "channel": str|null, "position", "waitMsec", "maxMessages": int|null,
+                            "signed"}             -> {"messages", "position", "count", "why", "known"}
+    POST /api/feed/watch   {"watches": {"w": {"feedId", "subfeed", "channel", "position"}}, "waitMsec", "maxMessages",
+                            "signed"}             -> {"messages": {"w": […]}}, those without news absent
+    POST /api/feed/forks   {"feedId", "subfeed"}  -> {"forks": [{"number", "first", "second"}]}
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+from aiohttp import web
+
+from ..errors import BadMessage, ChannelUnknown, HubUnreachable, KacheryError, NoChannel, NotPermitted, TooLarge
+from ..protocol.access import Permission
+from ..protocol.names import FeedUri, check_feed_id, subfeed_hash
+from ..store.feeds import FeedInfo
+from .api_parts import read_body
+from .feed_following import may_follow
+from .feeds import Watch
+from .link import ChannelLink
+
+if TYPE_CHECKING:
+    from .node import Node
+
+__all__ = ["FeedApi"]
+
+_WATCHES_MAX = 1000
+_MESSAGES_MAX = 2**40
+# Around the messages of an append: names, keys, and the commas that canonical JSON has not.
+_APPEND_OVERHEAD_BYTES = 1024 * 1024
+
+_Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+_WaitMsec = Annotated[float, msgspec.Meta(ge=0, le=24 * 3600 * 1000)]
+
+
+class _Nothing(msgspec.Struct, forbid_unknown_fields=True):
+    pass
+
+
+class _Create(msgspec.Struct, forbid_unknown_fields=True):
+    name: str | None = None
+
+
+class _Find(msgspec.Struct, forbid_unknown_fields=True):
+    name: str
+
+
+class _Feed(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
+    feed_id: str
+
+
+class _Subfeed(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
+    feed_id: str
+    subfeed: str | dict[str, Any]
+
+
+class _Append(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
+    feed_id: str
+    subfeed: str | dict[str, Any]
+    messages: list[dict[str, Any]]
+
+
+class _Watch(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
+    feed_id: str
+    subfeed: str | dict[str, Any]
+    channel: str | None = None
+    position: _Count = 0
+
+
+class _Read(_Watch, forbid_unknown_fields=True, rename="camel"):
+    wait_msec: _WaitMsec = 0
+    max_messages: _Count | None = None
+    signed: bool = False
+
+
+class _WatchAll(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
+    watches: dict[str, _Watch]
+    wait_msec: _WaitMsec = 0
+    max_messages: _Count | None = None
+    signed: bool = False
+
+
+class _Body(msgspec.Struct):
+    message: msgspec.Raw
+
+
+class _SignedMessage(msgspec.Struct):
+    body: _Body
+
+
+_append_decoder = msgspec.json.Decoder(_Append)
+_signed_decoder = msgspec.json.Decoder(_SignedMessage)
+
+
+class FeedApi:
+    """Serves the feeds of one node."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        settings = node.settings
+        self._append_size_bytes_max = settings.feed_batch_size_bytes_max + _APPEND_OVERHEAD_BYTES
+
+    def routes(self) -> list[web.RouteDef]:
+        """Return the routes of this part of the API."""
+        return [
+            web.post("/api/feed/create", self._create),
+            web.post("/api/feed/find", self._find),
+            web.post("/api/feed/list", self._list),
+            web.post("/api/feed/info", self._info),
+            web.post("/api/feed/delete", self._delete),
+            web.post("/api/feed/append", self._append),
+            web.post("/api/feed/read", self._read),
+            web.post("/api/feed/watch", self._watch),
+            web.post("/api/feed/forks", self._forks),
+        ]
+
+    async def _create(self, request: web.Request) -> web.Response:
+        asked = await read_body(request, _Create)
+        feed_id, created = await self._node.feeds.create(asked.name)
+        return _json({"feedId": feed_id, "name": asked.name, "created": created})
+
+    async def _find(self, request: web.Request) -> web.Response:
+        asked = await read_body(request, _Find)
+        return _json({"feedId": await self._node.feeds.find(asked.name)})
+
+    async def _list(self, request: web.Request) -> web.Response:
+        await read_body(request, _Nothing)
+        return _json({"feeds": [_describe(info) for info in await self._node.feeds.all()]})
+
+    async def _info(self, request: web.Request) -> web.Response:
+        asked = await read_body(request, _Feed)
+        return _json(_describe(await self._node.feeds.info(check_feed_id(asked.feed_id))))
+
+    async def _delete(self, request: web.Request) -> web.Response:
+        asked = await read_body(request, _Feed)
+        await self._node.feeds.delete(check_feed_id(asked.feed_id))
+        return _json({"deleted": True})
+
+    async def _append(self, request: web.Request) -> web.Response:
+        asked = await self._read_append(request)
+        appended = await self._node.feeds.append(check_feed_id(asked.feed_id), subfeed_hash(asked.subfeed),
+                                                 asked.messages, asked.subfeed)
+        return _json({"first": appended.first, "end": appended.tail.count})
+
+    async def _read_append(self, request: web.Request) -> _Append:
+        limit = self._append_size_bytes_max
+        length = request.content_length
+        if length is None or length > self._node.settings.api_body_size_bytes_max:
+            request = request.clone(client_max_size=limit)
+        try:
+            data = await request.read()
+        except web.HTTPRequestEntityTooLarge:
+            raise TooLarge(what="The batch of messages", size=length or f"more than {limit}", limit=limit,
+                           setting="feed_batch_size_bytes_max") from None
+        try:
+            return _append_decoder.decode(data)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise BadMessage(why=f"the body of {request.path} is not as documented ({error})") from None
+
+    async def _read(self, request: web.Request) -> web.Response:
+        asked = await read_body(request, _Read)
+        watch, refusal = await self._watched(asked)
+        wait_seconds = asked.wait_msec / 1000 if refusal is None else 0.0
+        (reading,) = await self._node.feeds.read([watch], wait_seconds, _limit(asked.max_messages))
+        if refusal is not None and not reading.messages:
+            if not (isinstance(refusal, NoChannel) and reading.known):
+                raise refusal
+            reading = replace(reading, why=refusal.message)
+        return _json({"messages": _contents(reading.messages, asked.signed), "count": reading.count,
+                      "position": asked.position + len(reading.messages), "known": reading.known, "why": reading.why})
+
+    async def _watch(self, request: web.Request) -> web.Response:
+        asked = await read_body(request, _WatchAll)
+        if len(asked.watches) > _WATCHES_MAX:
+            raise TooLarge(what="The list of watches", size=len(asked.watches), limit=_WATCHES_MAX,
+                           setting="entries, not bytes")
+        watches = []
+        wait_seconds = asked.wait_msec / 1000
+        errors: list[KacheryError] = []
+        for wanted in asked.watches.values():
+            watch, refusal = await self._watched(wanted)
+            watches.append(watch)
+            if refusal is not None:
+                errors.append(refusal)
+        readings = await self._node.feeds.read(watches, 0.0 if errors else wait_seconds, _limit(asked.max_messages))
+        if errors and not any(reading.messages for reading in readings):
+            raise errors[0]
+        return _json({"messages": {name: _contents(reading.messages, asked.signed)
+                                   for name, reading in zip(asked.watches, readings, strict=True) if reading.messages}})
+
+    async def _forks(self, request: web.Request) -> web.Response:
+        asked = await read_body(request, _Subfeed)
+        forks = await self._node.feeds.forks(check_feed_id(asked.feed_id), subfeed_hash(asked.subfeed))
+        return _json({"forks": [{"number": fork.number, "first": msgspec.Raw(fork.first),
+                                 "second": msgspec.Raw(fork.second)} for fork in forks]})
+
+    # --- small parts
+
+    async def _watched(self, asked: _Watch) -> tuple[Watch, KacheryError | None]:
+        """Return what to read, following it where it is another node's; or why it cannot be followed."""
+        feeds = self._node.feeds
+        watch = Watch(check_feed_id(asked.feed_id), subfeed_hash(asked.subfeed), asked.position)
+        if feeds.owns(watch.feed_id):
+            return watch, None
+        try:
+            link = await self._requesting_link(FeedUri(watch.feed_id, None, watch.subfeed), asked.channel)
+        except KacheryError as error:
+            return watch, error
+        return watch._replace(following=await feeds.follow(link, watch.feed_id, watch.subfeed)), None
+
+    async def _requesting_link(self, uri: FeedUri, channel: str | None) -> ChannelLink:
+        """Return the channel to ask on; who joined it, or was granted something, a moment ago is not overlooked."""
+        node_id = self._node.identity.node_id
+        with contextlib.suppress(ChannelUnknown, HubUnreachable, NotPermitted):
+            link = self._node.link_for(uri, channel)
+            if may_follow(link, node_id) is None and link.providers(Permission.PROVIDE_FEEDS):
+                return link
+        await self._node.look_again()
+        link = self._node.link_for(uri, channel)
+        refusal = may_follow(link, node_id)
+        if refusal is not None:
+            raise refusal
+        return link
+
+
+def _limit(max_messages: int | None) -> int:
+    return max_messages or _MESSAGES_MAX
+
+
+def _contents(messages: list[bytes], signed: bool) -> list[msgspec.Raw]:
+    if signed:
+        return [msgspec.Raw(message) for message in messages]
+    return [_signed_decoder.decode(message).body.message for message in messages]
+
+
+def _describe(info: FeedInfo) -> dict[str, Any]:
+    return {"feedId": info.feed_id, "name": info.name, "writable": info.writable, "subfeeds": [
+        {"subfeed": part.subfeed, "name": part.name, "count": part.count, "forkedAt": part.forked_at}
+        for part in info.subfeeds]}
+
+
+def _json(answer: dict[str, Any]) -> web.Response:
+    return web.Response(body=msgspec.json.encode(answer), content_type="application/json")

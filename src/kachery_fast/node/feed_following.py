@@ -1,0 +1,264 @@
+"""Performs what ``protocol.following.Follower`` decides: following one subfeed of another node's on one channel."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from ..errors import BadMessage, FeedForked, KacheryError, NodeError, NotPermitted, ObjectMissing
+from ..protocol.access import Permission
+from ..protocol.feed_bodies import FeedSubscribe, Segment
+from ..protocol.feeds import INDEX_SIZE_BYTES_MAX, SEGMENT_SIZE_BYTES_MAX, parse_index, parse_segment
+from ..protocol.following import Follower, FollowLimits
+from ..protocol.following_events import (
+    BandRestored,
+    Effect,
+    End,
+    Event,
+    Grown,
+    Heard,
+    IndexRead,
+    KeepHead,
+    Load,
+    Loaded,
+    LookAtIndex,
+    SayFailed,
+    Subscribe,
+    Take,
+    Taken,
+    Tick,
+    Wanted,
+)
+from ..protocol.inquiry import Inquiry
+from ..protocol.names import FeedUri, segment_object_name, subfeed_object_name
+from .ending import end_tasks
+from .link import ChannelLink
+from .rules import feed_key
+from .threads import in_thread
+from .tools import FeedTools
+
+__all__ = ["Following", "may_follow"]
+
+log = logging.getLogger("kachery_fast.node")
+
+
+def may_follow(link: ChannelLink, node_id: str) -> NotPermitted | None:
+    """Return why this node may not follow feeds on a channel; None when it may."""
+    if link.may(Permission.REQUEST_FEEDS):
+        return None
+    return NotPermitted(who="This node", action="request feeds", channel=link.name,
+                        why="the permission requestFeeds is not in force; the channel's owner grants it with: "
+                            f"kachery-fast channel grant {link.name} {node_id} requestFeeds")
+
+
+class Following:
+    """One subfeed, as it comes over one channel. It begins at once, and ends by itself when nobody wants it any more.
+
+    :param position: how many messages are held.
+    :param request: the beginning of the ids of its questions, random.
+    :param on_end: called once, when it is over.
+    """
+
+    def __init__(self, link: ChannelLink, feed_id: str, subfeed: str, position: int, request: str, tools: FeedTools,
+                 on_end: Callable[[], object]) -> None:
+        self.error: KacheryError | None = None
+        self._link = link
+        self._feed_id = feed_id
+        self._subfeed = subfeed
+        self._tools = tools
+        self._on_end = on_end
+        self._loop = asyncio.get_running_loop()
+        self._inquiry = Inquiry(str(FeedUri(feed_id, None, subfeed)), link.name,
+                                link.providers(Permission.PROVIDE_FEEDS), thing="the feed")
+        self._machine = Follower(feed_id, subfeed, position, request, self._inquiry, FollowLimits(
+            answer_wait_seconds=tools.settings.offer_wait_seconds,
+            renew_seconds=tools.settings.feed_renew_seconds))
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._ended = False
+        link.listen(feed_key(feed_id, subfeed), self._heard)
+        link.on_restored.append(self._band_restored)
+        link.on_members.append(self._members_changed)
+
+    @property
+    def count(self) -> int:
+        """How many messages the subfeed has, as far as its owner has told."""
+        return self._machine.count
+
+    @property
+    def known(self) -> bool:
+        """Whether there is such a subfeed."""
+        return self._machine.known
+
+    def account(self) -> str:
+        """Say, for people, what was tried."""
+        return self._inquiry.tried()
+
+    def want(self) -> None:
+        """Somebody reads: go on for ``feed_subscription_seconds``."""
+        if not self._ended:
+            self._post(Wanted(self._loop.time() + self._tools.settings.feed_subscription_seconds))
+
+    def grown(self, count: int, forked: bool) -> None:
+        """The subfeed was extended by other ways, or turned out to be forked."""
+        if not self._ended:
+            self._post(Grown(count, forked))
+
+    async def close(self, error: KacheryError | None = None) -> None:
+        """End it; ``error`` tells readers why."""
+        self._let_go(error)
+        await end_tasks(self._tasks)
+
+    # --- events
+
+    def _heard(self, body: Any, sender: str) -> None:
+        self._post(Heard(body, sender))
+
+    def _band_restored(self) -> None:
+        self._post(BandRestored())
+
+    def _members_changed(self) -> None:
+        self._inquiry.providers = self._link.providers(Permission.PROVIDE_FEEDS)
+        refusal = may_follow(self._link, self._tools.node_id)
+        if refusal is not None:
+            self._let_go(refusal)
+
+    def _post(self, event: Event) -> None:
+        if self._ended:
+            return
+        for effect in self._machine.handle(event, self._loop.time()):
+            self._perform(effect)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        deadline = self._machine.deadline
+        if deadline is not None and not self._ended:
+            self._timer = self._loop.call_at(deadline, self._post, Tick())
+
+    # --- effects
+
+    def _perform(self, effect: Effect) -> None:
+        if isinstance(effect, LookAtIndex):
+            self._spawn(self._look_at_index())
+        elif isinstance(effect, Load):
+            self._spawn(self._load(effect.segment))
+        elif isinstance(effect, Take):
+            self._spawn(self._take(effect))
+        elif isinstance(effect, KeepHead):
+            self._spawn(self._keep_head(effect))
+        elif isinstance(effect, Subscribe):
+            self._link.say(FeedSubscribe, effect.fields, lambda error: self._post(SayFailed(error)))
+        elif isinstance(effect, End):
+            self._let_go(None)
+
+    async def _look_at_index(self) -> None:
+        name = subfeed_object_name(self._link.name, self._feed_id, self._subfeed)
+        try:
+            data = await self._link.bucket.get_small(name, INDEX_SIZE_BYTES_MAX, fresh=True)
+            self._post(IndexRead(await in_thread(self._tools.threads, parse_index, data)))
+        except ObjectMissing:
+            self._post(IndexRead(None, "has no index of it"))
+        except KacheryError as error:
+            self._post(IndexRead(None, error.message))
+        except Exception as error:
+            self._post(IndexRead(None, self._fault(error)))
+
+    async def _load(self, segment: Segment) -> None:
+        try:
+            self._post(await self._loaded(segment))
+        except KacheryError as error:
+            self._post(Loaded(segment, self._machine.position, error.message))
+        except Exception as error:
+            self._post(Loaded(segment, self._machine.position, self._fault(error)))
+
+    async def _loaded(self, segment: Segment) -> Loaded:
+        name = segment_object_name(self._link.name, self._feed_id, self._subfeed, segment.sha1)
+        async with self._tools.segments:
+            try:
+                data = await self._link.bucket.get_small(name, SEGMENT_SIZE_BYTES_MAX)
+            except ObjectMissing:
+                return Loaded(segment, self._machine.position, f"lacks the segment {segment.sha1}")
+            found = hashlib.sha1(data, usedforsecurity=False).hexdigest()
+            if found == segment.sha1:
+                outcome = await in_thread(self._tools.threads, self._extend_by, segment, data)
+                self._tools.traffic.downloaded_objects += 1
+                self._tools.traffic.downloaded_bytes += len(data)
+                self._tell(outcome)
+                return outcome
+        # What was removed is put there anew by whoever has it.
+        text = f"the segment {segment.sha1} is damaged (its bytes have the SHA-1 {found})"
+        try:
+            removed = await self._link.hub.report_corrupt(self._link.name, segment.sha1, found, feed_id=self._feed_id,
+                                                          subfeed=self._subfeed)
+            text += "; the hub removed it" if removed else "; the hub did not find it so"
+        except KacheryError as error:
+            text += f"; it could not be reported: {error.message}"
+        log.warning("channel %s: %s", self._link.name, text)
+        return Loaded(segment, self._machine.position, text)
+
+    def _extend_by(self, segment: Segment, data: bytes) -> Loaded:
+        try:
+            messages = parse_segment(data)
+        except BadMessage as error:
+            return Loaded(segment, self._machine.position, f"a segment was refused: {error.message}", useless=True)
+        done = self._tools.log.extend(self._feed_id, self._subfeed, segment.first, messages)
+        if done.error is None:
+            return Loaded(segment, done.count)
+        return Loaded(segment, done.count, f"a segment was refused: {done.error.message}", useless=True,
+                      forked=isinstance(done.error, FeedForked))
+
+    async def _take(self, effect: Take) -> None:
+        try:
+            done = await in_thread(self._tools.threads, self._tools.log.extend, self._feed_id, self._subfeed,
+                                   effect.first, effect.messages)
+            outcome = Taken(done.count)
+            if done.error is not None:
+                log.warning("channel %s: refused messages of %s: %s", self._link.name, effect.sender[:16], done.error)
+                outcome = Taken(done.count, f"sent a message that was refused: {done.error.message}",
+                                isinstance(done.error, FeedForked))
+            self._tell(outcome)
+            self._post(outcome)
+        except KacheryError as error:
+            self._post(Taken(self._machine.position, error.message))
+        except Exception as error:
+            self._post(Taken(self._machine.position, self._fault(error)))
+
+    async def _keep_head(self, effect: KeepHead) -> None:
+        try:
+            await in_thread(self._tools.threads, self._tools.log.keep_head, self._feed_id, self._subfeed,
+                            effect.head.signed)
+        except KacheryError as error:
+            log.warning("the head of %s could not be kept: %s", self._inquiry.uri, error)
+
+    # --- small parts
+
+    def _tell(self, outcome: Loaded | Taken) -> None:
+        if outcome.count > self._machine.position or outcome.forked:
+            self._tools.on_grown(self._feed_id, self._subfeed, outcome.count, outcome.forked)
+
+    def _fault(self, error: Exception) -> str:
+        log.error("following %s failed", self._inquiry.uri, exc_info=error)
+        return NodeError(what=f"a fault of the program: {error!r}").message
+
+    def _let_go(self, error: KacheryError | None) -> None:
+        if self._ended:
+            return
+        self._ended, self.error = True, error
+        if self._timer is not None:
+            self._timer.cancel()
+        self._link.unlisten(feed_key(self._feed_id, self._subfeed), self._heard)
+        self._link.on_restored.remove(self._band_restored)
+        self._link.on_members.remove(self._members_changed)
+        for task in self._tasks:
+            task.cancel()
+        self._on_end()
+        self._tools.on_grown(self._feed_id, self._subfeed, self._machine.position, False)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: work.close())  # cancelled before its first step, it never reached the work

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -89,9 +90,8 @@ def test_each_transaction_is_flushed(path: Path) -> None:
 
 def test_an_exception_takes_the_transaction_back(path: Path) -> None:
     with closing(Database(path, STEPS)) as database:
-        with pytest.raises(ZeroDivisionError), database.writing() as connection:
-            connection.execute("INSERT INTO things (thing) VALUES ('half')")
-            raise ZeroDivisionError
+        with pytest.raises(sqlite3.IntegrityError), database.writing() as connection:
+            connection.executemany("INSERT INTO things (thing) VALUES (?)", [("half",), (None,)])
         assert things(database) == []
         put(database, "a")
         assert things(database) == ["a"]
@@ -254,15 +254,19 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run([umount, place], check=True)
 
 
+def _fill(database: Database, written: list[str]) -> None:
+    for number in range(1000):
+        put(database, f"{number}" + "x" * 5000)
+        written.append(f"{number}" + "x" * 5000)
+
+
 def test_a_full_disk_loses_nothing_and_is_got_over(disk: Path) -> None:
     filler = disk / "filler"
     filler.write_bytes(bytes(1_500_000))
     with closing(Database(disk / "things.db", STEPS)) as database:
         written: list[str] = []
         with pytest.raises(DiskFull) as caught:
-            for number in range(1000):
-                put(database, f"{number}" + "x" * 5000)
-                written.append(f"{number}" + "x" * 5000)
+            _fill(database, written)
         assert str(disk) in str(caught.value)
         assert len(written) > 10
         assert things(database) == written
@@ -363,7 +367,7 @@ class Busy:
 def test_jobs_that_wait_share_one_flush_and_keep_their_order(path: Path) -> None:
     database = Database(path, STEPS)
     busy = Busy(database)
-    futures = [busy.writer.submit(lambda connection, n=number: _insert(str(n), connection)) for number in range(200)]
+    futures = [busy.writer.submit(partial(_insert, str(number))) for number in range(200)]
     busy.go()
     assert [future.result(60) for future in futures] == list(range(1, 201))
     assert busy.commits == 2
@@ -377,9 +381,9 @@ def test_a_job_that_refuses_fails_alone(path: Path) -> None:
 
     database = Database(path, STEPS)
     busy = Busy(database)
-    first = busy.writer.submit(lambda connection: _insert("a", connection))
+    first = busy.writer.submit(partial(_insert, "a"))
     second = busy.writer.submit(refuse)
-    third = busy.writer.submit(lambda connection: _insert("b", connection))
+    third = busy.writer.submit(partial(_insert, "b"))
     busy.go()
     assert (first.result(60), third.result(60)) == (1, 2)
     with pytest.raises(InvalidArgument, match="no"):
@@ -395,9 +399,9 @@ def test_a_job_that_breaks_half_way_leaves_nothing_and_harms_no_other(path: Path
 
     database = Database(path, STEPS)
     busy = Busy(database)
-    first = busy.writer.submit(lambda connection: _insert("a", connection))
+    first = busy.writer.submit(partial(_insert, "a"))
     second = busy.writer.submit(break_off)
-    third = busy.writer.submit(lambda connection: _insert("b", connection))
+    third = busy.writer.submit(partial(_insert, "b"))
     busy.go()
     assert (first.result(60), third.result(60)) == (1, 2)
     with pytest.raises(ZeroDivisionError):
@@ -409,9 +413,9 @@ def test_a_job_that_breaks_half_way_leaves_nothing_and_harms_no_other(path: Path
 def test_a_job_that_needs_too_much_room_fails_alone(disk: Path) -> None:
     database = Database(disk / "things.db", STEPS)
     busy = Busy(database)
-    first = busy.writer.submit(lambda connection: _insert("a", connection))
-    second = busy.writer.submit(lambda connection: _insert("x" * 4_000_000, connection))
-    third = busy.writer.submit(lambda connection: _insert("b", connection))
+    first = busy.writer.submit(partial(_insert, "a"))
+    second = busy.writer.submit(partial(_insert, "x" * 4_000_000))
+    third = busy.writer.submit(partial(_insert, "b"))
     busy.go()
     assert (first.result(60), third.result(60)) == (1, 2)
     with pytest.raises(DiskFull):
@@ -424,7 +428,7 @@ def test_a_job_that_needs_too_much_room_fails_alone(disk: Path) -> None:
 def test_a_job_may_be_cancelled_before_it_begins(path: Path) -> None:
     database = Database(path, STEPS)
     busy = Busy(database)
-    futures = [busy.writer.submit(lambda connection, n=number: _insert(str(n), connection)) for number in range(3)]
+    futures = [busy.writer.submit(partial(_insert, str(number))) for number in range(3)]
     assert futures[1].cancel()
     busy.go()
     assert (futures[0].result(60), futures[2].result(60)) == (1, 2)
@@ -435,12 +439,12 @@ def test_a_job_may_be_cancelled_before_it_begins(path: Path) -> None:
 def test_closing_does_what_was_submitted_and_takes_nothing_more(path: Path) -> None:
     database = Database(path, STEPS)
     busy = Busy(database)
-    futures = [busy.writer.submit(lambda connection, n=number: _insert(str(n), connection)) for number in range(700)]
+    futures = [busy.writer.submit(partial(_insert, str(number))) for number in range(700)]
     busy.go()
     busy.writer.close()
     busy.writer.close()
     assert [future.result(0) for future in futures] == list(range(1, 701))
     with pytest.raises(DiskError, match="closed"):
-        busy.writer.submit(lambda connection: _insert("late", connection))
+        busy.writer.submit(partial(_insert, "late"))
     with closing(Database(path, STEPS)) as again:
         assert len(things(again)) == 700

@@ -143,7 +143,11 @@ def test_a_connection_on_which_something_unasked_came_is_not_used_again(peer: Pe
 
 
 def test_a_node_that_says_so_keeps_no_connection(peer: Peer) -> None:
-    peer.handler = lambda caller, body: bool(caller.sendall(reply(body, "200 OK", "Connection: close")))
+    def last(caller: socket.socket, body: bytes) -> bool:
+        caller.sendall(reply(body, "200 OK", "Connection: close"))
+        return False
+
+    peer.handler = last
     node = connection()
     for number in range(3):
         assert node.call("/api/x", {"n": number}) == {"n": number}
@@ -186,8 +190,12 @@ def test_a_refused_code_is_read_again_and_the_request_sent_again_once(peer: Peer
 def test_an_error_of_the_node_arrives_as_it_is_and_the_connection_stays(peer: Peer) -> None:
     error = errors.FeedUnknown(feed="x", advice="y")
     node = connection()
-    told = reply(json.dumps(error.to_dict()).encode(), "404 Not Found")
-    peer.handler = lambda caller, body: caller.sendall(told) is None
+
+    def refuse(caller: socket.socket, body: bytes) -> bool:
+        caller.sendall(reply(json.dumps(error.to_dict()).encode(), "404 Not Found"))
+        return True
+
+    peer.handler = refuse
     with pytest.raises(errors.FeedUnknown, match="no feed x"):
         node.call("/api/x", {})
     peer.handler = echo

@@ -23,7 +23,7 @@ FEED = public_id(KEY)
 MAIN = subfeed_hash("main")
 TYPED = {"type": "spikes", "electrode": 3}
 TIME_MS = 1_795_175_653_433
-MESSAGES = [{"i": 0, "text": "é\u2028", "n": {"b": 1.0, "a": None}}, {}, {"i": 2, "x": 1e21}]
+MESSAGES: list[dict[str, Any]] = [{"i": 0, "text": "é\u2028", "n": {"b": 1.0, "a": None}}, {}, {"i": 2, "x": 1e21}]
 
 
 def signed(name: Any, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:

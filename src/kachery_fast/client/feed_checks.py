@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from ..config import load_settings
 from ..errors import FeedForked, InvalidArgument, KacheryError, WrongFormat
 from ..protocol.feeds import Extension, Tail, extend
+from ..protocol.names import FeedUri
 from ..store.disk import SourceFile, display, source_errors
 from .copies import SomePath
 from .feed_sources import LOCAL, NodeSource, SnapshotSource
@@ -55,7 +56,9 @@ def check_subfeed(feed: Feed, name: Any) -> CheckedSubfeed:
         if found.new:
             last_ms = page[len(found.new) - 1]["body"]["timestamp"]
             first_ms = page[0]["body"]["timestamp"] if first_ms is None else first_ms
-    return CheckedSubfeed(subfeed.uri, tail.count, first_ms, last_ms, _forks(feed, name), error)
+    named = isinstance(name, str) and name and not name.startswith("~")
+    uri = str(FeedUri(feed.feed_id, name if named else None, subfeed.subfeed_hash))
+    return CheckedSubfeed(uri, tail.count, first_ms, last_ms, _forks(feed, name), error)
 
 
 def load_export(path: SomePath) -> Feed:

@@ -174,12 +174,15 @@ class Pauses:
 
 
 def chosen_channel(settings: Settings, channel: str | None) -> str | None:
-    """Return the channel to ask on: the one that is named, else that of KACHERY_CHANNEL; None: nobody is asked.
+    """Return the channel to ask on: the one that is named, else that of KACHERY_CHANNEL, else None, for the node's own
+    choice; ``LOCAL``: nobody is asked.
 
     :raises InvalidName: it cannot be a channel's name.
     """
+    if channel in ("", LOCAL):
+        return LOCAL
     name = settings.channel if channel is None else channel
-    return None if name in ("", LOCAL) else check_channel_name(name)
+    return check_channel_name(name) if name else None
 
 
 def _check_position(position: Any) -> int:

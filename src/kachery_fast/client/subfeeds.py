@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from ..errors import FeedNotWritable, InvalidArgument, SubfeedNotAvailable
 from ..protocol.names import FeedUri, subfeed_hash
-from .feed_sources import PASSING_ERRORS, Batch, Pauses, chosen_channel
+from .feed_sources import LOCAL, PASSING_ERRORS, Batch, Pauses, chosen_channel
 from .keeping import Withdrawal
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Subfeed:
 
     @property
     def channel(self) -> str | None:
-        """The channel that its messages are asked for on; None: nobody is asked."""
+        """The channel that its messages are asked for on; None: that of the node's setting, ``"*local*"``: none."""
         return self._channel
 
     @property
@@ -104,7 +104,7 @@ class Subfeed:
 
     def get_num_local_messages(self) -> int:
         """Return how many messages this node holds, without asking anybody."""
-        return self._source.read(self._name, None, 0, max_num_messages=1).total
+        return self._source.read(self._name, LOCAL, 0, max_num_messages=1).total
 
     # --- writing
 
@@ -144,8 +144,8 @@ class Subfeed:
         :param max_num_messages: at most so many; None or 0: all.
         :param advance_position: False leaves the position as it is.
         :return: an empty list when nothing came in time.
-        :raises SubfeedNotAvailable: nothing came, and nothing is known of this subfeed: who was asked, and what they
-            said.
+        :raises SubfeedNotAvailable: nobody has even said that there is such a subfeed, though ``wait_msec`` was time
+            enough for an answer (``KACHERY_OFFER_WAIT_SECONDS``): who was asked, and what they said.
         :raises FeedForked: the owner signed two histories; the messages before the fork can be read.
         :raises ChannelUnknown, NotPermitted: the node may not ask on that channel.
         :raises NodeNotRunning, ClientAuthRefused: there is no node to ask.
@@ -228,9 +228,12 @@ class Subfeed:
                                  signed=signed, withdrawal=withdrawal)
 
     def _check_known(self, batch: Batch, wait_msec: float) -> None:
-        if not batch.known and wait_msec and self._channel is not None and not self.is_snapshot and batch.why:
-            raise SubfeedNotAvailable(uri=self.uri, channel=self._channel, why=f"nothing came in {wait_msec:g} ms",
-                                      tried=batch.why)
+        """Let nobody take for an empty subfeed what does not exist, or cannot be reached."""
+        if batch.known or self.is_snapshot or self._channel == LOCAL:
+            return
+        if wait_msec >= 1000 * self._settings.offer_wait_seconds:
+            raise SubfeedNotAvailable(uri=self.uri, channel=self._channel or "the node's own", tried=batch.why,
+                                      why=f"nobody answered for it within {wait_msec / 1000:g} s")
 
     def __repr__(self) -> str:
         return f"Subfeed({self.uri!r}, position={self._position})"

@@ -41,6 +41,7 @@ from .failures import Failures
 from .feed_api import FeedApi
 from .link import ChannelLink
 from .mutable_api import mutable_routes
+from .task_api import TaskApi
 from .threads import in_thread
 from .why import ask_channel
 
@@ -108,6 +109,7 @@ class LocalApi:
             *mutable_routes(self._node),
             *FeedApi(self._node).routes(),
             *BackendApi(self._node).routes(),
+            *TaskApi(self._node).routes(),
         ])
         self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
         await self._runner.setup()

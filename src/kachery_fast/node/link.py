@@ -30,7 +30,7 @@ from ..protocol.names import band_name
 from ..protocol.signing import FreshnessGuard
 from .ending import end_tasks
 from .identity import Identity
-from .rules import BANDS_HEARD, RULES, key_of, look_at
+from .rules import BANDS_HEARD, HEARD_BY_SELF, RULES, key_of, look_at
 
 __all__ = ["ChannelLink", "Listener"]
 
@@ -126,6 +126,12 @@ class ChannelLink:
         """Whether a node, this one or another, has a permission here, by the hub's last word."""
         return self._is_allowed(node_id, permission)
 
+    async def check_member(self, node_id: str, permission: Permission) -> bool:
+        """As ``member_may``; before the answer is no the hub is asked, as the node may have joined just now."""
+        if not self._is_allowed(node_id, permission):
+            await self._refresh_once()
+        return self._is_allowed(node_id, permission)
+
     def update(self, info: ChannelInfo) -> None:
         """Take over what the hub says now."""
         former = self._members
@@ -211,6 +217,8 @@ class ChannelLink:
             self._loop.call_soon(dropped.failed, BandUnreachable(channel=self.name, why=why))
         self._outbox.append(_Outgoing(band, body, on_failed))
         self._outbox_filled.set()
+        if kind in HEARD_BY_SELF and self.may(RULES[kind].permission) and self.may(RULES[kind].heard_by):
+            self._loop.call_soon(self._deliver, body, self._identity.node_id)
 
     async def _send_for_ever(self) -> None:
         while True:

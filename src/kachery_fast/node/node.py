@@ -33,6 +33,7 @@ from .rules import RULES
 from .slots import AdaptiveSlots
 from .task_backends import TaskBackends
 from .task_providing import TaskProviding
+from .task_requests import TaskRequests
 from .tools import Tools, Traffic
 from .transfers import Transfers, request_limits
 from .uploading import Uploader
@@ -116,6 +117,7 @@ class Node:
         self.transfers = Transfers(tools, settings)
         self.feeds = Feeds(self.identity.node_id, settings, self._traffic)
         self.task_backends = TaskBackends(settings)
+        self.task_requests = TaskRequests(settings)
         self._ledger = TaskLedger(settings.storage_dir)
         self._hubs: dict[str, _HubSide] = {}
         self._looked_again_at = float("-inf")
@@ -154,6 +156,7 @@ class Node:
             parts.callback(self.task_backends.close)
             for url in list(self._hubs):
                 parts.push_async_callback(self._drop_hub, url)
+            parts.push_async_callback(self.task_requests.close)
             parts.push_async_callback(self.transfers.close)
             if self._rotation is not None:
                 parts.push_async_callback(end_tasks, [self._rotation])

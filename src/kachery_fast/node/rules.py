@@ -19,7 +19,7 @@ from ..protocol.bodies import (
 from ..protocol.feed_bodies import FeedFailed, FeedMessages, FeedShared, FeedSubscribe
 from ..protocol.task_bodies import TaskCancel, TaskDeclined, TaskRequest, TaskStatus
 
-__all__ = ["BANDS_HEARD", "RULES", "Rule", "feed_key", "key_of", "look_at"]
+__all__ = ["BANDS_HEARD", "HEARD_BY_SELF", "RULES", "Rule", "feed_key", "key_of", "look_at"]
 
 
 class Rule(NamedTuple):
@@ -59,6 +59,9 @@ RULES: dict[type[Any], Rule] = {
 BANDS_HEARD: tuple[tuple[str, Permission], ...] = tuple(dict.fromkeys(
     (rule.band, rule.heard_by) for rule in RULES.values()))
 """The bands that a node subscribes to, and what it needs for each."""
+
+HEARD_BY_SELF = frozenset({TaskRequest, TaskCancel, TaskStatus, TaskDeclined})
+"""What a node hears of itself: a task may be run by the very node that asks for it."""
 
 _BY_TAG = {kind.__struct_config__.tag: rule for kind, rule in RULES.items()}
 _WIRE_NAMES = {"feed_id": "feedId"}

@@ -1,0 +1,225 @@
+"""Performs what ``protocol.task_requesting`` decides for one task: look into the bucket, ask the band and the hub."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from ..config import Settings
+from ..errors import KacheryError, NodeError, ObjectMissing, ResultRefused
+from ..protocol.access import Permission
+from ..protocol.names import result_object_name
+from ..protocol.task_bodies import TaskCancel, TaskRequest
+from ..protocol.task_request_events import (
+    Ask,
+    BandRestored,
+    Cancel,
+    Effect,
+    Event,
+    Find,
+    Found,
+    Heard,
+    Look,
+    Looked,
+    ProvidersChanged,
+    SayFailed,
+    TaskRequestLimits,
+    Tick,
+    Withdraw,
+)
+from ..protocol.task_requesting import TaskRequester
+from ..protocol.task_view import TaskView
+from ..protocol.tasks import TaskResult, check_result, result_id
+from .ending import end_tasks
+from .link import ChannelLink
+
+__all__ = ["SharedTask", "request_limits"]
+
+log = logging.getLogger("kachery_fast.node")
+
+# Around the value of a result: names, times, signature, and what another way to write JSON adds.
+_FRAME_SIZE_BYTES = 64 * 1024
+
+
+def request_limits(settings: Settings) -> TaskRequestLimits:
+    """Return the requester's share of the settings."""
+    return TaskRequestLimits(settings.offer_wait_seconds, settings.want_rounds_max, settings.patience_seconds,
+                             settings.provider_silence_seconds, settings.retry_base_seconds)
+
+
+class SharedTask:
+    """One task that this node asks for on one channel, whoever waits for it here.
+
+    :param kwargs: the arguments as ``tasks.canonical_kwargs`` has them; :param data: their canonical JSON.
+    :param last_heard: when each node of the channel was last heard of; this writes to it.
+    :param on_end: is called once when it is over.
+    """
+
+    def __init__(self, link: ChannelLink, task: str, function: str, kind: str, kwargs: dict[str, Any], data: bytes, *,
+                 request_id: str, settings: Settings, last_heard: dict[str, float],
+                 on_end: Callable[[SharedTask], None]) -> None:
+        self.link, self.task, self.function, self.kind, self.data = link, task, function, kind, data
+        self.result_size_bytes = 0
+        self._kwargs = kwargs
+        self._request_id = request_id
+        self._last_heard = last_heard
+        self._on_end = on_end
+        self._limit_bytes = settings.task_result_size_bytes_max + len(data) + _FRAME_SIZE_BYTES
+        self._machine = TaskRequester(
+            channel=link.name, task=task, function=function, kind=kind, request_id=request_id,
+            asked_ms=link.hub.now_ms(), limits=request_limits(settings), last_heard=last_heard)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._changed: list[asyncio.Future[None]] = []
+        self._told_revision = 0
+        self._closed = False
+
+    @property
+    def view(self) -> TaskView:
+        """How it stands."""
+        return self._machine.view
+
+    @property
+    def revision(self) -> int:
+        """Grows with each change of ``view``."""
+        return self._machine.revision
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is over."""
+        return self._machine.ended
+
+    def start(self) -> None:
+        """Begin."""
+        self.link.listen(self.task, self._heard)
+        providers, self_may = self._providers()
+        self._perform(self._machine.start(providers, self_may, asyncio.get_running_loop().time()))
+
+    def cancel(self) -> None:
+        """Nobody waits for it any more."""
+        self._post(Cancel())
+
+    def providers_changed(self) -> None:
+        """The members of the channel, or their permissions, have changed."""
+        self._post(ProvidersChanged(*self._providers()))
+
+    def restored(self) -> None:
+        """Messages flow again."""
+        self._post(BandRestored())
+
+    async def changed(self, seen: int, seconds: float) -> None:
+        """Wait until ``revision`` is beyond ``seen``, it is over, or so many seconds have passed."""
+        if self.revision > seen or self.ended or seconds <= 0:
+            return
+        waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._changed.append(waiting)
+        try:
+            await asyncio.wait([waiting], timeout=seconds)
+        finally:
+            if waiting in self._changed:
+                self._changed.remove(waiting)
+
+    async def close(self) -> None:
+        """Break off, without a word to anybody."""
+        self._closed = True
+        self._let_go()
+        await end_tasks(self._tasks)
+
+    # --- events and effects
+
+    def _providers(self) -> tuple[dict[str, str], bool]:
+        return self.link.providers(Permission.PROVIDE_TASKS), self.link.may(Permission.PROVIDE_TASKS)
+
+    def _heard(self, body: Any, sender: str) -> None:
+        self._last_heard[sender] = asyncio.get_running_loop().time()
+        self._post(Heard(body, sender))
+
+    def _post(self, event: Event) -> None:
+        if not self.ended and not self._closed:
+            self._perform(self._machine.handle(event, asyncio.get_running_loop().time()))
+
+    def _perform(self, effects: list[Effect]) -> None:
+        loop = asyncio.get_running_loop()
+        for effect in effects:
+            if isinstance(effect, Ask):
+                self.link.say(TaskRequest, {"request": self._request_id, "task": self.task, "function": self.function,
+                                            "kind": self.kind, "kwargs": self._kwargs},
+                              lambda error: self._post(SayFailed(error)))
+            elif isinstance(effect, Withdraw):
+                self.link.say(TaskCancel, {"request": self._request_id, "task": self.task})
+            elif isinstance(effect, Look):
+                self._spawn(self._look(effect))
+            elif isinstance(effect, Find):
+                self._spawn(self._find())
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self.ended:
+            self._let_go()
+            self._on_end(self)
+        elif self._machine.deadline is not None:
+            self._timer = loop.call_at(self._machine.deadline, self._post, Tick())
+        if self.revision != self._told_revision:
+            self._told_revision = self.revision
+            for waiting in self._changed:
+                if not waiting.done():
+                    waiting.set_result(None)
+            self._changed.clear()
+
+    def _let_go(self) -> None:
+        self.link.unlisten(self.task, self._heard)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    async def _look(self, effect: Look) -> None:
+        try:
+            event = await self._look_up(effect.fresh)
+        except ObjectMissing:
+            event = Looked()
+        except KacheryError as error:
+            event = Looked(error=error)
+        except Exception as error:
+            log.exception("channel %s: the result of %s could not be looked up", self.link.name, self.task)
+            event = Looked(error=NodeError(what=f"a fault of the program: {error!r}"))
+        self._post(event)
+
+    async def _look_up(self, fresh: bool) -> Looked:
+        """Get the result, and check it: a result that nobody may have made is reported, and as good as absent."""
+        found_as = result_id(self.kind, self.function, self.data)
+        data = await self.link.bucket.get_small(result_object_name(self.link.name, found_as), self._limit_bytes,
+                                                fresh=fresh)
+        try:
+            found = check_result(data, found_as, self.link.name)
+            await self._check_provider(found, found_as)
+        except ResultRefused as refused:
+            log.warning("channel %s: %s", self.link.name, refused)
+            try:
+                await self.link.hub.report_bad_result(self.link.name, found_as)
+            except KacheryError as error:
+                log.warning("channel %s: a bad result could not be reported: %s", self.link.name, error)
+            return Looked(why=refused.message)
+        self.result_size_bytes = len(data)
+        return Looked(found)
+
+    async def _check_provider(self, found: TaskResult, found_as: str) -> None:
+        if not await self.link.check_member(found.node_id, Permission.PROVIDE_TASKS):
+            raise ResultRefused(task=found_as, why=f"it was made by the node {found.node_id[:16]}, which may not "
+                                                   f"provide tasks on the channel {self.link.name!r}")
+
+    async def _find(self) -> None:
+        try:
+            event = Found(await self.link.hub.find_task(self.link.name, self.task))
+        except KacheryError as error:
+            event = Found(error=error)
+        except Exception as error:
+            log.exception("channel %s: the hub could not be asked for the task %s", self.link.name, self.task)
+            event = Found(error=NodeError(what=f"a fault of the program: {error!r}"))
+        self._post(event)
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

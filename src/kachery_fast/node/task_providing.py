@@ -253,15 +253,16 @@ class TaskProviding:
         if "json" in effect.result and len(data) > self._result_size_bytes_max + 64 * 1024:
             raise TooLarge(what=f"The result of {effect.function!r}", size=len(data),
                            limit=self._result_size_bytes_max, setting="task_result_size_bytes_max")
-        for _ in range(_STORE_TRIES_MAX):
+        for attempt in range(_STORE_TRIES_MAX):
             leave = await self._link.hub.sign_task_result(self.channel, found_as, len(data),
                                                           replace=effect.kind == "query")
             try:
                 upload = SignedUpload(leave.object, leave.url, leave.headers)
                 if await self._link.bucket.put_bytes(upload, data) or await self._has_result(found_as):
                     return
-            except UrlExpired as error:
-                log.info("channel %s: %s", self.channel, error)
+            except UrlExpired:
+                if attempt + 1 == _STORE_TRIES_MAX:
+                    raise
         raise NodeError(what=f"the result of {effect.function!r} could not be put into the bucket, where another one "
                              "is that nobody may have made")
 

@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 from aiohttp import web
 
-from ..errors import BadMessage, ChannelUnknown, HubUnreachable, KacheryError, NoChannel, NotPermitted, TooLarge
+from ..errors import BadMessage, ChannelUnknown, HubUnreachable, InvalidArgument, NoChannel, NotPermitted, TooLarge
 from ..protocol.access import Permission
 from ..protocol.names import FeedUri, check_feed_id, subfeed_hash
 from ..store.feeds import FeedInfo
 from .api_parts import read_body
 from .feed_following import may_follow
-from .feeds import Watch
+from .feeds import Reading, Watch
 from .link import ChannelLink
 
 if TYPE_CHECKING:
@@ -172,34 +172,46 @@ class FeedApi:
 
     async def _read(self, request: web.Request) -> web.Response:
         asked = await read_body(request, _Read)
-        watch, refusal = await self._watched(asked)
-        wait_seconds = asked.wait_msec / 1000 if refusal is None else 0.0
-        (reading,) = await self._node.feeds.read([watch], wait_seconds, _limit(asked.max_messages))
-        if refusal is not None and not reading.messages:
-            if not (isinstance(refusal, NoChannel) and reading.known):
-                raise refusal
-            reading = replace(reading, why=refusal.message)
+        (reading,) = await self._read_all([asked], asked.wait_msec / 1000, _limit(asked.max_messages))
         return _json({"messages": _contents(reading.messages, asked.signed), "count": reading.count,
                       "position": asked.position + len(reading.messages), "known": reading.known, "why": reading.why})
 
     async def _watch(self, request: web.Request) -> web.Response:
         asked = await read_body(request, _WatchAll)
         if len(asked.watches) > _WATCHES_MAX:
-            raise TooLarge(what="The list of watches", size=len(asked.watches), limit=_WATCHES_MAX,
-                           setting="entries, not bytes")
-        watches = []
-        wait_seconds = asked.wait_msec / 1000
-        errors: list[KacheryError] = []
-        for wanted in asked.watches.values():
-            watch, refusal = await self._watched(wanted)
-            watches.append(watch)
-            if refusal is not None:
-                errors.append(refusal)
-        readings = await self._node.feeds.read(watches, 0.0 if errors else wait_seconds, _limit(asked.max_messages))
-        if errors and not any(reading.messages for reading in readings):
-            raise errors[0]
+            raise InvalidArgument(what=f"{len(asked.watches)} subfeeds are too many; watch {_WATCHES_MAX} in a call")
+        readings = await self._read_all(list(asked.watches.values()), asked.wait_msec / 1000,
+                                        _limit(asked.max_messages))
         return _json({"messages": {name: _contents(reading.messages, asked.signed)
                                    for name, reading in zip(asked.watches, readings, strict=True) if reading.messages}})
+
+    async def _read_all(self, wanted: list[_Watch], wait_seconds: float, count_max: int) -> list[Reading]:
+        """Return what is here, at once; where nothing is, follow what is another node's, and wait.
+
+        :raises KacheryError: nothing is here, and one of them cannot be followed.
+        """
+        feeds = self._node.feeds
+        watches = [Watch(check_feed_id(asked.feed_id), subfeed_hash(asked.subfeed), asked.position)
+                   for asked in wanted]
+        readings = await feeds.read(watches, 0.0, count_max)
+        if not watches or any(reading.messages for reading in readings):
+            return readings
+        for number, (watch, asked, reading) in enumerate(zip(watches, wanted, readings, strict=True)):
+            if feeds.owns(watch.feed_id):
+                continue
+            try:
+                link = await self._requesting_link(FeedUri(watch.feed_id, None, watch.subfeed), asked.channel)
+            except NoChannel as error:
+                if not reading.known:
+                    raise
+                readings[number] = replace(reading, why=error.message)  # a copy, read as far as it goes
+                wait_seconds = 0.0
+            else:
+                following = await feeds.follow(link, watch.feed_id, watch.subfeed)
+                watches[number] = watch._replace(following=following)
+        found = await feeds.read(watches, wait_seconds, count_max)
+        return [replace(after, why=after.why or before.why) if not after.messages else after
+                for before, after in zip(readings, found, strict=True)]
 
     async def _forks(self, request: web.Request) -> web.Response:
         asked = await read_body(request, _Subfeed)
@@ -208,18 +220,6 @@ class FeedApi:
                                  "second": msgspec.Raw(fork.second)} for fork in forks]})
 
     # --- small parts
-
-    async def _watched(self, asked: _Watch) -> tuple[Watch, KacheryError | None]:
-        """Return what to read, following it where it is another node's; or why it cannot be followed."""
-        feeds = self._node.feeds
-        watch = Watch(check_feed_id(asked.feed_id), subfeed_hash(asked.subfeed), asked.position)
-        if feeds.owns(watch.feed_id):
-            return watch, None
-        try:
-            link = await self._requesting_link(FeedUri(watch.feed_id, None, watch.subfeed), asked.channel)
-        except KacheryError as error:
-            return watch, error
-        return watch._replace(following=await feeds.follow(link, watch.feed_id, watch.subfeed)), None
 
     async def _requesting_link(self, uri: FeedUri, channel: str | None) -> ChannelLink:
         """Return the channel to ask on; who joined it, or was granted something, a moment ago is not overlooked."""

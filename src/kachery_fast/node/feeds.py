@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from ..config import Settings
-from ..errors import FeedForked, InvalidArgument, KacheryError
+from ..errors import Cancelled, FeedForked, InvalidArgument, KacheryError
 from ..protocol.feed_bodies import FeedSubscribe
 from ..store.feeds import Appended, FeedInfo, FeedLog, ForkRecord
 from .ending import end_tasks
@@ -209,9 +209,8 @@ class Feeds:
             try:
                 found = await self._in_thread(self._read_all, watches, count_max)
                 left = end - loop.time()
-                if any(not isinstance(reading, KacheryError) and reading.messages for reading in found) or left <= 0:
-                    return self._settle(watches, found)
-                if any(isinstance(reading, KacheryError) for reading in found):
+                if left <= 0 or any(isinstance(reading, KacheryError) or reading.messages for reading in found) or any(
+                        watch.following is not None and watch.following.error is not None for watch in watches):
                     return self._settle(watches, found)
                 await asyncio.wait([news], timeout=min(left, renew_seconds))
             finally:
@@ -284,7 +283,8 @@ class Feeds:
         followed there any more."""
         async def leave() -> None:
             self._sharings.remove(sharing)
-            await asyncio.gather(*(following.close() for (on, _, _), following in list(self._followings.items())
+            ended = Cancelled(what=f"Following a feed on the channel {link.name!r}, which this node has left,")
+            await asyncio.gather(*(following.close(ended) for (on, _, _), following in list(self._followings.items())
                                    if on is link))
 
         sharing = FeedSharing(link, self._tools(), owns=self.owns, on_close=leave)

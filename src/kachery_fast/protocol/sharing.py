@@ -125,7 +125,7 @@ class FeedSharer:
         self._limits = limits
         self._places: OrderedDict[Key, _Place] = OrderedDict()
         self._due: dict[Key, float] = {}
-        self._shares = 0
+        self._sharing: set[Key] = set()
         self._share_line: deque[Key] = deque()
         self._effects: list[Effect] = []
 
@@ -142,8 +142,9 @@ class FeedSharer:
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Take one event at the time ``now`` (seconds, monotonic) and return what to do."""
         if isinstance(event, Withdrawn):
-            for place in self._places.values():
+            for place in list(self._places.values()):
                 _withdraw(place, event.allowed)
+                self._advance(place, now)
         elif isinstance(event, Forgotten):
             self._on_forgotten(event)
         elif isinstance(event, Tick):
@@ -175,7 +176,7 @@ class FeedSharer:
         elif isinstance(event, SharedSome) and place.sharing:
             for start in range(0, len(event.segments), SEGMENTS_PER_MESSAGE_MAX):
                 part = event.segments[start:start + SEGMENTS_PER_MESSAGE_MAX]
-                self._say(place, FeedShared, place.sharing[0], segments=part, head=event.head)
+                self._say(place, FeedShared, _asker(place.sharing), segments=part, head=event.head)
         elif isinstance(event, ShareEnded):
             self._on_share_ended(place, event, now)
         return place
@@ -243,7 +244,7 @@ class FeedSharer:
             return
         if rest.messages is not None and (rest.position > 0 or not rest.messages or not asks[0].sender):
             messages = [msgspec.json.decode(signed) for signed in rest.messages]
-            self._say(place, FeedMessages, asks[0], first=rest.position, messages=messages, head=rest.head)
+            self._say(place, FeedMessages, _asker(asks), first=rest.position, messages=messages, head=rest.head)
             if any(not ask.sender for ask in asks):
                 self._push_the_rest(place, rest.position + len(messages), now)
             return
@@ -257,7 +258,7 @@ class FeedSharer:
 
     def _on_share_ended(self, place: _Place, ended: ShareEnded, now: float) -> None:
         asks, place.sharing = place.sharing, []
-        self._shares -= 1
+        self._sharing.discard(place.key)
         place.shared_at = now
         if place.bulky and place.key not in self._share_line:
             self._share_line.append(place.key)
@@ -273,7 +274,7 @@ class FeedSharer:
         for key in [key for key in self._places if key[0] == event.feed_id]:
             place = self._places.pop(key)
             self._due.pop(key, None)
-            self._shares -= bool(place.sharing)
+            self._sharing.discard(key)
             if place.listening:
                 self._effects.append(Listen(key, False))
             for ask in (*place.asks.values(), *place.bulky.values(), *place.reading, *place.sharing):
@@ -311,13 +312,13 @@ class FeedSharer:
             self._effects.append(Listen(place.key, waits))
 
     def _start_shares(self) -> None:
-        while self._share_line and self._shares < _SHARES_MAX:
+        while self._share_line and len(self._sharing) < _SHARES_MAX:
             place = self._places.get(self._share_line.popleft())
             if place is None or not place.bulky or place.sharing:
                 continue  # one that is being shared comes back when that has ended
             place.sharing, place.bulky = list(place.bulky.values()), {}
             position = min(ask.position for ask in place.sharing)
-            self._shares += 1
+            self._sharing.add(place.key)
             self._effects.append(Share(place.key, position, any(_missed(place, ask) for ask in place.sharing)))
 
     def _push_by_bucket(self, place: _Place, position: int, due: float, now: float) -> None:
@@ -346,11 +347,16 @@ class FeedSharer:
                 oldest = next((known for known in self._places.values() if known.idle), None)
                 if oldest is None:
                     return None
-                del self._places[oldest.key]
+                del self._places[oldest.key]  # nothing of it is due
             place = self._places[key] = _Place(key, own)
         place.own = own
         self._places.move_to_end(key)
         return place
+
+
+def _asker(asks: list[_Ask]) -> _Ask:
+    """Return whose request an answer to all of these names: somebody's, if there is anybody beside the push."""
+    return next((ask for ask in asks if ask.sender), asks[0])
 
 
 def _missed(place: _Place, ask: _Ask) -> bool:

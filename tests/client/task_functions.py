@@ -36,7 +36,7 @@ def some_bytes(length: int) -> bytes:
 
 @kf.taskfunction("test/unserialisable")
 def unserialisable() -> Any:
-    return {"stream": sys.stdout}
+    return {"stream": lambda: 1}
 
 
 @kf.taskfunction("test/raise")
@@ -91,3 +91,9 @@ def act(path: str) -> object:
     with open(path, "a") as file:
         file.write("done\n")
     return object()  # which nobody wants
+
+
+@kf.taskfunction("test/hang-action", type="action")
+def slow_act(path: str) -> None:
+    time.sleep(2.0)
+    Path(path).touch()

@@ -50,7 +50,7 @@ def run(pool: WorkerPool, function_id: str, **kwargs: Any) -> Outcome:
 
 def lives(pid: int) -> bool:
     try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 
@@ -120,7 +120,7 @@ def test_what_cannot_be_passed_on_is_an_error_of_the_task_alone(pool: WorkerPool
     assert outcome.status == "error"
     assert outcome.error is not None
     assert outcome.error["type"] == "TypeError"
-    assert "['stream'] is of type TextIOWrapper" in outcome.error["message"]
+    assert "['stream'] is of type function" in outcome.error["message"]
     assert "store anything else as a file" in outcome.error["message"]
     outcome = run(pool, "test/identity", numpy="np.array([object()])")
     assert outcome.error is not None

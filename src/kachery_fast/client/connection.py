@@ -166,7 +166,11 @@ class NodeConnection:
             return _object_of(reply.body)
 
     def _exchange_kept(self, path: str, data: bytes, timeout: float, withdrawal: Withdrawal | None) -> Reply:
-        self._code = self._code or self._read_code()
+        try:
+            self._code = self._code or self._read_code()
+        except ClientAuthRefused:
+            self.probe()  # that no node runs is the better reason
+            raise
         try:
             return self._kept.exchange(path, self._code, data, timeout_seconds=timeout,
                                        answer_size_bytes_max=_ANSWER_SIZE_BYTES_MAX, withdrawal=withdrawal)
@@ -210,9 +214,12 @@ class NodeConnection:
                 if withdrawal is not None:
                     withdrawal.watch(connection.sock)
                 answer = self._exchange(connection, method, path, body, auth, size_bytes)
-            if answer.status != 200:
-                raise answer.error()
-            yield answer
+            try:
+                if answer.status != 200:
+                    raise answer.error()
+                yield answer
+            finally:
+                answer.close()  # which holds the socket of an answer that ends with its connection
 
     def _connect(self, timeout: float | None) -> http.client.HTTPConnection:
         settings = self._settings
@@ -308,6 +315,10 @@ class Answer:
                     return
                 event = _object_of(line)
             yield event
+
+    def close(self) -> None:
+        """Take nothing more of it."""
+        self._response.close()
 
     def error(self) -> KacheryError:
         """Return the error that this answer reports."""

@@ -81,8 +81,8 @@ def encoded(function_id: str, value: Any, size_bytes_max: int) -> Outcome:
         return Outcome("finished", result=encode_result(value, size_bytes_max))
     except InvalidArgument as error:
         return Outcome("error", error=error_report(
-            "TypeError", f"What {function_id!r} returned cannot be passed on: {error.message} A task returns JSON, a "
-                         "numpy array or bytes; store anything else as a file, and return its URI."))
+            "TypeError", f"What {function_id!r} returned cannot be passed on: {error.message.rstrip('.')}. A task "
+                         "returns JSON, a numpy array or bytes; store anything else as a file, and return its URI."))
     except KacheryError as error:
         return Outcome("error", error=error_report(type(error).__name__, error.message))
     except BaseException as error:

@@ -232,7 +232,6 @@ class Task:
         """Take the request back. A calculation or query that nobody else waits for is broken off; an action that has
         begun is not."""
         self._take(self._connection.call("/api/task/cancel", {"request": self.request_id}))
-        self._refresh(always=True)
 
     def __await__(self) -> Generator[Any, None, Any]:
         return self._awaited().__await__()
@@ -259,10 +258,9 @@ class Task:
             state = self._request(wait_seconds)
         self._take(state)
 
-    def _refresh(self, *, always: bool = False) -> None:
-        if self._status in _ENDED or (not always and time.monotonic() - self._read_at < _FRESH_SECONDS):
-            return
-        self._wait_once(0)
+    def _refresh(self) -> None:
+        if self._status not in _ENDED and time.monotonic() - self._read_at >= _FRESH_SECONDS:
+            self._wait_once(0)
 
     def _take(self, state: dict[str, Any]) -> None:
         self._read_at = time.monotonic()

@@ -46,8 +46,8 @@ class Bucket(NamedTuple):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}/bucket"
 
-    def sign(self, name: str, size: int) -> SignedPut:
-        return self.signer.sign(name, size, 300, self.url)
+    def sign(self, name: str, size: int, *, replace: bool = False) -> SignedPut:
+        return self.signer.sign(name, size, 300, self.url, replace=replace)
 
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), 20)
@@ -60,8 +60,8 @@ class Bucket(NamedTuple):
                 sock.shutdown(socket.SHUT_WR)
             return take_apart(read_all(sock), head_only=head_only)
 
-    def put(self, name: str, data: bytes) -> Answer:
-        return self.talk(put_request(self.sign(name, len(data)), data))
+    def put(self, name: str, data: bytes, *, replace: bool = False) -> Answer:
+        return self.talk(put_request(self.sign(name, len(data), replace=replace), data))
 
     def files(self) -> list[str]:
         """Every file below the root, temporary ones included."""

@@ -17,7 +17,7 @@ import pytest
 from kachery_fast.embedded.bucket import UploadSigner
 from kachery_fast.embedded.bucket_files import Incoming, ObjectFiles
 from kachery_fast.embedded.bucket_http import ConnectionLimits, RateLimit, RequestHandler
-from kachery_fast.errors import InvalidArgument, InvalidName, ObjectMissing, UploadRefused, UrlExpired
+from kachery_fast.errors import InvalidArgument, InvalidName, ObjectMissing, TooLarge, UploadRefused, UrlExpired
 from tests.embedded.bucket_server import (
     NAME,
     SECRET,
@@ -35,6 +35,9 @@ from tests.programs import need_program, need_root
 DATA = b"".join(hashlib.sha256(b"%d" % n).digest() for n in range(65536)) + b"odd"  # 2 MiB and 3 bytes
 OTHER = "ch1/sha1/02/5b/46/025b4666424a0116c45970c27af4e2f90177af60"
 FEED = ("ch1/feeds/47/9d/11/479d11" + "a" * 58 + "/subfeeds/0a/1b/2c/0a1b2c" + "d" * 34)
+INDEX = f"{FEED}/subfeed.json"
+SEGMENT = f"{FEED}/segments/025b4666424a0116c45970c27af4e2f90177af69"
+RESULT = NAME.replace("sha1/", "task_results/")
 
 
 @pytest.fixture
@@ -81,7 +84,7 @@ def test_a_short_secret_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", [
-    NAME, NAME.replace("sha1/", "task_results/"), f"{FEED}/subfeed.json", f"{FEED}/0", f"{FEED}/120",
+    NAME, RESULT, INDEX, SEGMENT, f"{FEED}/0", f"{FEED}/120",
     f"A.b-c_9{NAME[3:]}",
 ])
 def test_objects_of_every_kind_go_in_and_out(bucket: Bucket, name: str) -> None:
@@ -98,7 +101,9 @@ TRICKS = [
     NAME.replace("02/5b/46", "02/5b/47"), NAME[:-1], f"{NAME}0", f"{NAME}/", f"{NAME}/.",
     NAME.replace("sha1", "md5"), NAME.replace("ch1", ".incoming"), NAME.replace("ch1", "-ch1"),
     NAME.replace("ch1", "c" * 65), NAME.replace("ch1", "ch\u0661"), f"{FEED}/01", f"{FEED}/-1",
-    f"{FEED}/subfeed.json.bak", FEED, "", "..", "etc/passwd", f"{FEED}/{'1' * 16}",
+    f"{FEED}/subfeed.json.bak", FEED, "", "..", "etc/passwd", f"{FEED}/{'1' * 16}", f"{FEED}/segments", SEGMENT[:-1],
+    f"{SEGMENT}0", SEGMENT.upper(), f"{FEED}/segments/subfeed.json", SEGMENT.replace("segments/", "segments/02/"),
+    f"ch1/segments/{NAME[-40:]}", f"{FEED}/segments/../subfeed.json",
     NAME.replace("46/025b46", "46/025b46".replace("5", "٥")),
 ]
 
@@ -231,6 +236,135 @@ def test_of_racing_creators_exactly_one_wins(bucket: Bucket) -> None:
     winner = requests[statuses.index(200)][-4:]
     assert bucket.talk(get_request(f"/bucket/{NAME}")).body == winner
     assert bucket.files() == [NAME]
+
+
+# --- replaced objects
+
+
+@pytest.mark.parametrize("name", [INDEX, RESULT])
+def test_what_is_signed_to_be_replaced_is_replaced(bucket: Bucket, name: str) -> None:
+    signed = bucket.sign(name, 5, replace=True)
+    assert signed.headers == {"x-goog-content-length-range": "5,5"}
+    etags = set()
+    for body in (b"first", b"again", b"again"):
+        assert bucket.talk(put_request(signed, body)).status == 200
+        answer = bucket.talk(get_request(f"/bucket/{name}?cb=0123456789"))
+        assert (answer.status, answer.body, answer.headers["cache-control"]) == (200, body, "no-cache")
+        etags.add(answer.headers["etag"])
+        assert bucket.files() == [name]
+    assert len(etags) == 3
+    assert bucket.put(name, b"other").status == 412, "a URL to create does not replace"
+    assert bucket.put(name, b"a longer one", replace=True).status == 200
+
+
+@pytest.mark.parametrize("name", [NAME, SEGMENT, f"{FEED}/0"])
+def test_other_objects_are_never_signed_to_be_replaced(bucket: Bucket, name: str) -> None:
+    with pytest.raises(InvalidName, match="never replaced"):
+        bucket.sign(name, 3, replace=True)
+    bucket.put(name, b"abc")
+    signed = bucket.sign(INDEX, 3, replace=True)
+    assert bucket.talk(put_request(signed, b"xyz", replace=(INDEX, name))).status == 403
+    assert bucket.talk(get_request(f"/bucket/{name}")).body == b"abc"
+
+
+REPLACING: dict[str, tuple[Any, int]] = {
+    "not create-only": (lambda b: put_request(b.sign(INDEX, 3), b"xyz", x_goog_if_generation_match=None), 403),
+    "create-only after all": (lambda b: put_request(b.sign(INDEX, 3, replace=True), b"xyz",
+                                                    x_goog_if_generation_match="0"), 403),
+    "another index": (lambda b: put_request(b.sign(INDEX, 3, replace=True), b"xyz", replace=("479d11a", "479d11b")),
+                      403),
+    "longer": (lambda b: put_request(b.sign(INDEX, 3, replace=True), b"wxyz"), 413),
+    "shorter": (lambda b: put_request(b.sign(INDEX, 3, replace=True), b"xy"), 400),
+    "no length range": (lambda b: put_request(b.sign(INDEX, 3, replace=True), b"xyz",
+                                              x_goog_content_length_range=None), 403),
+    "expired": (lambda b: put_request(b.signer.sign(INDEX, 3, -1, b.url, replace=True), b"xyz"), 403),
+}
+
+
+@pytest.mark.parametrize("case", REPLACING)
+def test_a_replacement_that_is_not_what_was_signed_leaves_the_old_object(bucket: Bucket, case: str) -> None:
+    bucket.put(INDEX, b"abc")
+    make, status = REPLACING[case]
+    assert bucket.talk(make(bucket)).status == status
+    assert bucket.talk(get_request(f"/bucket/{INDEX}")).body == b"abc"
+    assert bucket.files() == [INDEX]
+
+
+def test_who_reads_an_object_that_is_replaced_reads_the_old_one_to_its_end(bucket: Bucket) -> None:
+    old, new = DATA * 8, bytes(len(DATA)) * 8
+    assert bucket.put(INDEX, old).status == 200
+    with bucket.connect() as sock:
+        sock.sendall(get_request(f"/bucket/{INDEX}"))
+        begun = sock.recv(1000)
+        assert bucket.put(INDEX, new, replace=True).status == 200
+        assert bucket.talk(get_request(f"/bucket/{INDEX}")).body == new
+        assert take_apart(begun + read_all(sock)).body == old
+
+
+def test_readers_of_an_object_under_replacement_see_one_or_another_and_no_mixture(bucket: Bucket) -> None:
+    bodies = [bytes([number]) * (200_000 + number) for number in range(8)]
+    assert bucket.put(INDEX, bodies[0], replace=True).status == 200
+    seen: list[bytes] = []
+    done = threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            seen.append(bucket.talk(get_request(f"/bucket/{INDEX}")).body)
+
+    def write(body: bytes) -> None:
+        for _ in range(5):
+            assert bucket.put(INDEX, body, replace=True).status == 200
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    writers = [threading.Thread(target=write, args=(body,)) for body in bodies]
+    for thread in (*readers, *writers):
+        thread.start()
+    for thread in writers:
+        thread.join()
+    done.set()
+    for thread in readers:
+        thread.join()
+    assert seen
+    assert set(seen) <= set(bodies)
+    assert bucket.files() == [INDEX]
+
+
+def test_a_replacement_that_breaks_off_leaves_the_old_object(bucket: Bucket) -> None:
+    bucket.put(INDEX, b"abc")
+    with bucket.connect() as sock:
+        sock.sendall(put_request(bucket.sign(INDEX, len(DATA), replace=True), DATA)[:-1])
+        wait_until(lambda: len(bucket.files()) == 2)
+    wait_until(lambda: bucket.files() == [INDEX])
+    assert bucket.talk(get_request(f"/bucket/{INDEX}")).body == b"abc"
+
+
+def test_a_replacement_takes_the_place_of_a_symlink_and_does_not_follow_it(bucket: Bucket, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.write_bytes(b"a file of its own")
+    link = bucket.root / RESULT
+    link.parent.mkdir(parents=True)
+    link.symlink_to(outside)
+    assert bucket.put(RESULT, b"abc", replace=True).status == 200
+    assert (outside.read_bytes(), bucket.talk(get_request(f"/bucket/{RESULT}")).body) == (b"a file of its own", b"abc")
+
+
+def test_the_hub_reads_small_objects_and_removes_only_the_one_it_read(bucket: Bucket) -> None:
+    bucket.put(RESULT, b"first")
+    data, etag = bucket.server.read(RESULT, 5)
+    assert data == b"first"
+    with pytest.raises(TooLarge):
+        bucket.server.read(RESULT, 4)
+    bucket.put(RESULT, b"again", replace=True)
+    with pytest.raises(ObjectMissing):
+        bucket.server.remove(RESULT, etag=etag)
+    data, etag = bucket.server.read(RESULT, 5)
+    assert data == b"again"
+    bucket.server.remove(RESULT, etag=etag)
+    for ask in (lambda: bucket.server.read(RESULT, 5), lambda: bucket.server.remove(RESULT, etag=etag)):
+        with pytest.raises(ObjectMissing):
+            ask()
+
+
+# --- uploads that break off
 
 
 @pytest.mark.parametrize("how", ["close", "reset"])

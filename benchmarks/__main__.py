@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks import digests, moving, objects, storing
+from benchmarks import digests, feeds, moving, objects, storing
 from benchmarks.measure import Figure
 
 Measurement = Callable[[Path], Figure]
@@ -40,6 +40,12 @@ FIGURES: dict[str, Measurement] = {
     "node-to-node-held": moving.node_to_node_held_to_a_rate,
     "node-to-node-held-sum": moving.node_to_node_held_versus_the_sum,
     "memory": moving.memory_of_a_moving_node,
+    "feed-append": feeds.append_versus_sqlite,
+    "feed-append-log": feeds.log_append_versus_sqlite,
+    "feed-batch": feeds.batches_of_appends,
+    "feed-live-p50": feeds.appended_to_seen_median,
+    "feed-live-p99": feeds.appended_to_seen_tail,
+    "feed-replay": feeds.replay_versus_signatures,
 }
 
 

@@ -27,6 +27,14 @@ SUBSCRIBE = {
     "requestFeeds": {"provideFeeds"}, "provideFeeds": {"requestFeeds"},
     "requestTasks": {"provideTasks"}, "provideTasks": {"requestTasks"},
 }
+# Any one of these permissions opens the request.
+OPENED_BY = {
+    "segment": {"provideFeeds"}, "index": {"provideFeeds"}, "report segment": {"requestFeeds"},
+    "result": {"provideTasks"}, "replaced result": {"provideTasks"},
+    "report result": {"requestTasks", "provideTasks"}, "find": {"requestTasks", "provideTasks"},
+    "claim": {"provideTasks"}, "claim query": {"provideTasks"}, "keep": {"provideTasks"}, "finish": {"provideTasks"},
+}
+FEED = "47" * 32
 CONTENT = b"some bytes of a recording"
 SHA1 = hashlib.sha1(CONTENT).hexdigest()
 
@@ -102,6 +110,45 @@ async def bands_that_work(world: World, client: HubClient, name: str) -> tuple[s
     return published, received
 
 
+async def tries(world: World, client: HubClient, name: str) -> dict[str, bool]:
+    """Try every request about feeds and tasks, up to the bucket; return which of them were allowed."""
+    other = await world.member(f"full provider beside {name}")
+    number = hashlib.sha1(name.encode()).hexdigest()
+    action, query = number[:32], number[8:]
+    theirs = hashlib.sha1(number.encode()).hexdigest()[:32]
+    await other.claim_task(CHANNEL, theirs, "action", "f")
+    segment = await client_upload(world, client.sign_feed_uploads(CHANNEL, FEED, number, [(SHA1, len(CONTENT))], 3))
+    return {
+        "segment": segment,
+        "index": await client_upload(world, client.sign_feed_uploads(CHANNEL, FEED, number, [], len(CONTENT))),
+        "report segment": await allowed(
+            client.report_corrupt(CHANNEL, SHA1, "0" * 40, feed_id=FEED, subfeed=number)),
+        "result": await client_upload(world, client.sign_task_result(CHANNEL, number, len(CONTENT))),
+        "replaced result": await client_upload(
+            world, client.sign_task_result(CHANNEL, number, len(CONTENT), replace=True)),
+        "report result": await allowed(client.report_bad_result(CHANNEL, number)),
+        "find": await allowed(client.find_task(CHANNEL, theirs)),
+        "claim": await allowed(client.claim_task(CHANNEL, action, "action", "f")),
+        "claim query": await allowed(client.claim_task(CHANNEL, query, "query", "f")),
+        "keep": await allowed(client.keep_tasks(CHANNEL, [action])),
+        # Where the claim was refused so is this, for the one reason or the other.
+        "finish": await allowed(client.finish_task(CHANNEL, action, "released")),
+    }
+
+
+async def client_upload(world: World, signing: Any) -> bool:
+    """Whether URLs were signed; where they were, the bucket takes exactly what they are for."""
+    try:
+        signed = await signing
+    except NotPermitted:
+        return False
+    first = signed[0] if isinstance(signed, list) else signed
+    for body, status in ((CONTENT + b"!", 413), (CONTENT, 200)):
+        async with world.session.put(first.url, data=body, headers=first.headers) as response:
+            assert response.status == status
+    return True
+
+
 async def allowed(awaitable: Any) -> bool:
     try:
         await awaitable
@@ -137,10 +184,13 @@ async def check_everything(world: World, client: HubClient, name: str, effective
     assert await world.download(hashlib.sha1(content).hexdigest()) == (content if may_upload else None)
 
     assert await allowed(client.report_corrupt(CHANNEL, SHA1, "0" * 40)) == ("requestFiles" in effective)
+    found = await tries(world, client, name)
+    assert found == {what: bool(OPENED_BY[what] & effective) for what in OPENED_BY}
     assert await allowed(client.leave(CHANNEL))
     assert not await allowed(client.pubsub_token(CHANNEL))
     assert not await allowed(client.sign_uploads(CHANNEL, [(SHA1, 1)]))
     assert not await allowed(client.report_corrupt(CHANNEL, SHA1, "0" * 40))
+    assert not any((await tries(world, client, f"{name} that left")).values())
 
 
 @pytest.mark.parametrize("loop_kind", LOOPS)
@@ -199,6 +249,8 @@ def test_who_is_no_member_can_do_nothing(tmp_path: Path, loop_kind: str) -> None
                     client.pubsub_token("no-such-channel"), client.sign_uploads("no-such-channel", [(SHA1, 1)]),
                 ):
                     assert not await allowed(request)
+                assert not any((await tries(world, client, f"{id(client)}")).values())
+                assert not await allowed(client.claim_task("no-such-channel", "7a" * 16, "action", "f"))
             assert not await allowed(world.node("stranger").node_config())
             assert [info.name for info in (await elsewhere.node_config()).channels] == ["other"]
             assert (await removed.node_config()).channels == []
@@ -249,6 +301,8 @@ def test_a_revoked_permission_is_gone_with_the_next_request_and_cuts_the_connect
             async with world.session.ws_connect(url) as again:
                 assert json.loads(await again.receive_str())["action"] != 4, "the old token must not work any more"
             assert not await allowed(client.sign_uploads(CHANNEL, [(SHA1, 1)]))
+            before = await tries(world, client, "before")
+            assert all(before.values()), "the other permissions are as they were"
 
             smaller = await Peer.connect(world, (await client.pubsub_token(CHANNEL)).token)
             assert not await smaller.publish(f"{CHANNEL}-provideFiles", 0)
@@ -256,5 +310,11 @@ def test_a_revoked_permission_is_gone_with_the_next_request_and_cuts_the_connect
             await smaller.close()
             await world.owner.call("grant", channel=CHANNEL, node="A", permissions=["provideFiles"])
             assert await allowed(client.sign_uploads(CHANNEL, [(SHA1, 1)]))
+            for permission in ("requestFeeds", "provideFeeds", "requestTasks", "provideTasks"):
+                await world.owner.call("revoke", channel=CHANNEL, node="A", permissions=[permission])
+                left = set(ALL) - {permission}
+                found = await tries(world, client, f"without {permission}")
+                assert found == {what: bool(OPENED_BY[what] & left) for what in OPENED_BY}
+                await world.owner.call("grant", channel=CHANNEL, node="A", permissions=[permission])
 
     run_on(loop_kind, scenario())

@@ -45,7 +45,7 @@ class Uploads:
         :raises TooLarge: too many objects, or too long a one. :raises RateLimited: too many in the last seconds.
         :raises InvalidName: a part of a name is not well-formed.
         """
-        count = self._count(body)
+        count = _count(body)
         if count > self._settings.sign_batch_max:
             raise TooLarge(what="A request for upload URLs", size=count, limit=self._settings.sign_batch_max,
                            setting="sign_batch_max, counted in objects")
@@ -54,11 +54,6 @@ class Uploads:
             node_id, count, self._clock(), who=f"node {node_id[:16]}",
             limit=f"{self._settings.sign_rate_per_node_max:g} upload URLs a second are allowed")
         return SignedUploads(uploads=[self._signed(item) for item in wanted])
-
-    def _count(self, body: SignUploads | SignFeedUploads | SignTaskResult) -> int:
-        if isinstance(body, SignUploads):
-            return len(body.objects)
-        return len(body.segments) + 1 if isinstance(body, SignFeedUploads) else 1
 
     def _wanted(self, body: SignUploads | SignFeedUploads | SignTaskResult) -> list[_Wanted]:
         channel = body.channel
@@ -83,6 +78,14 @@ class Uploads:
         signed = self._bucket.sign_put(item.object_name, item.size_bytes, self._settings.url_life_seconds,
                                        replace=item.replace)
         return SignedObject(sha1=item.sha1, object=item.object_name, url=signed.url, headers=signed.headers)
+
+
+def _count(body: SignUploads | SignFeedUploads | SignTaskResult) -> int:
+    if isinstance(body, SignUploads):
+        return len(body.objects)
+    if isinstance(body, SignFeedUploads):
+        return len(body.segments) + (body.index_size_bytes is not None)
+    return 1
 
 
 def result_size_bytes_max(settings: Settings) -> int:

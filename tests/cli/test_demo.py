@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
@@ -40,21 +41,28 @@ def test_a_recording_made_on_the_spot_arrives_and_everything_is_removed(tmp_path
     assert "identical, byte by byte" in text
     assert "load it on B, through the channel" in text
     assert "largest resident memory: hub" in text
+    assert "follow a feed on B while A appends" in text
+    assert "B asks again, the backend is gone: from the cache" in text
     assert not list(tmp_path.iterdir())
     assert not programs_in(tmp_path)
 
 
 def test_a_file_of_the_user_is_moved_and_left_alone(tmp_path: Path) -> None:
     file = tmp_path / "my recording.dat"
-    file.write_bytes(bytes(range(256)) * 1000)
+    # An odd length: the last byte is half a sample.
+    content = np.tile(np.array([0, 2000], dtype="<i2"), 64_000).tobytes() + b"x"
+    file.write_bytes(content)
     done = begin(str(file), "--dir", str(tmp_path / "work"), "--json")
     out, err = done.communicate(timeout=120)
     assert done.returncode == 0, err.decode()
     found = json.loads(out)
     assert found["identical"] is True
-    assert found["size"] == 256_000
+    assert found["size"] == 256_001
+    assert found["calculation"]["result"] == {"samples": 128_000, "crossings": 64_000}
+    assert found["feed"]["messages"] == 41
+    assert 0 <= found["feed"]["medianDelaySeconds"] <= found["feed"]["longestDelaySeconds"]
     assert set(found["peakRssBytes"]) == {"hub", "node A", "node B"}
-    assert file.read_bytes() == bytes(range(256)) * 1000
+    assert file.read_bytes() == content
     assert not list((tmp_path / "work").iterdir())
 
 

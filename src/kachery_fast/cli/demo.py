@@ -1,6 +1,7 @@
-"""``kachery-fast demo``: the main job on one machine, with real processes: hub, two nodes, one recording.
+"""``kachery-fast demo``: what the network does, on one machine, with real processes: hub, two nodes, one recording.
 
-The recording is stored on node A, asked for on node B, moved through the hub's bucket, and compared byte by byte.
+The recording is stored on node A, asked for on node B, moved through the hub's bucket, and compared byte by byte. Then
+B follows a feed that A writes, and has A calculate something.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import click
 
 from ..errors import CorruptFile, DiskError, NodeError
 from ..store.disk import SourceFile, check_room
+from .demo_acts import calculate, follow
 from .lab import Lab, LabNode
 from .output import command_errors, emit, human_size, json_option, progress_bar
 
@@ -37,7 +39,7 @@ class _Step(NamedTuple):
     size_bytes: int
 
 
-@click.command(short_help="Show the main job on this machine: a hub, two nodes, one recording.")
+@click.command(short_help="Show what it does on this machine: a hub, two nodes, a recording, a feed, a task.")
 @click.argument("file", required=False, type=click.Path(path_type=Path))
 @click.option("--size-mib", type=click.IntRange(1), default=1024, show_default=True,
               help="The size of the recording that is made when no FILE is named.")
@@ -46,9 +48,9 @@ class _Step(NamedTuple):
 @json_option
 @command_errors
 def demo(file: Path | None, size_mib: int, directory: Path | None, as_json: bool) -> None:
-    """Show the main job on this machine: a hub and two nodes are started, a recording (FILE, or one made on the spot)
-    is stored on the first, loaded on the second, and compared byte by byte. Everything is stopped and removed at the
-    end, also on Ctrl-C.
+    """Show what it does on this machine: a hub and two nodes are started, a recording (FILE, or one made on the spot)
+    is stored on the first, loaded on the second, and compared byte by byte. Then the second node follows a feed that
+    the first one writes, and has it run a calculation. Everything is stopped and removed at the end, also on Ctrl-C.
     """
     if file is not None:
         SourceFile(file).close()
@@ -100,7 +102,7 @@ def _run(lab: Lab, file: Path | None, size: int, *, quiet: bool) -> tuple[list[_
 
     def start_all() -> tuple[LabNode, LabNode]:
         lab.start_hub()
-        return lab.add_node("A"), lab.add_node("B")
+        return lab.add_node("A", permissions=("all",)), lab.add_node("B", permissions=("all",))
 
     if file is None:
         file = lab.directory / "recording.dat"
@@ -115,7 +117,9 @@ def _run(lab: Lab, file: Path | None, size: int, *, quiet: bool) -> tuple[list[_
     if again != path:
         raise NodeError(what=f"B has it at {path}, and gave {again}")
     timed("compare byte by byte", size, lambda: _compare(file, Path(path)))
-    result = {"uri": uri, "size": size, "path": path, "identical": True,
+    notebook = follow(a, b, timed)
+    calculation = calculate(lab, a, b, uri, size, timed)
+    result = {"uri": uri, "size": size, "path": path, "identical": True, "feed": notebook, "calculation": calculation,
               "steps": [{"what": step.what, "seconds": step.seconds, "bytes": step.size_bytes} for step in steps]}
     return steps, result
 
@@ -169,5 +173,10 @@ def _table(steps: list[_Step], result: dict[str, Any]) -> str:
         lines.append(f"{step.what:<55} {step.seconds:>7.2f} s {rate:>12}")
     lines += ["", "largest resident memory: " + ", ".join(
         f"{name} {human_size(size)}" for name, size in result["peakRssBytes"].items())]
-    lines += [result["uri"], "The copy on B is identical, byte by byte. Everything was stopped and removed."]
+    feed, calculation = result["feed"], result["calculation"]
+    lines += [
+        f"messages of the feed were seen on B after {feed['medianDelaySeconds'] * 1000:.1f} ms (median; longest "
+        f"{feed['longestDelaySeconds'] * 1000:.0f} ms)",
+        f"calculated by A for B: {calculation['result']}", result["uri"],
+        "The copy on B is identical, byte by byte. Everything was stopped and removed."]
     return "\n".join(lines)

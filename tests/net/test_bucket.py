@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import re
 import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -275,6 +277,93 @@ def test_a_file_that_ends_too_early_is_not_tried_again(loop_kind: str, data_file
     assert pauses == []
 
 
+# --- bytes from memory
+
+
+def put(loop_kind: str, server: FaultyServer, data: bytes, **overrides: Any) -> tuple[Any, list[float]]:
+    signed = SignedUpload(NAME, f"{server.url}/bucket/{NAME}?signature=1",
+                          {"x-goog-content-length-range": f"{len(data)},{len(data)}"})
+    return with_bucket(loop_kind, server.url, lambda bucket: bucket.put_bytes(signed, data), **overrides)
+
+
+def test_bytes_are_sent_with_the_signed_headers(loop_kind: str) -> None:
+    bodies: list[bytes] = []
+
+    def step(sock: socket.socket, head: bytes) -> bool:
+        bodies.append(read_body(sock, head))
+        sock.sendall(message(200))
+        return True
+    with FaultyServer(step) as server:
+        for data in (DATA, b"", b"x"):
+            assert put(loop_kind, server, data) == (True, [])
+            assert bodies.pop() == data
+        assert server.heads[0].startswith(b"PUT /bucket/" + NAME.encode() + b"?signature=1 HTTP/1.1")
+        assert field(server.heads[0], "x-goog-content-length-range") == f"{len(DATA)},{len(DATA)}"
+        assert "if-generation-match" not in server.heads[0].decode()
+
+
+def test_bytes_that_could_not_be_sent_are_sent_again_from_the_start(loop_kind: str) -> None:
+    def broken(sock: socket.socket, head: bytes) -> bool:
+        sock.recv(1000)
+        return False
+    bodies: list[bytes] = []
+
+    def step(sock: socket.socket, head: bytes) -> bool:
+        bodies.append(read_body(sock, head))
+        sock.sendall(message(200))
+        return True
+    with FaultyServer(broken, answer(429, retry_after="2"), step) as server:
+        assert put(loop_kind, server, DATA) == (True, [0.25, 2.0])
+    assert bodies == [DATA]
+
+
+@pytest.mark.parametrize(("status", "body", "error"), [
+    (403, EXPIRED, UrlExpired), (403, b"<Code>SignatureDoesNotMatch</Code>", UploadRefused), (413, b"", UploadRefused),
+    (500, b"", BucketUnreachable),
+])
+def test_what_becomes_of_bytes_is_told_apart_as_for_files(loop_kind: str, status: int, body: bytes,
+                                                          error: type[KacheryError]) -> None:
+    with FaultyServer(answer(status, body, connection="close", keep=False)) as server:
+        raised, _ = put(loop_kind, server, DATA)
+    assert type(raised) is error
+    with FaultyServer(answer(412)) as server:
+        assert put(loop_kind, server, b"abc") == (False, [])
+
+
+def test_bytes_go_out_beside_the_bulk_of_files(loop_kind: str, data_file: Path) -> None:
+    """A segment of a feed is not to wait for the recordings that are being moved."""
+    held = threading.Event()
+
+    def step(sock: socket.socket, head: bytes) -> bool:
+        read_body(sock, head)
+        if b"/bulk" in head:
+            held.wait(20)
+        sock.sendall(message(200))
+        return True
+
+    with FaultyServer(step) as server, data_file.open("rb") as file:
+        async def work(bucket: HttpBucket) -> bool:
+            bulk = [asyncio.ensure_future(bucket.put_from(SignedUpload("bulk", f"{server.url}/bulk", {}),
+                                                          file.fileno(), 0, 1000)) for _ in range(2)]
+            while len(server.heads) < 2:
+                await asyncio.sleep(0.001)
+            done = await bucket.put_bytes(SignedUpload("small", f"{server.url}/small", {}), b"abc")
+            held.set()
+            return done and all(await asyncio.gather(*bulk))
+        assert with_bucket(loop_kind, server.url, work, stall_seconds=15.0) == (True, [])
+
+
+def test_a_fresh_copy_is_asked_for_by_a_name_that_no_cache_knows(loop_kind: str) -> None:
+    with FaultyServer(answer(200, b"{}")) as server:
+        async def work(bucket: HttpBucket) -> list[bytes]:
+            return [await bucket.get_small(NAME, 10, fresh=fresh) for fresh in (True, True, False)]
+        assert with_bucket(loop_kind, server.url, work)[0] == [b"{}"] * 3
+        paths = [head.split()[1].decode() for head in server.heads]
+    assert all(re.fullmatch(rf"/bucket/{NAME}\?cb=[0-9a-f]{{10}}", path) for path in paths[:2])
+    assert paths[0] != paths[1]
+    assert paths[2] == f"/bucket/{NAME}"
+
+
 # --- a foreign peer
 
 
@@ -327,6 +416,11 @@ def test_the_bucket_in_memory_has_the_same_manners(loop_kind: str, data_file: Pa
             await bucket.get_small(NAME, 99)
         with pytest.raises(ObjectMissing):
             await bucket.size("other")
+        assert await bucket.put_bytes(memory.sign("small"), b"abc")
+        assert not await bucket.put_bytes(memory.sign("small"), b"xyz")
+        assert await bucket.get_small("small", 3, fresh=True) == b"abc"
+        assert await bucket.put_bytes(memory.sign("small", replace=True), b"xyz")
+        assert await bucket.get_small("small", 3) == b"xyz"
         memory.corrupt(NAME)
         assert await bucket.get_small(NAME, 100) != DATA[5:105]
         memory.fail(NAME, Stalled(what="it", seconds=1))
@@ -338,5 +432,5 @@ def test_the_bucket_in_memory_has_the_same_manners(loop_kind: str, data_file: Pa
         assert not waiting.done()
         memory.gate.set()
         assert await waiting == 100
-        assert memory.puts == [NAME]
+        assert memory.puts == [NAME, "small", "small"]
     run_on(loop_kind, main())

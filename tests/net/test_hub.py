@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from aiohttp import web
@@ -29,6 +30,7 @@ from kachery_fast.errors import (
 )
 from kachery_fast.hub.app import Hub
 from kachery_fast.net.hub import HubClient, OwnerClient, check_hub_url, split_invitation
+from kachery_fast.protocol.hub_bodies import ClaimTask, KeepTasks
 from kachery_fast.protocol.messages import decode_hub_request
 from kachery_fast.protocol.signing import private_key, public_id
 
@@ -243,6 +245,81 @@ def test_a_node_whose_clock_is_a_day_off_works_with_a_real_hub(
     run_on(loop_kind, scenario())
 
 
+# --- feeds and tasks
+
+
+@pytest.mark.parametrize("loop_kind", LOOPS)
+def test_an_answer_about_a_claim_that_was_lost_is_asked_for_as_the_same_attempt(loop_kind: str) -> None:
+    claim: Answer = (200, json.dumps({"task": "7a" * 16, "state": "claimed", "granted": True}).encode())
+
+    async def scenario() -> None:
+        async with scripted("break off", (503, b""), claim) as hub:
+            client, _ = client_for(hub.url)
+            async with client:
+                assert (await client.claim_task("lab", "7a" * 16, "action", "f")).granted
+                assert (await client.claim_task("lab", "7a" * 16, "action", "f", attempt="x" * 32)).granted
+            asked = [decode_hub_request(data)[0] for data in hub.bodies]
+            assert all(isinstance(body, ClaimTask) for body in asked)
+            attempts = [body.attempt for body in asked if isinstance(body, ClaimTask)]
+            assert len(set(attempts[:3])) == 1
+            assert len(attempts[0]) == 32
+            assert attempts[3] == "x" * 32
+            assert len({body.id for body in asked}) == 4
+
+    run_on(loop_kind, scenario())
+
+
+def test_many_tasks_are_kept_in_several_requests() -> None:
+    ids = [f"{number:032x}" for number in range(2500)]
+
+    async def scenario() -> None:
+        async with scripted((200, json.dumps({"lost": ids[:1]}).encode()), (200, b'{"lost": []}'),
+                            (200, json.dumps({"lost": ids[-1:]}).encode())) as hub:
+            client, _ = client_for(hub.url)
+            async with client:
+                assert await client.keep_tasks("lab", ids) == {ids[0], ids[-1]}
+                assert len(hub.bodies) == 3
+                assert await client.keep_tasks("lab", []) == set()
+                assert len(hub.bodies) == 3
+            bodies = [decode_hub_request(data)[0] for data in hub.bodies]
+            assert [task for body in bodies if isinstance(body, KeepTasks) for task in body.tasks] == ids
+
+    run_on("asyncio-debug", scenario())
+
+
+def test_feeds_and_tasks_at_a_real_hub(tmp_path: Path) -> None:
+    """Every request once, with absolute URLs."""
+    async def scenario() -> None:
+        settings = settings_with(hub_dir=tmp_path / "hub", hub_port=0, retry_attempts_max=1)
+        hub = Hub(settings)
+        await hub.start()
+        await hub.ensure_owner("o")
+        token = (settings.hub_dir / "owner-token").read_text().strip()
+        node = HubClient(hub.local_url, KEY, settings)
+        async with OwnerClient(hub.local_url, token, settings) as owner, node:
+            await owner.call("createChannel", name="lab")
+            await node.join((await owner.call("invite", channel="lab", permissions=["all"]))["code"])
+            feed, subfeed = "4a" * 32, "0b" * 20
+            segment, index = await node.sign_feed_uploads("lab", feed, subfeed, [(SHA1, 5)], 7)
+            result = await node.sign_task_result("lab", SHA1, 5, replace=True)
+            assert [urlsplit(item.url)._replace(query="").geturl() for item in (segment, index, result)] == [
+                f"{hub.local_url}/bucket/{item.object}" for item in (segment, index, result)]
+            assert (segment.sha1, index.sha1, result.sha1) == (SHA1, "", SHA1)
+            assert segment.object.endswith(f"/segments/{SHA1}")
+            assert index.object.endswith("/subfeed.json")
+            assert result.object == f"lab/task_results/aa/aa/aa/{SHA1}"
+            assert not await node.report_corrupt("lab", SHA1, "", feed_id=feed, subfeed=subfeed)
+            assert not await node.report_bad_result("lab", SHA1)
+            task = "7a" * 16
+            assert (await node.claim_task("lab", task, "query", "f")).granted
+            assert await node.keep_tasks("lab", [task, "8b" * 16]) == {"8b" * 16}
+            assert (await node.finish_task("lab", task, "finished")).state == "finished"
+            assert (await node.find_task("lab", task)).node_id == public_id(KEY)
+        await hub.stop()
+
+    run_on("asyncio-debug", scenario())
+
+
 # --- what a hub must not get away with
 
 
@@ -252,8 +329,13 @@ def test_a_hub_that_signs_other_objects_than_were_asked_for_is_caught() -> None:
         async with scripted((200, json.dumps({"uploads": [other]}).encode())) as hub:
             client, _ = client_for(hub.url)
             async with client:
-                with pytest.raises(HubError, match="other objects"):
-                    await client.sign_uploads("lab", [(SHA1, 5)])
+                for request in (
+                    client.sign_uploads("lab", [(SHA1, 5)]), client.sign_task_result("lab", SHA1, 5),
+                    client.sign_feed_uploads("lab", "4a" * 32, SHA1, [(SHA1, 5)]),
+                    client.sign_feed_uploads("lab", "4a" * 32, SHA1, [], 5),
+                ):
+                    with pytest.raises(HubError, match="other objects"):
+                        await request
 
     run_on("asyncio-debug", scenario())
 

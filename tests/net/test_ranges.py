@@ -379,16 +379,17 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLConte
 def test_tls_receives_sends_and_sees_early_answers(loop_kind: str, data_file: Path,
                                                    certificates: tuple[ssl.SSLContext, ssl.SSLContext]) -> None:
     bodies: list[bytes] = []
-    with FaultyServer(serve(DATA), collecting(bodies), tls=certificates[0]) as server:
+    with FaultyServer(serve(DATA), collecting(bodies), collecting(bodies), tls=certificates[0]) as server:
         memory = bytearray(len(DATA) - 7)
 
         async def work(client: RangeClient) -> None:
             await client.receive(f"{server.url}/x", memoryview(memory), start=7)
             with data_file.open("rb") as file:
                 assert (await client.send(f"{server.url}/x", file.fileno(), 9, 2_500_000)).status == 200
+            assert (await client.send_small(f"{server.url}/x", DATA)).status == 200
         with_client(loop_kind, work, tls=certificates[1])
     assert memory == DATA[7:]
-    assert bodies == [DATA[9:2_500_009]]
+    assert bodies == [DATA[9:2_500_009], DATA]
 
     def refuse(sock: socket.socket, head: bytes) -> bool:
         sock.sendall(message(403, b"expired"))

@@ -67,7 +67,8 @@ def made(result: dict[str, Any] | None = None, **changed: Any) -> bytes:
 def resigned(change: dict[str, Any], key: Any = KEY) -> bytes:
     """A result with a changed body, and a signature that holds."""
     body = msgspec.json.encode({**json.loads(made())["body"], **change})
-    return b'{"body":' + body + b',"signature":"' + key.sign(body).hex().encode() + b'"}'
+    signature: str = key.sign(body).hex()
+    return b'{"body":' + body + b',"signature":"' + signature.encode() + b'"}'
 
 
 def refusal(data: bytes, found_as: str = PURE, channel: str = LAB) -> str:

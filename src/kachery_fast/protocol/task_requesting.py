@@ -342,12 +342,12 @@ class TaskRequester:
             self._ask_again("who had it has lost it", now)
 
     def _on_claimed(self, now: float) -> None:
-        """Somebody holds it: look again, soon when its end was told already, and let it speak meanwhile."""
+        """Somebody holds it: look again, soon when its end was told already, and have it speak if it does not."""
         self._finds = self._finds + 1 if self.phase is Phase.CONFIRM else 0
         pause = pause_seconds(self._limits, self._finds) if self._finds else self._limits.provider_silence_seconds
         self._alive(now)
         self._follow(now + pause)
-        self._effects.append(Ask())
+        self._effects += [] if self._words else [Ask()]
 
     def _on_hub_trouble(self, error: KacheryError | None, now: float) -> None:
         self.account.hub = reason = "no answer" if error is None else error.message
@@ -367,7 +367,7 @@ class TaskRequester:
     # --- the end
 
     def _end_by_claim(self, claim: TaskClaim, label: str) -> None:
-        view = of_claim(claim, self.function, self.channel, **self.account.details())
+        view = of_claim(claim, self.function, self.account.details())
         if view is not None:
             self._end(view)
         else:

@@ -73,9 +73,10 @@ def of_receipt(receipt: Receipt, **details: Any) -> TaskView:
     return TaskView("finished", node=receipt.node_id, result_ms=receipt.finished_ms)
 
 
-def of_claim(claim: TaskClaim, function: str, channel: str, **details: Any) -> TaskView | None:
-    """Return what the hub knows of the end of an action; None when it knows of none."""
-    receipt = read_receipt(claim.receipt, function, channel, claim.task)
+def of_claim(claim: TaskClaim, function: str, details: Mapping[str, Any]) -> TaskView | None:
+    """Return what the hub knows of the end of an action; None when it knows of none. ``details`` are those of errors,
+    the channel among them."""
+    receipt = read_receipt(claim.receipt, function, details["channel"], claim.task)
     if receipt is not None and receipt.node_id == claim.node_id and claim.state in ("finished", "failed"):
         return of_receipt(receipt, **details)
     if claim.state == "finished":

@@ -26,6 +26,8 @@ __all__ = ["feed"]
 _BATCH_MESSAGES = 1000
 _READ_SIZE_BYTES = 1024 * 1024
 _WATCH_WAIT_MSEC = 5000
+# An owner that is there tells of news well within this; a copy of an owner that is gone stays as it is.
+_QUIET_MSEC = 1000
 
 channel_option = click.option("--channel", metavar="NAME", help=(
     "The channel to ask on for another node's feed; without it the one of KACHERY_CHANNEL. \"*local*\": ask nobody."))
@@ -92,8 +94,7 @@ def read(subfeed: str, position: int, limit: int | None, wait_seconds: float, ch
     """Print the messages of a subfeed, one JSON object on each line. For SUBFEED see kachery-fast feed --help."""
     target = _subfeed(subfeed, channel)
     target.position = position
-    wait_msec = 0 if target.is_writeable else wait_seconds * 1000
-    found = target.get_next_messages(wait_msec=wait_msec, max_num_messages=limit, signed=signed)
+    found = _read_on(target, wait_seconds * 1000, limit, signed)
     emit({"uri": target.uri, "first": position, "position": target.position, "messages": found},
          lambda: "\n".join(map(json_line, found)), as_json)
 
@@ -318,6 +319,19 @@ def _message(text: str | bytes, what: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise InvalidArgument(what=f"{what} is not a JSON object like {{\"spikes\": 3}}. Nothing of its batch was "
                                    "appended.")
+    return found
+
+
+def _read_on(target: Subfeed, wait_msec: float, limit: int | None, signed: bool) -> list[dict[str, Any]]:
+    """Return what there is now; of another node's feed also what is not here yet, as it comes without a pause."""
+    changes = not (target.is_writeable or target.is_snapshot)
+    found = target.get_next_messages(wait_msec=wait_msec if changes else 0, max_num_messages=limit, signed=signed)
+    while changes and found and (limit is None or len(found) < limit):
+        more = target.get_next_messages(wait_msec=min(wait_msec, _QUIET_MSEC), signed=signed,
+                                        max_num_messages=None if limit is None else limit - len(found))
+        if not more:
+            break
+        found += more
     return found
 
 

@@ -138,7 +138,10 @@ class Subfeed:
                           advance_position: bool = True) -> list[dict[str, Any]]:
         """Return the messages from ``position`` on that are there, and move the position past them.
 
-        :param wait_msec: how long to wait for the first of them.
+        What this node holds comes at once, though the owner may have gone on meanwhile: ask again until the list is
+        empty, or use a stream.
+
+        :param wait_msec: how long to wait for the first of them, and for those that are on their way with it.
         :param signed: return them as they were signed: ``{"body": {"message": …, "messageNumber": …, "timestamp": …,
             …}, "signature": …}``.
         :param max_num_messages: at most so many; None or 0: all.
@@ -152,15 +155,18 @@ class Subfeed:
         """
         limit = checked_limit(max_num_messages)
         position = begun = self._position
+        end = time.monotonic() + wait_msec / 1000 if isinstance(wait_msec, int | float) else 0.0
         found: list[dict[str, Any]] = []
+        left_msec, total = wait_msec, 0
         while limit is None or len(found) < limit:
-            rest = None if limit is None else limit - len(found)
-            batch = self._read(position, 0 if found else wait_msec, rest, signed)
+            batch = self._read(position, left_msec, None if limit is None else limit - len(found), signed)
             self._check_known(batch, wait_msec)
             found += batch.messages
             position = batch.position
-            if not batch.messages or position >= batch.total:
+            total = max(total, batch.total)  # of all that the owner has told of, not only of what has come by now
+            if not batch.messages or position >= total:
                 break
+            left_msec = max(0.0, 1000 * (end - time.monotonic()))
         if advance_position:
             self._position = begun + len(found)
         return found

@@ -1,4 +1,5 @@
-"""The part of the local API for feeds. A subfeed is given by its name (a text or a dict) or as ``~`` and its hash.
+"""The part of the local API for feeds. A subfeed is given by its name (a text or a dict) or as ``~`` and its hash. A
+channel of null is the one of the node's setting; with ``*local*`` nobody is asked.
 
     POST /api/feed/create  {"name": str|null}     -> {"feedId", "name", "created"}
     POST /api/feed/find    {"name"}               -> {"feedId"}
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 __all__ = ["FeedApi"]
 
+# In the place of a channel: read what is held here, and ask nobody (WIRE-2022.md, part B).
+_LOCAL = "*local*"
 _WATCHES_MAX = 1000
 _MESSAGES_MAX = 2**40
 # Around the messages of an append: names, keys, and the commas that canonical JSON has not.
@@ -197,7 +200,7 @@ class FeedApi:
         if not watches or any(reading.messages for reading in readings):
             return readings
         for number, (watch, asked, reading) in enumerate(zip(watches, wanted, readings, strict=True)):
-            if feeds.owns(watch.feed_id):
+            if feeds.owns(watch.feed_id) or asked.channel == _LOCAL:
                 continue
             try:
                 link = await self._requesting_link(FeedUri(watch.feed_id, None, watch.subfeed), asked.channel)

@@ -7,7 +7,7 @@ import secrets
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -243,8 +243,10 @@ class Feeds:
             if isinstance(reading, KacheryError):
                 errors.append(reading)
                 readings.append(Reading([], 0, True, reading.message))
-            elif reading.messages or following is None:
+            elif following is None:
                 readings.append(reading)
+            elif reading.messages:
+                readings.append(replace(reading, count=max(reading.count, following.count)))
             else:
                 if following.error is not None:
                     errors.append(following.error)

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..errors import DatabaseUnusable, DiskError
+from ..errors import DatabaseUnusable, DiskError, KacheryError
 from .disk import display, make_directories, translated
 
 __all__ = ["Database"]
@@ -55,6 +55,7 @@ class Database:
 
     def __init__(self, path: Path, steps: Sequence[Sequence[str]]) -> None:
         self.path = path
+        self._name = os.fspath(path)
         self._turn = threading.Lock()  # of the one writing connection
         self._lock = threading.Lock()  # of the two fields that follow
         self._idle: list[sqlite3.Connection] = []
@@ -201,7 +202,7 @@ class Database:
     def _check_in_place(self) -> None:
         """A file that was removed would take all that is written from now on with it when it is closed."""
         try:
-            inode = self.path.stat().st_ino
+            inode = os.stat(self._name).st_ino  # noqa: PTH116 - before each transaction: a Path costs more than the call
         except FileNotFoundError:
             inode = -1
         if inode != self._inode:
@@ -210,18 +211,26 @@ class Database:
 
     @contextmanager
     def _errors(self, action: str) -> Iterator[None]:
-        with translated(action, self.path, needed="more"):
-            try:
-                yield
-            except (sqlite3.ProgrammingError, sqlite3.IntegrityError):
-                raise  # a fault of this program
-            except sqlite3.Error as error:
-                text = str(error)
-                if any(sign in text for sign in _DAMAGE):
-                    raise DatabaseUnusable(path=display(self.path), why=f"it is damaged ({text})",
-                                           advice="Nothing of it was changed. Restore it from a backup, or move it "
-                                                  "away to begin anew without what it held.") from error
-                raise OSError(errno.ENOSPC if self._is_full(text) else errno.EIO, _plain(text)) from error
+        try:
+            yield
+        except (sqlite3.ProgrammingError, sqlite3.IntegrityError):
+            raise  # a fault of this program
+        except (sqlite3.Error, OSError) as error:
+            raise self._translate(error, action) from error
+
+    def _translate(self, error: sqlite3.Error | OSError, action: str) -> KacheryError:
+        text = str(error)
+        if isinstance(error, sqlite3.Error):
+            if any(sign in text for sign in _DAMAGE):
+                return DatabaseUnusable(path=display(self.path), why=f"it is damaged ({text})",
+                                        advice="Nothing of it was changed. Restore it from a backup, or move it away "
+                                               "to begin anew without what it held.")
+            error = OSError(errno.ENOSPC if self._is_full(text) else errno.EIO, _plain(text))
+        try:
+            with translated(action, self.path, needed="more"):
+                raise error
+        except KacheryError as found:
+            return found
 
     def _is_full(self, text: str) -> bool:
         if text == _FULL:

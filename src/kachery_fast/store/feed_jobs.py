@@ -9,6 +9,7 @@ import logging
 import secrets
 import sqlite3
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -77,7 +78,7 @@ class FeedJobs:
         signed, tail = rules.sign_messages(place.tail, messages, key, time_ms)
         for message, data in zip(messages, signed, strict=True):
             self._check_size(message, data)
-        done = Appended(place.tail.count, tail, signed, rules.sign_head(tail, key, time_ms))
+        done = Appended(place.tail.count, tail, signed, partial(rules.sign_head, tail, key, time_ms))
         if signed:
             subfeed_row = rows.make_place(connection, place, name)
             rows.insert_messages(connection, subfeed_row, place.tail.count, signed)

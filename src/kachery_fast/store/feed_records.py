@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from ..errors import KacheryError
@@ -18,7 +20,12 @@ class Appended:
     first: int
     tail: Tail
     signed: list[bytes]
-    head: dict[str, Any]
+    sign_head: Callable[[], dict[str, Any]] = field(repr=False, compare=False)
+
+    @cached_property
+    def head(self) -> dict[str, Any]:
+        """The owner's word that the subfeed ends here; signed when it is first asked for, since few are."""
+        return self.sign_head()
 
 
 @dataclass(frozen=True)

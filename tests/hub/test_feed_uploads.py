@@ -14,6 +14,7 @@ from kachery_fast.errors import BadMessage, InvalidArgument, KacheryError, RateL
 from kachery_fast.hub.grants import DAMAGE_REPORTS_PER_CHANNEL_MAX, record_damage
 from kachery_fast.hub.uploads import result_size_bytes_max
 from kachery_fast.protocol.access import Grant
+from kachery_fast.protocol.feed_segments import INDEX_SIZE_BYTES_MAX, SEGMENT_SIZE_BYTES_MAX
 from kachery_fast.protocol.hub_bodies import ReportCorrupt, SignedObject
 from kachery_fast.protocol.names import (
     object_name,
@@ -134,7 +135,7 @@ def test_uploads_of_feeds_and_results_are_bounded_in_size_number_and_rate(tmp_pa
             three = [(hashlib.sha1(bytes([n])).hexdigest(), 5) for n in range(3)]
             with pytest.raises(TooLarge, match="sign_batch_max"):
                 await client.sign_feed_uploads(CHANNEL, FEED, SUBFEED, three, 5)
-            for objects, index in (([(SHA1, 64 * 1024 * 1024 + 1)], None), ([], 64 * 1024 * 1024 + 1)):
+            for objects, index in (([(SHA1, SEGMENT_SIZE_BYTES_MAX + 1)], None), ([], INDEX_SIZE_BYTES_MAX + 1)):
                 with pytest.raises(TooLarge):
                     await client.sign_feed_uploads(CHANNEL, FEED, SUBFEED, objects, index)
             longest = result_size_bytes_max(world.settings)

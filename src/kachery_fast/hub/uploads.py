@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from ..config import Settings
 from ..errors import TooLarge
+from ..protocol.feed_segments import INDEX_SIZE_BYTES_MAX, SEGMENT_SIZE_BYTES_MAX
 from ..protocol.hub_bodies import SignedObject, SignedUploads, SignFeedUploads, SignTaskResult, SignUploads
 from ..protocol.manifest import CHUNK_SIZE_BYTES_MAX
 from ..protocol.names import object_name, result_object_name, segment_object_name, subfeed_object_name
@@ -62,16 +63,18 @@ class Uploads:
             _check_size(f"The result {body.result_id}", body.size, limit, "task_result_size_bytes_max of the hub")
             return [_Wanted(body.result_id, result_object_name(channel, body.result_id), body.size, body.replace)]
         if isinstance(body, SignUploads):
-            wanted = [_Wanted(item.sha1, object_name(channel, item.sha1), item.size) for item in body.objects]
-        else:
-            feed_id, subfeed = body.feed_id, body.subfeed
-            wanted = [_Wanted(item.sha1, segment_object_name(channel, feed_id, subfeed, item.sha1), item.size)
-                      for item in body.segments]
-            if body.index_size_bytes is not None:
-                name = subfeed_object_name(channel, feed_id, subfeed)
-                wanted.append(_Wanted("", name, body.index_size_bytes, replace=True))
-        for item in wanted:
-            _check_size(f"The object {item.object_name}", item.size_bytes, CHUNK_SIZE_BYTES_MAX, "the longest chunk")
+            for item in body.objects:
+                _check_size(f"The object {item.sha1}", item.size, CHUNK_SIZE_BYTES_MAX, "the longest chunk")
+            return [_Wanted(item.sha1, object_name(channel, item.sha1), item.size) for item in body.objects]
+        feed_id, subfeed = body.feed_id, body.subfeed
+        for item in body.segments:
+            _check_size(f"The segment {item.sha1}", item.size, SEGMENT_SIZE_BYTES_MAX, "the longest segment")
+        wanted = [_Wanted(item.sha1, segment_object_name(channel, feed_id, subfeed, item.sha1), item.size)
+                  for item in body.segments]
+        if body.index_size_bytes is not None:
+            _check_size("The index", body.index_size_bytes, INDEX_SIZE_BYTES_MAX, "the longest index")
+            name = subfeed_object_name(channel, feed_id, subfeed)
+            wanted.append(_Wanted("", name, body.index_size_bytes, replace=True))
         return wanted
 
     def _signed(self, item: _Wanted) -> SignedObject:

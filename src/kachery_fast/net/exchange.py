@@ -40,7 +40,12 @@ def check_hub_url(text: str) -> str:
 
 
 class Exchange:
-    """POSTs JSON to one hub; translates what goes wrong; tries again what may pass."""
+    """POSTs JSON to one hub; translates what goes wrong; tries again what may pass.
+
+    :param session: an aiohttp session to use; None: one is made, and closed by ``close``.
+    :param attempts_max: how often one request is tried. :param sleep: waits for a number of seconds.
+    :param uniform: draws the jitter, ``random.uniform``-like.
+    """
 
     def __init__(
         self, url: str, settings: Settings, session: aiohttp.ClientSession | None, attempts_max: int,
@@ -111,6 +116,7 @@ class Exchange:
             return HubError(url=self.url, why=str(answer.get("message", f"HTTP {status}")))
 
     async def close(self) -> None:
+        """Close the session if it was made here."""
         if self._own_session and self._session is not None:
             await self._session.close()
             self._session = None

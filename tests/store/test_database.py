@@ -8,7 +8,8 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
@@ -345,8 +346,8 @@ def _insert(thing: str, connection: sqlite3.Connection) -> int:
 class Busy:
     """A group writer whose thread is held until ``go``, so that what is submitted meanwhile goes together."""
 
-    def __init__(self, database: Database) -> None:
-        self.writer = GroupWriter(database)
+    def __init__(self, database: Database, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self.writer = GroupWriter(database, monotonic=monotonic)
         self.commits = 0
         database._writer.set_trace_callback(self._trace)
         self._entered, self._gate = threading.Event(), threading.Event()
@@ -372,6 +373,23 @@ def test_jobs_that_wait_share_one_flush_and_keep_their_order(path: Path) -> None
     assert [future.result(60) for future in futures] == list(range(1, 201))
     assert busy.commits == 2
     assert things(database) == [str(number) for number in range(200)]
+    busy.writer.close()
+
+
+def test_a_transaction_of_long_jobs_ends_before_the_first_has_waited_long(path: Path) -> None:
+    now = 0.0
+
+    def work(connection: sqlite3.Connection) -> tuple[int, int]:
+        nonlocal now
+        now += 0.02
+        return _insert("x", connection), busy.commits
+
+    database = Database(path, STEPS)
+    busy = Busy(database, lambda: now)
+    futures = [busy.writer.submit(work) for _ in range(8)]
+    busy.go()
+    assert [future.result(60) for future in futures] == [
+        (row, commits) for row, commits in enumerate([1, 1, 1, 2, 2, 2, 3, 3], 1)]
     busy.writer.close()
 
 

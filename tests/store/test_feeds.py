@@ -467,6 +467,7 @@ def test_a_fork_outlives_a_restart(relay: FeedLog, tmp_path: Path) -> None:
     relay.extend(FEED, MAIN, 0, history("b"))
     relay.close()
     with closing(open_log(tmp_path / "relay")) as again:
+        assert again.has(FEED, MAIN)
         assert len(again.forks(FEED, MAIN)) == 1
         assert isinstance(again.extend(FEED, MAIN, 0, history("a")).error, FeedForked)
 

@@ -198,7 +198,10 @@ class FeedLog:
         return found
 
     def has(self, feed_id: str, subfeed: str) -> bool:
-        """Whether this node can say something of a subfeed: it owns the feed, or holds messages. From memory."""
+        """Whether this node can say something of a subfeed: it owns the feed, holds messages, or saw a fork.
+
+        From memory, since it is asked for each message on a busy band.
+        """
         return feed_id in self._own or (feed_id, subfeed) in self._held
 
     # --- heads, forks, segments
@@ -268,7 +271,8 @@ class FeedLog:
         with self._database.reading() as connection:
             self._own = {feed for (feed,) in connection.execute("SELECT feed FROM feeds WHERE seed IS NOT NULL")}
             self._held = set(connection.execute(
-                "SELECT feeds.feed, subfeed FROM subfeeds JOIN feeds ON feeds.id = subfeeds.feed WHERE count > 0"))
+                "SELECT feeds.feed, subfeed FROM subfeeds JOIN feeds ON feeds.id = subfeeds.feed"
+                " WHERE count > 0 OR forked_at IS NOT NULL"))
 
     def _sweep_later(self) -> None:
         """Remove the messages of deleted feeds bit by bit, so that appends need not wait for it."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from queue import Empty, SimpleQueue
@@ -21,9 +22,10 @@ __all__ = ["GroupWriter"]
 
 T = TypeVar("T")
 
-# Jobs that one transaction takes together: enough that flushes cost next to nothing, few enough that the first of
-# them does not wait long for the others.
+# Jobs that one transaction takes together: enough that flushes cost next to nothing.
 _GROUP_JOBS_MAX = 256
+# When its jobs have taken this long, a transaction ends, so that the first does not wait long for the others.
+_GROUP_SECONDS_MAX = 0.05
 
 
 class _Job(NamedTuple):
@@ -38,10 +40,13 @@ class GroupWriter:
     ``KacheryError`` before it has written anything, or not at all; then it alone fails. Any other exception takes the
     whole transaction back; its jobs are then run again, each in one of its own, so a job must do no harm when it is
     run twice.
+
+    :param monotonic: seconds, from any origin.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._database = database
+        self._monotonic = monotonic
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._lock = threading.Lock()
         self._closing = False
@@ -87,11 +92,13 @@ class GroupWriter:
                     break
             else:
                 ended = True
-            if group:
-                self._commit(group)
+            while group:
+                group = group[self._commit(group):]
 
-    def _commit(self, group: list[_Job]) -> None:
+    def _commit(self, group: list[_Job]) -> int:
+        """Run jobs in one transaction and answer them; return how many of them, from the first on, were run."""
         answers: list[tuple[Any, KacheryError | None]] = []
+        ends = self._monotonic() + _GROUP_SECONDS_MAX
         try:
             with self._database.writing() as connection:
                 for job in group:
@@ -99,16 +106,19 @@ class GroupWriter:
                         answers.append((job.work(connection), None))
                     except KacheryError as error:
                         answers.append((None, error))
+                    if self._monotonic() >= ends:
+                        break
         except Exception as error:
             if len(group) > 1 and (isinstance(error, DiskFull) or not isinstance(error, KacheryError)):
                 for job in group:  # what one of them asks too much, or does wrong, is not the others' fault
                     self._commit([job])
-                return
-            for job in group:
-                job.future.set_exception(error)
-            return
-        for job, (answer, refusal) in zip(group, answers, strict=True):
+            else:
+                for job in group:
+                    job.future.set_exception(error)
+            return len(group)
+        for job, (answer, refusal) in zip(group, answers, strict=False):
             if refusal is not None:
                 job.future.set_exception(refusal)
             else:
                 job.future.set_result(answer)
+        return len(answers)

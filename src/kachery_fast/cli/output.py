@@ -67,6 +67,7 @@ def command_errors(command: Command) -> Command:
                 emit_error(error, as_json=bool(kwargs.get("as_json")))
                 sys.exit(error.exit_code)
             except KeyboardInterrupt:
+                _forget_output()
                 click.echo("Interrupted.", err=True)
                 sys.exit(INTERRUPTED)
         except OSError as error:
@@ -104,6 +105,14 @@ def guard_output() -> None:
     sys.stdout = io.TextIOWrapper(
         io.BufferedWriter(_Output(plain.fileno(), "wb", closefd=False)), encoding=plain.encoding, errors=plain.errors,
         line_buffering=plain.isatty())
+
+
+def _forget_output() -> None:
+    """Write nothing more. A line that Ctrl-C met just after it was written is still in the buffer, too."""
+    if isinstance(getattr(getattr(sys.stdout, "buffer", None), "raw", None), _Output):
+        nobody = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nobody, sys.stdout.fileno())
+        os.close(nobody)
 
 
 def end_of_output(error: OSError) -> int:

@@ -494,7 +494,7 @@ def test_a_message_that_does_not_follow_its_predecessor_is_refused(relay: FeedLo
     assert (done.count, type(done.error)) == (1, FeedChainBroken)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("xy"), st.integers(0, 5), st.integers(0, 6)), max_size=12))
 def test_any_batches_of_two_histories_leave_a_true_prefix_or_a_fork(tmp_path_factory: pytest.TempPathFactory,
                                                                      batches: list[tuple[str, int, int]]) -> None:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import datetime
+import decimal
+import enum
 import json
+import uuid
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import given
+import rfc8785
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kachery_fast.errors import BadMessage
-from kachery_fast.protocol.canonical import canonical_bytes, object_sha1
+from kachery_fast.protocol.canonical import _quick_bytes, canonical_bytes, object_sha1
 
 VECTORS = [json.loads(line) for line in
            (Path(__file__).parent.parent / "vectors" / "signing.jsonl").read_text("utf-8").strip().split("\n")]
@@ -64,3 +70,49 @@ def test_it_reads_back_as_the_same_value_and_is_canonical_at_once(value: object)
     data = canonical_bytes(value)
     assert json.loads(data, parse_int=float) == value  # every number is a double
     assert canonical_bytes(json.loads(data)) == data
+
+
+# --- the quick way
+
+
+def by_the_rules(value: Any) -> bytes:
+    return rfc8785.dumps(value)
+
+
+finite = st.floats(allow_nan=False, allow_infinity=False)
+scaled = st.builds(lambda digits, power: digits * 10.0**power, st.integers(-10**6, 10**6), st.integers(-30, 30))
+
+
+@settings(max_examples=300, deadline=None)
+@given(json_values)
+def test_the_quick_way_writes_what_the_rules_say_or_leaves_it(value: object) -> None:
+    assert canonical_bytes(value) == by_the_rules(value)
+    assert _quick_bytes(value) in (None, by_the_rules(value))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(finite | scaled, max_size=5))
+def test_numbers_are_written_alike_by_both_ways(numbers: list[float]) -> None:
+    assert canonical_bytes({"a": numbers}) == by_the_rules({"a": numbers})
+
+
+@pytest.mark.parametrize("value", [
+    {"i": 5, "s": "e\"\\\n\u007f\u2028é～", "f": -12.5, "l": [True, False, None, {"b": 0.1, "a": 9007199254740.99}]},
+    {"hash": "3e10" * 32, "body": {"time": 1795175653433, "z": {}, "y": []}}, [1, 2],
+])
+def test_what_is_common_goes_the_quick_way(value: object) -> None:
+    assert _quick_bytes(value) == by_the_rules(value)
+
+
+class Colour(enum.Enum):
+    RED = "red"
+
+
+@pytest.mark.parametrize("value", [
+    5, "text", None, {"a": 1.0}, {"a": -0.0}, {"a": [2**53]}, {"a": -(2**60)}, {"a": 1e21}, {"a": 1e-7},
+    {"😀": 1, "～": 2}, {"a": (1, 2)}, {"a": float("nan")}, {"a": float("-inf")}, {1: 2}, {"a": b"bytes"},
+    {"a": "\ud800"}, {"a": {1, 2}}, {"a": datetime.datetime(2026, 11, 20)}, {"a": decimal.Decimal("1.5")},
+    {"a": uuid.UUID(int=1)}, {"a": Colour.RED}, {"a": 10**400}, {"a": object()},
+], ids=repr)
+def test_what_is_doubtful_is_left_to_the_rules(value: object) -> None:
+    assert _quick_bytes(value) is None

@@ -33,6 +33,8 @@ from .workers import WorkerPool
 __all__ = ["run_task_backend"]
 
 _TICK_SECONDS = 0.25
+# A node says so often that it is alive.
+_ALIVE_SECONDS = 5.0
 # The node is on this machine, so it is looked for more often than a hub.
 _RETRY_CAP_SECONDS = 2.0
 
@@ -185,7 +187,8 @@ class _Backend:
     # --- the node
 
     def _connect(self) -> _Session:
-        return _Session(self._connection, self._body, self._settings.stall_seconds, self._events)
+        silence_seconds = self._settings.stall_seconds + _ALIVE_SECONDS
+        return _Session(self._connection, self._body, silence_seconds, self._events)
 
     def _on_said(self, event: dict[str, Any]) -> None:
         kind = event.get("type")

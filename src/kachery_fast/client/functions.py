@@ -13,9 +13,6 @@ from ..protocol.tasks import check_function, check_kind
 
 __all__ = ["TaskFunction", "find_function", "registered_functions", "taskfunction"]
 
-# How a function itself tells under which id it is registered.
-_ID_ATTRIBUTE = "kachery_task_id"
-
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -69,7 +66,6 @@ def taskfunction(function_id: str, *, type: str = "pure-calculation",  # noqa: A
         if known is not None and _place(known.function) != _place(function):
             raise InvalidArgument(what=f"The id {function_id!r} is that of {_place(known.function)} already; "
                                        f"{_place(function)} needs another.")
-        setattr(function, _ID_ATTRIBUTE, function_id)
         _registry[function_id] = TaskFunction(function_id, type, function, timeout_seconds, idempotent)
         return function
 
@@ -100,11 +96,11 @@ def find_function(function: Callable[..., Any] | str) -> tuple[str, TaskFunction
     """
     if isinstance(function, str):
         return check_function(function), _registry.get(function)
-    function_id = getattr(function, _ID_ATTRIBUTE, None)
-    if not isinstance(function_id, str):
-        raise InvalidArgument(what=f"{function!r} is not a registered function; put @kf.taskfunction('id') above it, "
-                                   "or pass its id.")
-    return function_id, _registry.get(function_id)
+    for known in _registry.values():
+        if known.function == function:
+            return known.id, known
+    raise InvalidArgument(what=f"{function!r} is not a registered function; put @kf.taskfunction('id') above it, or "
+                               "pass its id.")
 
 
 def _place(function: Callable[..., Any]) -> str:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kachery_fast.errors import BadMessage, InvalidArgument, KacheryError, RateLimited, TooLarge
+from kachery_fast.hub.damage import CHECKS_PER_NODE_MAX
 from kachery_fast.hub.grants import DAMAGE_REPORTS_PER_CHANNEL_MAX, record_damage
 from kachery_fast.hub.uploads import result_size_bytes_max
 from kachery_fast.protocol.access import Grant
@@ -295,18 +297,31 @@ def test_a_result_that_replaces_the_reported_one_meanwhile_stays(tmp_path: Path)
     run_on("asyncio-debug", scenario())
 
 
-def test_reports_of_one_node_are_judged_a_few_at_a_time(tmp_path: Path) -> None:
+def test_reports_of_one_node_are_judged_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
         async with running_world(tmp_path) as world:
             client, other = await world.member("A"), await world.member("B")
-            data = result(value="x" * 900_000)
-            signed = await client.sign_task_result(CHANNEL, PURE, len(data))
-            assert await put(world, signed, data) == 200
-            answers = await asyncio.gather(
-                *(client.report_bad_result(CHANNEL, PURE) for _ in range(30)), return_exceptions=True)
-            assert any(isinstance(answer, RateLimited) for answer in answers)
-            assert all(answer is False or isinstance(answer, RateLimited) for answer in answers)
-            assert not await other.report_bad_result(CHANNEL, PURE)
+            signed = await client.sign_task_result(CHANNEL, PURE, len(result()))
+            assert await put(world, signed, result()) == 200
+            damages = world.hub._node_api._damage
+            read, judged = damages._bucket.read, threading.Event()
+
+            def slow_read(*arguments: Any) -> tuple[bytes, str]:
+                assert judged.wait(60)
+                return read(*arguments)
+
+            monkeypatch.setattr(damages._bucket, "read", slow_read)
+            waiting = [asyncio.ensure_future(client.report_bad_result(CHANNEL, PURE))
+                       for _ in range(CHECKS_PER_NODE_MAX)]
+            while damages._checking[node_id("A")] < CHECKS_PER_NODE_MAX:
+                await asyncio.sleep(0.001)
+            for request in (client.report_bad_result(CHANNEL, PURE), client.report_corrupt(CHANNEL, SHA1, "")):
+                with pytest.raises(RateLimited):
+                    await request
+            others = asyncio.ensure_future(other.report_bad_result(CHANNEL, PURE))
+            judged.set()
+            assert not any(await asyncio.gather(*waiting, others))
+            assert not await client.report_bad_result(CHANNEL, PURE), "the count went down again"
 
     run_on("asyncio-debug", scenario())
 

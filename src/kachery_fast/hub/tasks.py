@@ -37,6 +37,8 @@ RATE_WINDOW_SECONDS = 10.0
 # Ids that are kept alive for the price of one request.
 KEPT_PER_UNIT = 100
 KEEP_BATCH_MAX = 1_000
+# Older builds of SQLite take 999 values in a statement.
+_ROWS_AT_ONCE = 500
 RECEIPT_SIZE_BYTES_MAX = 64 * 1024
 # A calculation is found by its result, and a query asked again gets another id; an action that is forgotten could be
 # started once more, by who asks for it under the same id.
@@ -159,14 +161,17 @@ def _finish(connection: Connection, body: FinishTask, node_id: str, now_ms: int)
 
 def _keep(connection: Connection, body: KeepTasks, node_id: str, now_ms: int, lease_ms: int) -> dict[str, Any]:
     _require(connection, body, node_id, Action.CLAIM_TASK)
-    mine = sa.and_(task_claims.c.channel == body.channel, task_claims.c.task.in_(body.tasks))
-    held = []
-    for row in connection.execute(sa.select(task_claims).where(mine)):
-        kept = claims.keep(_read(row), node_id, now_ms, lease_ms)
-        # By the row's revision: another hub may just have told somebody that the task is not held any more.
-        if kept is not None and _save(connection, body.channel, kept, row.revision, now_ms):
-            held.append(row.task)
-    return {"lost": sorted(set(body.tasks) - set(held))}
+    held: set[str] = set()
+    for start in range(0, len(body.tasks), _ROWS_AT_ONCE):
+        theirs = sa.and_(task_claims.c.channel == body.channel,
+                         task_claims.c.task.in_(body.tasks[start:start + _ROWS_AT_ONCE]))
+        # On the conditions of claims.keep, which is asked afterwards which rows they were.
+        connection.execute(
+            task_claims.update().where(theirs, task_claims.c.node == node_id, task_claims.c.state == "claimed")
+            .values(expires=now_ms + lease_ms, changed=now_ms, revision=task_claims.c.revision + 1))
+        rows = connection.execute(sa.select(task_claims).where(theirs))
+        held.update(row.task for row in rows if claims.keep(_read(row), node_id, now_ms, lease_ms) is not None)
+    return {"lost": sorted(set(body.tasks) - held)}
 
 
 def _prolong(connection: Connection, expires_ms: int) -> None:

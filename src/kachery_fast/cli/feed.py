@@ -128,7 +128,7 @@ def watch(subfeeds: tuple[str, ...], position: int, only_new: bool, limit: int |
 @feed.command(short_help="Write subfeeds to a file, with their signatures.")
 @click.argument("feed_name", metavar="FEED")
 @click.argument("subfeeds", nargs=-1, metavar="[SUBFEED...]")
-@click.option("--dest", type=click.Path(dir_okay=False), help="The file to write; without it the standard output.")
+@click.option("--dest", type=click.Path(), help="The file to write; without it the standard output.")
 @click.option("--store", "to_store", is_flag=True,
               help="Store it as a snapshot instead, and print its content URI, which loads as a feed anywhere.")
 @json_option

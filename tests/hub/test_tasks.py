@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +28,12 @@ from kachery_fast.errors import (
 from kachery_fast.hub import tasks
 from kachery_fast.hub.registry import Registry, sqlite_url, task_claims
 from kachery_fast.hub.tasks import ACTION_KEPT_SECONDS, CALCULATION_KEPT_SECONDS, PRUNE_INTERVAL_SECONDS, Tasks
+from kachery_fast.net.hub import HubClient, OwnerClient
 from kachery_fast.protocol.hub_bodies import ClaimTask
 from kachery_fast.protocol.tasks import check_receipt, sign_receipt
 
 from ..network import LOOPS, run_on
-from .support import CHANNEL, Clock, World, node_id, node_key, running_world
+from .support import CHANNEL, OWNER, Clock, World, hub_settings, node_id, node_key, running_world
 
 TASK, OTHER = "7a" * 16, "8b" * 16
 PURE = "5b" * 20
@@ -388,6 +394,61 @@ def test_a_restart_of_the_hub_forgets_no_claim(tmp_path: Path, loop_kind: str) -
             assert told.state == "finished", "a receipt may come late"
 
     run_on(loop_kind, scenario())
+
+
+@contextmanager
+def hub_process(directory: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """A hub of its own process; killed, in the end, if that was not done before."""
+    process = subprocess.Popen([sys.executable, "-m", "kachery_fast", "hub", "--dir", str(directory), "--port", "0",
+                                "--owner", OWNER], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        address, end = directory / "address", time.monotonic() + 120
+        while not address.exists():
+            assert process.poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        yield process, address.read_text().strip()
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("loop_kind", LOOPS)
+def test_a_hub_that_is_killed_remembers_every_claim_that_it_gave(tmp_path: Path, loop_kind: str) -> None:
+    directory, settings = tmp_path / "hub", hub_settings(tmp_path)
+    ids = [f"{number:032x}" for number in range(400)]
+    given: list[str] = []
+
+    async def until_killed(process: subprocess.Popen[bytes], url: str) -> None:
+        token = (directory / "owner-token").read_text().strip()
+        async with OwnerClient(url, token, settings) as owner, HubClient(url, node_key("A"), settings) as client:
+            await owner.call("createChannel", name=CHANNEL)
+            invitation = await owner.call("invite", channel=CHANNEL, permissions=["all"])
+            await client.join(invitation["code"])
+            await client.claim_task(CHANNEL, TASK, "action", "f")
+            await client.finish_task(CHANNEL, TASK, "finished", receipt())
+
+            async def claim(task: str) -> None:
+                if (await client.claim_task(CHANNEL, task, "action", "f")).granted:
+                    given.append(task)
+                if len(given) == 20:
+                    process.kill()
+            await asyncio.gather(*map(claim, ids), return_exceptions=True)
+
+    async def afterwards(url: str) -> None:
+        async with HubClient(url, node_key("A"), settings) as client:
+            assert await client.keep_tasks(CHANNEL, given) == set()
+            assert (await client.find_task(CHANNEL, TASK)).receipt == receipt()
+            for task in given[:5]:
+                assert not (await client.claim_task(CHANNEL, task, "action", "f")).granted
+
+    with hub_process(directory) as (process, url):
+        run_on(loop_kind, until_killed(process, url))
+        assert 20 <= len(given) < len(ids)
+        assert process.wait(20) == -signal.SIGKILL
+    (directory / "address").unlink()  # the killed one's
+    with hub_process(directory) as (_, url):
+        run_on(loop_kind, afterwards(url))
 
 
 def test_a_permission_that_is_taken_away_takes_the_claims_along(tmp_path: Path) -> None:

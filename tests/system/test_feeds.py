@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -535,3 +538,34 @@ def test_a_watch_ends_with_ctrl_c(lab: Lab) -> None:
     assert watcher.wait(20) == 130
     out, err = watcher.communicate()
     assert (out, err) == (b"", b"Interrupted.\n")
+
+
+# --- the page
+
+
+def test_what_the_page_shows_runs_in_the_order_it_is_shown(lab: Lab) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "feeds.md").read_text("utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    [example] = set(re.findall(r"feed://([0-9a-f]{64})", page))
+    a, b = lab.nodes["A"], lab.nodes["B"]
+    feed_id = str(a.json("feed", "create", "rig 2")["feedId"])
+    printed = []
+    for number, block in enumerate(blocks):
+        node = b if example in block or "async" in block else a
+        code = block.replace(example, feed_id).replace('"lab"', f'"{lab.channel}"')
+        done = subprocess.run([sys.executable, "-W", "error", "-c", code], env=node.environ, capture_output=True,
+                              text=True, timeout=120, check=False)
+        assert (done.returncode, done.stderr) == (0, ""), (number, done)
+        printed.append(done.stdout)
+    trials = [{"trial": 1, "outcome": "hit", "latency_ms": 412.5}, {"trial": 2, "outcome": "miss"},
+              {"trial": 3, "outcome": "hit"}]
+    assert printed[0] == f"feed://{feed_id}/trials\n"
+    assert printed[1] == "1 hit\n2 miss\n3 hit\n"
+    assert [ast.literal_eval(line) for line in printed[2].splitlines()] == trials
+    lines = printed[3].splitlines()
+    assert (lines[0], ast.literal_eval(lines[1]), lines[2].split()[0]) == ("3 3", trials[1], "2")
+    name, _, messages = printed[4].partition(" ")
+    assert (name, ast.literal_eval(messages)) == ("trials", trials)
+    assert re.fullmatch(r"sha1://[0-9a-f]{40}/feed\.json\n.*\n", printed[5])
+    assert ast.literal_eval(printed[5].splitlines()[1]) == trials
+    assert len(printed) == 6

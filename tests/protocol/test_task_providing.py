@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kachery_fast.protocol import task_workers
 from kachery_fast.protocol.hub_bodies import TaskClaim
 from kachery_fast.protocol.task_bodies import TaskCancel, TaskDeclined, TaskRequest
 from kachery_fast.protocol.task_events import (
@@ -163,6 +164,28 @@ def test_a_full_queue_declines_as_busy_and_takes_tasks_again_when_there_is_room(
     rig.cancel(tasks[2])
     rig.ask(kwargs={"n": 9}, request="late")
     assert [status for status, _ in rig.said()] == ["queued"]
+
+
+def test_arguments_that_wait_are_bounded_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(task_workers, "_WAITING_SIZE_BYTES_MAX", 2000)
+    rig = Rig(("a", 1))
+    tasks = [rig.ask(kwargs={"text": letter * 900}) for letter in "abc"]
+    assert [status for status, _ in rig.said()] == ["queued", "queued", "declined"]
+    rig.cancel(tasks[1])
+    rig.ask(kwargs={"text": "d" * 900})
+    assert [status for status, _ in rig.said()] == ["queued"]
+
+
+def test_results_that_wait_for_their_upload_hold_up_new_runs() -> None:
+    rig = Rig(("a", 100))
+    runs = [rig.begin(rig.ask(kwargs={"n": number})) for number in range(32)]
+    for run in runs:
+        rig.do(Report(run.run, "finished", result={"json": 1}))
+    assert len(rig.take(Store)) == 32
+    rig.ask(kwargs={"n": 99})
+    assert rig.take(Claim) == []
+    rig.do(Stored(LAB, runs[0].task))
+    assert len(rig.take(Claim)) == 1
 
 
 def test_arguments_reach_the_function_as_their_identity_has_them() -> None:
@@ -672,3 +695,4 @@ def test_no_order_of_events_starts_an_action_twice_or_loses_a_worker(steps: list
     assert rig.machine.queued == rig.machine.running == 0
     assert rig.machine.deadline is None
     assert all(count == 0 for count in rig.machine._workers._busy.values())
+    assert rig.machine._kwargs_size_bytes == 0

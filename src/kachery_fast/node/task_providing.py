@@ -127,7 +127,7 @@ class TaskProviding:
         if isinstance(effect, Said):
             self._link.say(effect.kind, effect.fields)
         elif isinstance(effect, RunFunction):
-            self._started_ms[effect.run] = self._link.hub.now_ms()
+            self._started_ms[effect.task] = self._link.hub.now_ms()
         elif isinstance(effect, Claim):
             self._answer(effect, self._claim, lambda why: Claimed(self.place, effect.task, None, why))
         elif isinstance(effect, LookUp):
@@ -140,6 +140,7 @@ class TaskProviding:
         elif isinstance(effect, SignReceipt):
             self._in_turn(effect.task, partial(self._sign_receipt, effect), self._last_words)
         elif isinstance(effect, Finish):
+            self._started_ms.pop(effect.task, None)
             self._in_turn(effect.task, partial(self._finish, effect), self._last_words)
         elif isinstance(effect, Keep) and (self._keeping is None or self._keeping.done()):
             self._keeping = self._spawn(self._keep(effect))
@@ -249,7 +250,7 @@ class TaskProviding:
         found_as = result_id(effect.kind, effect.function, effect.kwargs)
         data = sign_result(channel=self.channel, task=effect.task, function=effect.function, kind=effect.kind,
                            kwargs=effect.kwargs, result=effect.result, key=self._identity.key,
-                           started_ms=self._started_ms.pop(effect.run, 0), finished_ms=self._link.hub.now_ms())
+                           started_ms=self._started_ms.pop(effect.task, 0), finished_ms=self._link.hub.now_ms())
         if "json" in effect.result and len(data) > self._result_size_bytes_max + 64 * 1024:
             raise TooLarge(what=f"The result of {effect.function!r}", size=len(data),
                            limit=self._result_size_bytes_max, setting="task_result_size_bytes_max")
@@ -269,7 +270,7 @@ class TaskProviding:
     async def _sign_receipt(self, effect: SignReceipt) -> None:
         receipt = sign_receipt(channel=self.channel, task=effect.task, function=effect.function, kwargs=effect.kwargs,
                                outcome="error" if effect.error else "finished", error=effect.error,
-                               started_ms=self._started_ms.pop(effect.run, 0), finished_ms=self._link.hub.now_ms(),
+                               started_ms=self._started_ms.pop(effect.task, 0), finished_ms=self._link.hub.now_ms(),
                                key=self._identity.key)
         state = "failed" if effect.error else "finished"
         await self._keep_word(ActionEntry(effect.task, effect.function, state, receipt),
@@ -325,7 +326,10 @@ class TaskProviding:
                 return False
             log.warning("channel %s: the hub does not take this node's word on the action %s: %s", self.channel,
                         entry.task, error)
-        await self._on_disk(self._ledger.remove, entry.task)
+        try:
+            await self._on_disk(self._ledger.remove, entry.task)
+        except KacheryError as error:  # it is told once more by the next run of this node, which does no harm
+            log.error("channel %s: the action %s could not be forgotten: %s", self.channel, entry.task, error)
         return True
 
     async def _deliver_later(self) -> None:

@@ -54,6 +54,8 @@ _WAITERS_MAX = 1000
 _ENDED_MAX = 1000
 # How often a task goes back into the queue when backends give it back, before somebody else is to try.
 _RETURNS_MAX = 3
+# Results that wait for their upload; beyond, nothing new is begun, as each may be megabytes long.
+_ENDING_MAX = 32
 # What is said each second about tasks that wait, however many they are.
 _QUEUED_STATUSES_PER_SECOND = 50
 _TEXT_LENGTH_MAX = 200
@@ -68,6 +70,7 @@ class TaskProvider:
         self._limits = limits
         self._workers = Workers()
         self._jobs: dict[_Key, Job] = {}
+        self._kwargs_size_bytes = 0  # of all of them
         self._runs: dict[str, Job] = {}
         self._active: dict[_Key, Job] = {}
         self._waiting: OrderedDict[_Key, float] = OrderedDict()  # queued -> when it was said
@@ -141,14 +144,13 @@ class TaskProvider:
         functions = self._workers.functions(place)
         if functions is None:
             return
-        kwargs = admit(body, functions, self._limits.kwargs_size_bytes_max)
-        if len(self._jobs) >= self._limits.requests_max and not isinstance(kwargs, Refusal):
-            kwargs = Refusal("busy", f"{len(self._jobs)} tasks wait here already")
-        if isinstance(kwargs, Refusal):
-            self._decline(place, body.task, [waiter], kwargs.reason, kwargs.detail)
+        data = admit(body, functions, self._limits, len(self._jobs), self._kwargs_size_bytes)
+        if isinstance(data, Refusal):
+            self._decline(place, body.task, [waiter], data.reason, data.detail)
             return
-        job = Job(place, body.task, body.function, body.kind, kwargs, waiters={waiter})
+        job = Job(place, body.task, body.function, body.kind, data, waiters={waiter})
         self._jobs[job.key] = job
+        self._kwargs_size_bytes += len(data)
         self._ended.pop(job.key, None)
         self._enqueue(job)
         self._say_status(job, now)
@@ -204,21 +206,18 @@ class TaskProvider:
 
     def _start_jobs(self) -> None:
         """Claim what workers are free for."""
-        moved = bool(self._waiting)
+        moved = sum(job.stage == "ending" for job in self._active.values()) < _ENDING_MAX and bool(self._waiting)
         while moved and self._workers.any_free:
             moved = False
             for job in self._queue.first():
                 found = self._workers.find(job)
                 if found is not None and found[2] > 0:
-                    self._claim(job, found[0].id, found[1].idempotent)
                     moved = True
-
-    def _claim(self, job: Job, backend: str, idempotent: bool) -> None:
-        job.stage, job.idempotent = "claiming", idempotent
-        self._workers.take(job, backend)
-        self._waiting.pop(job.key, None)
-        self._active[job.key] = job
-        self._effects.append(Claim(job.place, job.task, job.kind, job.function, idempotent))
+                    job.stage, job.idempotent = "claiming", found[1].idempotent
+                    self._workers.take(job, found[0].id)
+                    self._waiting.pop(job.key, None)
+                    self._active[job.key] = job
+                    self._effects.append(Claim(job.place, job.task, job.kind, job.function, job.idempotent))
 
     def _on_answer(self, event: Claimed | LookedUp | Noted | Stored | SignedReceipt, now: float) -> None:
         job = self._jobs.get((event.place, event.task))
@@ -358,6 +357,7 @@ class TaskProvider:
 
     def _forget(self, job: Job) -> None:
         job.stage = "gone"
+        self._kwargs_size_bytes -= len(job.kwargs_json) if self._jobs.get(job.key) is job else 0
         for known in (self._jobs, self._active, self._waiting):
             known.pop(job.key, None)
 

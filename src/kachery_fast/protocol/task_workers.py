@@ -15,6 +15,7 @@ from .tasks import canonical_kwargs, check_kwargs, check_task_id, error_report, 
 __all__ = ["Job", "Refusal", "TaskProvideLimits", "TurnQueue", "Workers", "admit", "error_of", "is_same"]
 
 _KNOWN_IDS_MAX = 50
+_WAITING_SIZE_BYTES_MAX = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,12 @@ class Refusal(NamedTuple):
     detail: str
 
 
-def admit(body: TaskRequest, functions: dict[str, set[str]], kwargs_size_bytes_max: int) -> dict[str, Any] | Refusal:
-    """Return the arguments as the function is to receive them, or why it cannot be called so.
+def admit(body: TaskRequest, functions: dict[str, set[str]], limits: TaskProvideLimits, waiting: int,
+          waiting_size_bytes: int) -> bytes | Refusal:
+    """Return the arguments as canonical JSON, or why the task is not taken.
 
     :param functions: what can be run: id -> the kinds that it is registered as.
+    :param waiting: how many tasks there are already; :param waiting_size_bytes: how long their arguments are together.
     """
     kinds = functions.get(body.function)
     if kinds is None:
@@ -47,25 +50,28 @@ def admit(body: TaskRequest, functions: dict[str, set[str]], kwargs_size_bytes_m
     if body.kind not in kinds:
         return Refusal("wrong-type", f"here it is of the type {' or '.join(sorted(kinds))}, not {body.kind}")
     try:
-        data = check_kwargs(body.kwargs, kwargs_size_bytes_max)
+        data = check_kwargs(body.kwargs, limits.kwargs_size_bytes_max)
         check_task_id(body.kind, body.task)
     except InvalidArgument as error:
         return Refusal("bad-arguments", error.message)
     if body.kind == "pure-calculation" and task_id(body.function, data) != body.task:
         return Refusal("bad-arguments", "the id of the task is not that of its function and arguments")
-    return canonical_kwargs(data)
+    if waiting >= limits.requests_max or waiting_size_bytes + len(data) > _WAITING_SIZE_BYTES_MAX:
+        return Refusal("busy", f"{waiting} tasks wait here already")
+    return data
 
 
 @dataclass(eq=False)
 class Job:
     """One task. ``stage`` is ``queued``, ``claiming``, ``checking``, ``noting``, ``running``, ``ending`` or ``gone``;
-    ``backend`` is the one that has a worker set aside for it; ``waiters`` are (sender, request)."""
+    ``backend`` is the one that has a worker set aside for it; ``waiters`` are (sender, request); ``kwargs_json`` is of
+    ``tasks.check_kwargs``."""
 
     place: str
     task: str
     function: str
     kind: str
-    kwargs: dict[str, Any]
+    kwargs_json: bytes
     stage: str = "queued"
     waiters: set[tuple[str, str]] = field(default_factory=set)
     backend: str | None = None
@@ -83,6 +89,11 @@ class Job:
         return self.place, self.task
 
     @property
+    def kwargs(self) -> dict[str, Any]:
+        """The arguments as the function receives them."""
+        return canonical_kwargs(self.kwargs_json)
+
+    @property
     def held(self) -> bool:
         """Whether the claim at the hub is this node's."""
         return self.stage in ("checking", "noting", "running", "ending")
@@ -95,7 +106,7 @@ def is_same(job: Job, body: TaskRequest, kwargs_size_bytes_max: int) -> bool:
     if body.kind == "pure-calculation":
         return True  # function and arguments are in its id
     try:
-        return canonical_kwargs(check_kwargs(body.kwargs, kwargs_size_bytes_max)) == job.kwargs
+        return check_kwargs(body.kwargs, kwargs_size_bytes_max) == job.kwargs_json
     except InvalidArgument:
         return False
 

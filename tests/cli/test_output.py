@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from typing import Any
 
 import click
@@ -10,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from kachery_fast import errors
-from kachery_fast.cli.output import command_errors, emit, human_size, json_option, progress_bar, show_error
+from kachery_fast.cli.output import command_errors, emit, human_size, json_line, json_option, progress_bar, show_error
 from kachery_fast.client.progress import Progress
 
 
@@ -58,6 +60,29 @@ def test_an_interrupt_ends_with_130() -> None:
     assert (done.exit_code, done.stderr) == (130, "Interrupted.\n")
 
 
+INTERRUPTED_AFTER_WRITING = """
+import sys
+import click
+from kachery_fast.cli import output
+
+write = output._Output.write
+
+def write_and_be_interrupted(self, data):
+    write(self, data)
+    raise KeyboardInterrupt
+
+output._Output.write = write_and_be_interrupted
+output.guard_output()
+output.command_errors(lambda: click.echo("a line"))()
+"""
+
+
+def test_a_line_that_ctrl_c_met_when_it_was_written_is_not_written_again() -> None:
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED_AFTER_WRITING], capture_output=True, text=True, timeout=60,
+                          check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "a line\n", "Interrupted.\n")
+
+
 def test_an_unknown_error_is_not_hidden() -> None:
     done = CliRunner().invoke(failing(ZeroDivisionError("a fault of the program")), [])
     assert isinstance(done.exception, ZeroDivisionError)
@@ -81,6 +106,14 @@ def test_nothing_from_elsewhere_reaches_the_terminal_raw(capsys: pytest.CaptureF
                                             (999_960, "1.0 MB"), (8 * 2**30, "8.6 GB"), (5e15, "5000.0 TB")])
 def test_sizes_are_in_powers_of_a_thousand(size: float, text: str) -> None:
     assert human_size(size) == text
+
+
+def test_a_line_of_json_is_one_line_that_a_terminal_only_shows() -> None:
+    value = {"é": ["\n\x1b\x9b\u202e\u2028\U000e0001\ud800", 1.5, None]}
+    line = json_line(value)
+    assert line == '{"é": ["\\n\\u001b\\u009b\\u202e\\u2028\\udb40\\udc01\\ud800", 1.5, null]}'
+    assert line.isprintable()
+    assert json.loads(line) == value
 
 
 def test_there_is_no_bar_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:

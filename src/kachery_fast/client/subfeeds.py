@@ -89,6 +89,7 @@ class Subfeed:
 
     @position.setter
     def position(self, position: int) -> None:
+        """:raises InvalidArgument: it is not a number of a message."""
         if not isinstance(position, int) or isinstance(position, bool) or position < 0:
             raise InvalidArgument(what=f"A position is the number of a message, from 0 on, not {position!r}.")
         self._position = position

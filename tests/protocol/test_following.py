@@ -26,6 +26,7 @@ from kachery_fast.protocol.following_events import (
     Load,
     Loaded,
     LookAtIndex,
+    Parted,
     SayFailed,
     Subscribe,
     Take,
@@ -220,6 +221,25 @@ def test_after_a_fork_nothing_is_done_any_more() -> None:
     machine = asking()
     assert machine.handle(Grown(3, forked=True), 1.0) == []
     assert machine.handle(messages(3, 4), 1.0) == []
+
+
+def test_where_the_owners_history_parts_from_what_is_held_the_other_message_is_asked_for_at_once_and_not_too_often(
+        ) -> None:
+    machine = asking(10)
+    machine.handle(messages(10, 10, "r-1"), 1.0)
+    (asked,) = questions(machine.handle(Parted(9), 2.0))
+    assert asked["position"] == 9
+    rival = ours([{"other": number} for number in range(10)])
+    told = FeedMessages(time=0, id="", request=asked["request"], feed_id=FEED, subfeed=SUBFEED, first=9,
+                        messages=plain(rival[9:]))
+    assert machine.handle(Heard(told, "owner"), 2.1) == [Take(9, plain(rival[9:]), "owner")]
+    machine.handle(Taken(10, "it may be of another subfeed"), 2.2)
+    assert questions(machine.handle(Parted(9), 2.3)) == []
+    (later,) = questions(machine.handle(Tick(), 2.0 + FOLLOW.renew_seconds))
+    assert later["position"] == 10
+    (again,) = questions(machine.handle(Parted(0), 2.0 + FOLLOW.renew_seconds))
+    assert again["position"] == 1
+    assert questions(machine.handle(Parted(10), 100.0)) == []  # nothing is held there
 
 
 def test_segments_are_loaded_one_by_one_the_farthest_reaching_first() -> None:

@@ -8,7 +8,16 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from ..errors import BadMessage, FeedForked, KacheryError, NodeError, NotPermitted, ObjectMissing
+from ..errors import (
+    BadMessage,
+    FeedChainBroken,
+    FeedForked,
+    HeadInvalid,
+    KacheryError,
+    NodeError,
+    NotPermitted,
+    ObjectMissing,
+)
 from ..protocol.access import Permission
 from ..protocol.feed_bodies import FeedSubscribe, Segment
 from ..protocol.feeds import INDEX_SIZE_BYTES_MAX, SEGMENT_SIZE_BYTES_MAX, parse_index, parse_segment
@@ -25,6 +34,7 @@ from ..protocol.following_events import (
     Load,
     Loaded,
     LookAtIndex,
+    Parted,
     SayFailed,
     Subscribe,
     Take,
@@ -221,6 +231,8 @@ class Following:
                                 isinstance(done.error, FeedForked))
             self._tell(outcome)
             self._post(outcome)
+            if isinstance(done.error, FeedChainBroken):
+                self._post(Parted(done.error.details["number"] - 1))
         except KacheryError as error:
             self._post(Taken(self._machine.position, error.message))
         except Exception as error:
@@ -232,6 +244,8 @@ class Following:
                             effect.head.signed)
         except KacheryError as error:
             log.warning("the head of %s could not be kept: %s", self._inquiry.uri, error)
+            if isinstance(error, HeadInvalid):  # its signature was good, so it is of another history
+                self._post(Parted(effect.head.count - 1))
 
     # --- small parts
 

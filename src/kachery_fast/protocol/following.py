@@ -30,6 +30,7 @@ from .following_events import (
     Load,
     Loaded,
     LookAtIndex,
+    Parted,
     SayFailed,
     Subscribe,
     Take,
@@ -92,6 +93,8 @@ class Follower:
         self._refused: set[str] = set()
         self._asked_at: float | None = None
         self._asked_from = 0
+        self._look_back: int | None = None  # ask from here once, to see what the owner signed in its place
+        self._looked_back_at = float("-inf")
         self._answered = False
         self._silent = 0  # questions in a row that nobody answered
         self._fruitless = 0  # questions in a row that were answered, and brought nothing that was missing
@@ -151,6 +154,8 @@ class Follower:
             self._grow(event)
         elif isinstance(event, Grown):
             self._grow(event)
+        elif isinstance(event, Parted):
+            self._on_parted(event, now)
         elif isinstance(event, BandRestored):
             self._asked_at, self._silent = None, 0
         elif isinstance(event, SayFailed):
@@ -243,6 +248,14 @@ class Follower:
                 self.inquiry.bucket = event.why
         self._grow(event)
 
+    def _on_parted(self, event: Parted, now: float) -> None:
+        """Ask for the other message, which proves the fork. (Of 2022, a liar can show messages that only seem to part:
+        they are asked about no more often than the rest.)"""
+        if event.number < self.position and now >= self._looked_back_at + self._limits.renew_seconds:
+            self._looked_back_at = now
+            self._look_back = max(1, event.number)  # from 0 on, it would be told of the bucket
+            self._asked_at = None
+
     def _grow(self, event: Loaded | Taken | Grown) -> None:
         self.position = max(self.position, event.count)
         self._forked = self._forked or event.forked
@@ -329,6 +342,7 @@ class Follower:
             self._fruitless = 0
         self._asked_at, self._asked_from, self._answered, self._claimed = now, self.position, False, 0
         self.inquiry.rounds += 1
+        position, self._look_back = self.position if self._look_back is None else self._look_back, None
         self._effects.append(Subscribe({
             "request": f"{self._request}{self.inquiry.rounds}", "feed_id": self._feed_id, "subfeed": self._subfeed,
-            "position": self.position, "live": True}))
+            "position": position, "live": True}))

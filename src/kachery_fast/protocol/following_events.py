@@ -73,6 +73,14 @@ class Grown:
 
 
 @dataclass(frozen=True)
+class Parted:
+    """The owner has signed a history in which message ``number`` is another one than the one held; seen by a message or
+    head that builds on it, so that the message itself is still to be seen."""
+
+    number: int
+
+
+@dataclass(frozen=True)
 class BandRestored:
     """The bands were out of reach, and messages may have been lost."""
 
@@ -89,7 +97,7 @@ class Tick:
     """The time that ``deadline`` named has come."""
 
 
-Event = Wanted | IndexRead | Heard | Loaded | Taken | Grown | BandRestored | SayFailed | Tick
+Event = Wanted | IndexRead | Heard | Loaded | Taken | Grown | Parted | BandRestored | SayFailed | Tick
 
 
 # --- effects

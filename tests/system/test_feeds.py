@@ -383,6 +383,41 @@ def test_an_owner_that_signs_two_histories_is_found_out(lab: Lab, extra: Any, tm
     assert {fork[which]["body"]["message"]["said by"] for which in ("first", "second")} == {"the owner", "the twin"}
 
 
+def test_an_owner_that_goes_on_from_an_old_backup_is_found_out(lab: Lab, extra: Any, tmp_path: Path) -> None:
+    """The reader holds more than the backup had, and hears of no message again that it holds."""
+    owner, reader = extra("backup-owner"), extra("backup-reader")
+    source = made(owner)
+    source.append_messages(numbered(0, 3))
+    owner.program.stop()
+    for file in owner.storage_dir.glob("kachery-fast-feeds.db*"):
+        shutil.copy2(file, tmp_path)
+    owner.start()
+    source.append_messages(numbered(3, 6))
+    follower = seen(reader, source)
+    found: list[Any] = []
+    while len(found) < 6:
+        found += follower.get_next_messages(wait_msec=LONG_MSEC)
+    owner.program.stop()
+    for file in owner.storage_dir.glob("kachery-fast-feeds.db*"):
+        file.unlink()
+    for file in tmp_path.glob("kachery-fast-feeds.db*"):
+        shutil.copy2(file, owner.storage_dir)
+    owner.start()
+    source.append_messages(numbered(100, 107))
+
+    def forked() -> bool:
+        try:
+            follower.get_next_messages(wait_msec=1000)
+        except FeedForked:
+            return True
+        return False
+
+    wait_until(forked, "the reader sees the other history", 120)
+    [fork] = json.loads(reader.run("feed", "verify", source.feed.uri, "main", "--json").stdout)[0]["forks"]
+    assert fork["number"] == 5
+    assert (fork["first"]["body"]["message"], fork["second"]["body"]["message"]) == ({"i": 5}, {"i": 102})
+
+
 # --- permissions
 
 

@@ -14,13 +14,14 @@ error|null, "revision"}``; ``status`` is ``waiting``, ``queued``, ``running``, `
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 from aiohttp import web
 
-from ..errors import ChannelUnknown, HubUnreachable, NotPermitted
+from ..errors import ChannelUnknown, HubUnreachable, NotPermitted, TaskUnknown
 from ..protocol.access import Permission
 from .api_parts import read_body
 from .link import ChannelLink
@@ -72,7 +73,12 @@ class TaskApi:
         link = await self._requesting_link(asked.function, asked.channel)
         tasks = self._node.task_requests
         name = tasks.request(link, asked.function, asked.kwargs, asked.kind, asked.id)
-        return _json(await tasks.wait_to_end(name, asked.wait_msec / 1000))
+        try:
+            return _json(await tasks.wait_to_end(name, asked.wait_msec / 1000))
+        except asyncio.CancelledError:
+            with contextlib.suppress(TaskUnknown):
+                tasks.cancel(name)  # who asked has gone, and never learns the name of the request
+            raise
 
     async def _wait(self, request: web.Request) -> web.Response:
         asked = await read_body(request, _Wait)

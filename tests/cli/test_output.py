@@ -68,6 +68,7 @@ from kachery_fast.cli import output
 write = output._Output.write
 
 def write_and_be_interrupted(self, data):
+    output._Output.write = write
     write(self, data)
     raise KeyboardInterrupt
 

@@ -175,8 +175,8 @@ def test_nothing_is_uploaded_before_a_reader_asks_and_then_not_one_object_a_mess
     assert len(set(objects(lab.bucket_dir)) - before) <= 3  # a segment or two, and the index
 
 
-# Measured on two cores shared with seven others: 0.9 to 1.5 s, of which most is verifying 10,000 signatures.
-NEW_READER_SECONDS = 15
+# Measured on two cores that others kept busy (load 5): 1.6 to 2.5 s, the first message after 0.4 to 0.6 s.
+NEW_READER_SECONDS = 20
 
 
 def test_ten_thousand_messages_reach_a_new_reader_in_seconds(lab: Lab) -> None:

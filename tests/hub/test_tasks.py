@@ -318,6 +318,21 @@ def test_requests_about_tasks_have_a_rate_for_each_node(tmp_path: Path) -> None:
     run_on("asyncio-debug", scenario())
 
 
+def test_a_node_that_runs_tasks_at_full_rate_is_not_taken_for_a_flood(tmp_path: Path) -> None:
+    """As many requests as the rate allows, for as long as their ids are remembered."""
+    async def scenario() -> None:
+        async with running_world(tmp_path) as world:
+            client = await world.member("A")
+            await client.find_task(CHANNEL, TASK)
+            guard, now = world.hub._node_api._fresh[node_id("A")], world.clock()
+            seconds = 2 * world.settings.message_age_seconds_max
+            for number in range(int(seconds * tasks.REQUESTS_PER_SECOND_MAX)):
+                guard.check(node_id("A"), f"request {number}", int(now * 1000), now)
+            assert (await client.find_task(CHANNEL, TASK)).state == "none"
+
+    run_on("asyncio-debug", scenario())
+
+
 async def rows(world: World) -> set[str]:
     return await world.hub._registry.call(
         lambda connection: {row.task for row in connection.execute(sa.select(task_claims.c.task))})

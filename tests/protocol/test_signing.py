@@ -125,3 +125,11 @@ def test_the_flood_of_one_shuts_out_that_one_alone() -> None:
     guard.check("honest", "0", int(NOW * 1000), NOW)
     later = NOW + 241.0
     guard.check("flooder", "again", int(later * 1000), later)
+
+
+def test_a_guard_of_one_signer_gives_it_all_the_room() -> None:
+    guard = FreshnessGuard(120.0, entries_max=80, signer_entries_max=80)
+    for number in range(80):
+        guard.check("only", str(number), int(NOW * 1000), NOW)
+    with pytest.raises(StaleMessage, match="too many"):
+        guard.check("only", "80", int(NOW * 1000), NOW)

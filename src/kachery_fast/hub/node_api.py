@@ -51,8 +51,9 @@ __all__ = ["NodeApi"]
 _log = logging.getLogger("kachery_fast.hub")
 
 JOIN_FAILURES_PER_MINUTE_MAX = 10
-# Seen request ids are kept per registered node, so that none can fill the memory of the others'.
-REQUESTS_REMEMBERED_PER_NODE_MAX = 50_000
+# Seen request ids are kept per registered node, so that none can fill the memory of the others'. They are remembered
+# for four minutes; a node that runs tasks at the rate of hub/tasks.py makes 48,000 requests about them in that time.
+REQUESTS_REMEMBERED_PER_NODE_MAX = 100_000
 
 
 class NodeApi:
@@ -133,7 +134,8 @@ class NodeApi:
         guard = self._fresh_strangers
         if registered and not isinstance(body, JoinChannel):
             guard = self._fresh.get(node_id) or FreshnessGuard(
-                self._settings.message_age_seconds_max, REQUESTS_REMEMBERED_PER_NODE_MAX)
+                self._settings.message_age_seconds_max, REQUESTS_REMEMBERED_PER_NODE_MAX,
+                signer_entries_max=REQUESTS_REMEMBERED_PER_NODE_MAX)
             self._fresh[node_id] = guard
         guard.check(node_id, body.id, body.time, now)
         if body.time < self._started_ms:

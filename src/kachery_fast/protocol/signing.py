@@ -67,15 +67,17 @@ class FreshnessGuard:
     """Refuses signed messages that are too old, from the future, or seen before.
 
     It remembers each (signer, id) for as long as a message of that age would be accepted, at most ``entries_max`` of
-    them, and of one signer at most an eighth of that; when full, the oldest is forgotten only after it is too old
+    them, and of one signer at most ``signer_entries_max`` (None: an eighth of that); when full, the oldest is forgotten only after it is too old
     anyway, else the new message is refused, so that a flood cannot open a window for replay, and the flood of one
     member shuts out that member alone.
     """
 
-    def __init__(self, age_seconds_max: float, entries_max: int = 200_000) -> None:
+    def __init__(
+        self, age_seconds_max: float, entries_max: int = 200_000, *, signer_entries_max: int | None = None
+    ) -> None:
         self._age_seconds_max = age_seconds_max
         self._entries_max = entries_max
-        self._signer_entries_max = max(1, entries_max // 8)
+        self._signer_entries_max = max(1, entries_max // 8) if signer_entries_max is None else signer_entries_max
         self._seen: OrderedDict[tuple[str, str], float] = OrderedDict()
         self._counts: Counter[str] = Counter()
 

@@ -67,9 +67,9 @@ class FreshnessGuard:
     """Refuses signed messages that are too old, from the future, or seen before.
 
     It remembers each (signer, id) for as long as a message of that age would be accepted, at most ``entries_max`` of
-    them, and of one signer at most ``signer_entries_max`` (None: an eighth of that); when full, the oldest is forgotten only after it is too old
-    anyway, else the new message is refused, so that a flood cannot open a window for replay, and the flood of one
-    member shuts out that member alone.
+    them, and of one signer at most ``signer_entries_max`` (None: an eighth of that); when full, the oldest is
+    forgotten only after it is too old anyway, else the new message is refused, so that a flood cannot open a window
+    for replay, and the flood of one member shuts out that member alone.
     """
 
     def __init__(

@@ -115,7 +115,6 @@ def test_who_was_answered_asks_again_only_to_renew() -> None:
     machine = asking()
     assert machine.deadline == 3.0
     machine.handle(messages(0, 0, "r-1"), 1.0)
-    assert machine.answered
     assert machine.deadline == 20.0
     effects = machine.handle(Tick(), 20.0)
     assert len(questions(effects)) == 1
@@ -127,7 +126,7 @@ def test_who_was_answered_asks_again_only_to_renew() -> None:
 def test_an_answer_to_another_that_covers_this_reader_counts() -> None:
     machine = asking(5)
     machine.handle(messages(5, 5, "other"), 1.0)
-    assert machine.answered
+    assert machine.deadline == 20.0
     machine = asking(5)
     machine.handle(messages(7, 7, "other"), 1.0)
     assert machine.deadline == 3.0  # it tells of more, and is no answer
@@ -190,7 +189,7 @@ def test_a_failure_is_noted_and_is_an_answer_to_its_question_alone() -> None:
     assert machine.deadline == 3.0
     failed.request = "r-1"
     machine.handle(Heard(failed, "owner"), 1.0)
-    assert machine.answered
+    assert machine.deadline == 20.0
     assert "no hub" in machine.inquiry.tried()
 
 
@@ -249,7 +248,7 @@ def test_segments_are_loaded_one_by_one_the_farthest_reaching_first() -> None:
     assert machine.handle(Loaded(segment(0, 4), 4), 1.0) == [Load(segment(4, 9, "cd" * 20))]
     machine.handle(Loaded(segment(4, 9, "cd" * 20), 9), 1.0)
     assert machine.position == 9
-    assert machine.answered
+    assert machine.deadline == 20.0
 
 
 def test_a_segment_that_is_absent_is_asked_for_again() -> None:
@@ -308,6 +307,16 @@ def test_a_head_is_kept_once_all_that_it_tells_of_is_held() -> None:
     machine.handle(shared(segment(4, 8)), 1.0)
     effects = machine.handle(Loaded(segment(4, 8), 8), 1.0)
     assert [effect.head.count for effect in effects if isinstance(effect, KeepHead)] == [8]
+
+
+def test_the_head_of_a_push_is_kept_when_an_answer_repeats_it() -> None:
+    machine = asking(8)
+    machine.handle(Heard(FeedMessages(time=0, id="", request="", feed_id=FEED, subfeed=SUBFEED, first=8,
+                                      head=head_at(8)), "owner"), 1.0)
+    assert machine.handle(Tick(), 1.0) == []
+    effects = machine.handle(shared(request="r-1", head=head_at(8)), 1.0)
+    assert [effect.head.count for effect in effects if isinstance(effect, KeepHead)] == [8]
+    assert machine.handle(shared(request="r-1", head=head_at(8)), 1.0) == []
 
 
 def test_the_owners_word_that_there_is_more_is_asked_for() -> None:

@@ -80,7 +80,7 @@ BAD_SEGMENTS = [*BAD_LISTS, *([{**SEGMENT, **changes}] for changes in (
 MALFORMED: dict[str, dict[str, list[Any]]] = {
     "feedSubscribe": {"request": BAD_IDS, "feedId": BAD_FEEDS, "subfeed": BAD_SHA1S, "position": BAD_COUNTS,
                       "live": [5, "yes"]},
-    "feedShared": {"request": BAD_IDS, "feedId": BAD_FEEDS, "subfeed": BAD_SHA1S, "head": BAD_OBJECTS,
+    "feedShared": {"request": ["r" * 65, 5], "feedId": BAD_FEEDS, "subfeed": BAD_SHA1S, "head": BAD_OBJECTS,
                    "segments": BAD_SEGMENTS},
     "feedMessages": {"request": ["r" * 65, 5], "feedId": BAD_FEEDS, "subfeed": BAD_SHA1S, "first": BAD_COUNTS,
                      "messages": BAD_LISTS, "head": BAD_OBJECTS},

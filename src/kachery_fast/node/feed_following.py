@@ -118,9 +118,24 @@ class Following:
             self._post(Grown(count, forked))
 
     async def close(self, error: KacheryError | None = None) -> None:
-        """End it; ``error`` tells readers why."""
-        self._let_go(error)
+        """End it, as ``let_go``, and wait for the end of what was under way."""
+        self.let_go(error)
         await end_tasks(self._tasks)
+
+    def let_go(self, error: KacheryError | None) -> None:
+        """End it; ``error`` tells readers why. What is under way is broken off."""
+        if self._ended:
+            return
+        self._ended, self.error = True, error
+        if self._timer is not None:
+            self._timer.cancel()
+        self._link.unlisten(feed_key(self._feed_id, self._subfeed), self._heard)
+        self._link.on_restored.remove(self._band_restored)
+        self._link.on_members.remove(self._members_changed)
+        for task in self._tasks:
+            task.cancel()
+        self._on_end()
+        self._tools.on_grown(self._feed_id, self._subfeed, self._machine.position, False)
 
     # --- events
 
@@ -134,7 +149,7 @@ class Following:
         self._inquiry.providers = self._link.providers(Permission.PROVIDE_FEEDS)
         refusal = may_follow(self._link, self._tools.node_id)
         if refusal is not None:
-            self._let_go(refusal)
+            self.let_go(refusal)
 
     def _post(self, event: Event) -> None:
         if self._ended:
@@ -162,7 +177,7 @@ class Following:
         elif isinstance(effect, Subscribe):
             self._link.say(FeedSubscribe, effect.fields, lambda error: self._post(SayFailed(error)))
         elif isinstance(effect, End):
-            self._let_go(None)
+            self.let_go(None)
 
     async def _look_at_index(self) -> None:
         name = subfeed_object_name(self._link.name, self._feed_id, self._subfeed)
@@ -256,20 +271,6 @@ class Following:
     def _fault(self, error: Exception) -> str:
         log.error("following %s failed", self._inquiry.uri, exc_info=error)
         return NodeError(what=f"a fault of the program: {error!r}").message
-
-    def _let_go(self, error: KacheryError | None) -> None:
-        if self._ended:
-            return
-        self._ended, self.error = True, error
-        if self._timer is not None:
-            self._timer.cancel()
-        self._link.unlisten(feed_key(self._feed_id, self._subfeed), self._heard)
-        self._link.on_restored.remove(self._band_restored)
-        self._link.on_members.remove(self._members_changed)
-        for task in self._tasks:
-            task.cancel()
-        self._on_end()
-        self._tools.on_grown(self._feed_id, self._subfeed, self._machine.position, False)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)

@@ -307,8 +307,8 @@ class Feeds:
 
     def _let_go(self, following: Following) -> None:
         limit = self._settings.feed_followed_max
-        task = asyncio.get_running_loop().create_task(following.close(InvalidArgument(
-            what=f"More than {limit} subfeeds are followed at once (feed_followed_max)")))
+        following.let_go(InvalidArgument(what=f"More than {limit} subfeeds are followed at once (feed_followed_max)"))
+        task = asyncio.get_running_loop().create_task(following.close())
         self._endings.add(task)
         task.add_done_callback(self._endings.discard)
 

@@ -41,7 +41,8 @@ class Segment(msgspec.Struct, frozen=True):
 class FeedShared(Body, tag="feedShared"):
     """provideFeeds: these segments, without a gap from the one that holds the position asked for, are in the bucket.
 
-    When they end before the head's count there is more: the reader asks on from where they end.
+    When they end before the head's count there is more: the reader asks on from where they end. ``request`` is empty
+    in what the owner tells whoever subscribed.
     """
 
     request: str

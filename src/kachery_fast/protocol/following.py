@@ -83,6 +83,7 @@ class Follower:
         self._limits = limits
         self._head: Head | None = None
         self._head_to_keep: Head | None = None
+        self._kept_head: Head | None = None
         self._claimed = 0  # how far others have said it goes, since it was asked last; never believed
         self._forked = False
         self._wanted_until = float("-inf")
@@ -109,12 +110,6 @@ class Follower:
     def count(self) -> int:
         """How many messages the subfeed has, as far as its owner has told."""
         return max(self.position, self._head.count if self._head else 0)
-
-    @property
-    def answered(self) -> bool:
-        """Whether somebody answered the last question and nothing is missing or being worked on: this is all there is,
-        for now."""
-        return self._answered and not self._working and not self._is_behind
 
     @property
     def deadline(self) -> float | None:
@@ -214,24 +209,26 @@ class Follower:
     def _know_head(self, head: dict[str, Any] | None, source: str, *, keep: bool) -> None:
         """Check a head, if it is worth it: one that tells of no more than is known already costs but a look.
 
-        :param source: the node that sent it, "" for the index.
+        :param source: the node that sent it, "" for the index. :param keep: to be kept once all of it is held; those
+            that come with every push are not, for the sake of the disk.
         """
         if head is None:
             return
         body = head.get("body")
         count = body.get("count") if isinstance(body, dict) else None
-        if not isinstance(count, int) or (self._head is not None and count <= self._head.count):
+        if not isinstance(count, int):
             return
-        try:
-            self._head = read_head(head, self._feed_id, self._subfeed)
-        except HeadInvalid as error:
-            text = f"sent a head that was refused ({error.details.get('why')})"
-            if source:
-                self.inquiry.note(source, text)
-            else:
-                self.inquiry.bucket = text
-            return
-        if keep:
+        if self._head is None or count > self._head.count:
+            try:
+                self._head = read_head(head, self._feed_id, self._subfeed)
+            except HeadInvalid as error:
+                text = f"sent a head that was refused ({error.details.get('why')})"
+                if source:
+                    self.inquiry.note(source, text)
+                else:
+                    self.inquiry.bucket = text
+                return
+        if keep and self._head is not self._kept_head:
             self._head_to_keep = self._head
 
     def _on_loaded(self, event: Loaded) -> None:
@@ -270,7 +267,7 @@ class Follower:
     def _work(self) -> None:
         head = self._head_to_keep
         if head is not None and head.count <= self.position:
-            self._head_to_keep = None
+            self._head_to_keep, self._kept_head = None, head
             self._effects.append(KeepHead(head))
         if self._working or self._forked:
             return

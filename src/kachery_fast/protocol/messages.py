@@ -148,7 +148,7 @@ _TEXTS: dict[str, tuple[Callable[[str], bool], str, tuple[str, ...]]] = {
     "feed_id": (is_node_id, "a feed's id", ("reportCorrupt",)),
     "id": (lambda text: 0 < len(text) <= _ID_LENGTH_MAX, f"1 to {_ID_LENGTH_MAX} characters long", ()),
     "request": (lambda text: 0 < len(text) <= _ID_LENGTH_MAX, f"1 to {_ID_LENGTH_MAX} characters long",
-                ("feedMessages",)),
+                ("feedMessages", "feedShared")),
     "task": (lambda text: 0 < len(text) <= _ID_LENGTH_MAX, f"1 to {_ID_LENGTH_MAX} characters long", ()),
     "attempt": (lambda text: 0 < len(text) <= _ID_LENGTH_MAX, f"1 to {_ID_LENGTH_MAX} characters long",
                 ("claimTask",)),

@@ -99,6 +99,7 @@ class _Place:
     told: dict[str, tuple[int, float]] = field(default_factory=dict)
     hushed: dict[str, int] = field(default_factory=dict)
     listening: bool = False
+    distrusting: bool = False
     count: int = 0
     queue: list[bytes] = field(default_factory=list)
     queue_first: int = 0
@@ -266,7 +267,10 @@ class FeedSharer:
             self._fail(place, asks, ended.reason, ended.detail, now)
             return
         for ask in asks:
-            _remember(place.told, ask.sender, (ended.end, now))
+            before, since = place.told.get(ask.sender, (0, now))
+            # Who asks for the same again is not told anew: it counts when it heard of that first.
+            at = since if ask.position < before and not place.distrusting else now
+            _remember(place.told, ask.sender, (ended.end, at))
         if any(not ask.sender for ask in asks):
             self._push_the_rest(place, ended.end, now)
 
@@ -319,7 +323,8 @@ class FeedSharer:
             place.sharing, place.bulky = list(place.bulky.values()), {}
             position = min(ask.position for ask in place.sharing)
             self._sharing.add(place.key)
-            self._effects.append(Share(place.key, position, any(_missed(place, ask) for ask in place.sharing)))
+            place.distrusting = any(_missed(place, ask) for ask in place.sharing)
+            self._effects.append(Share(place.key, position, place.distrusting))
 
     def _push_by_bucket(self, place: _Place, position: int, due: float, now: float) -> None:
         place.asks[_PUSH] = _Ask(_PUSH, "", position, now, due)

@@ -163,6 +163,32 @@ def test_a_calculation_goes_all_the_way(loop_kind: str, tmp_path: Path) -> None:
     together(loop_kind, tmp_path, work)
 
 
+def test_of_two_nodes_and_twenty_requests_one_runs_it_once(loop_kind: str, tmp_path: Path) -> None:
+    async def work(world: World, a: Ending, b: Client) -> None:
+        async with connected(a) as at_a, connected(b) as at_b:  # a node runs also what it asks for itself
+            await Asker(link_of(b), "pure-calculation", "sum.1", n=0).ask()
+            askers = [Asker(link_of(b), "pure-calculation", "sum.1", n=1) for _ in range(20)]
+            lines = [asyncio.ensure_future(backend.line()) for backend in (at_a, at_b)]
+            for number in (0, 1):  # the one that was asked for first, then the one that twenty ask for
+                await asyncio.wait(lines, return_when=asyncio.FIRST_COMPLETED)
+                if number == 0:
+                    for asker in askers:
+                        asker.link.say(TaskRequest, asker.fields)
+                index = next(index for index, line in enumerate(lines) if line.done())
+                run = lines[index].result()
+                assert run["kwargs"] == {"n": number}
+                backend = (at_a, at_b)[index]
+                lines[index] = asyncio.ensure_future(backend.line())
+                await backend.report(run, "finished", result={"json": number})
+            await asyncio.gather(*(asker.heard("finished") for asker in askers))
+            assert await result_of(b, askers[0].task) == {"json": 1}
+            for line in lines:
+                line.cancel()
+            assert [type(ended) for ended in await asyncio.gather(*lines, return_exceptions=True)] == [
+                asyncio.CancelledError] * 2
+    together(loop_kind, tmp_path, work)
+
+
 def test_an_action_has_its_receipt_at_the_hub(loop_kind: str, tmp_path: Path) -> None:
     async def work(world: World, a: Ending, b: Client) -> None:
         async with connected(a) as backend:

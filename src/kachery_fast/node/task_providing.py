@@ -220,7 +220,7 @@ class TaskProviding:
             data = await self._link.bucket.get_small(result_object_name(self.channel, found_as),
                                                      _RESULT_OBJECT_SIZE_BYTES_MAX, fresh=True)
             found = check_result(data, found_as, self.channel)
-            if self._link.member_may(found.node_id, Permission.PROVIDE_TASKS):
+            if await self._link.check_member(found.node_id, Permission.PROVIDE_TASKS):
                 return True
             raise ResultRefused(task=found_as, why=f"the node {found.node_id[:16]} may not provide tasks")
         except ObjectMissing:

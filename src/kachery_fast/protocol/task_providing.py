@@ -60,8 +60,6 @@ _ENDING_MAX = 32
 _QUEUED_STATUSES_PER_SECOND = 50
 _TEXT_LENGTH_MAX = 200
 
-_Key = tuple[str, str]  # place, task
-
 
 class TaskProvider:
     """Runs tasks of all channels of one node on its backends."""
@@ -69,13 +67,13 @@ class TaskProvider:
     def __init__(self, limits: TaskProvideLimits) -> None:
         self._limits = limits
         self._workers = Workers()
-        self._jobs: dict[_Key, Job] = {}
+        self._jobs: dict[tuple[str, str], Job] = {}  # by place and task
         self._kwargs_size_bytes = 0  # of all of them
         self._runs: dict[str, Job] = {}
-        self._active: dict[_Key, Job] = {}
-        self._waiting: OrderedDict[_Key, float] = OrderedDict()  # queued -> when it was said
+        self._active: dict[tuple[str, str], Job] = {}
+        self._waiting: OrderedDict[tuple[str, str], float] = OrderedDict()  # queued -> when it was said
         self._queue = TurnQueue()
-        self._ended: OrderedDict[_Key, tuple[str, set[tuple[str, str]], dict[str, Any]]] = OrderedDict()
+        self._ended: OrderedDict[tuple[str, str], tuple[str, set[tuple[str, str]], dict[str, Any]]] = OrderedDict()
         self._keep_at = float("-inf")
         self._runs_begun = 0
         self._effects: list[Effect] = []
@@ -173,17 +171,12 @@ class TaskProvider:
     def _on_backend_gone(self, backend: str, now: float) -> None:
         if not self._workers.remove(backend):
             return
-        for run in [run for run, job in self._runs.items() if job.backend == backend and job.stage == "gone"]:
-            del self._runs[run]
+        self._runs = {run: job for run, job in self._runs.items() if job.backend != backend or job.stage != "gone"}
         for job in [job for job in self._active.values() if job.backend == backend]:
             self._workers.free(job)
             if job.stage != "running":
                 continue  # nothing has begun: decided when the answer comes that it waits for
-            if job.kind == "action" and not job.idempotent:
-                self._finish(job, "unknown")
-                self._end(job, "unknown", text="the task backend that ran it has gone")
-            else:
-                self._return(job, now)
+            self._break_off(job, "the task backend that ran it has gone", now)
         for job in [self._jobs[key] for key in self._waiting]:
             if self._workers.find(job) is None:
                 self._give_up(job, "unregistered", "the task backend that runs it has gone")
@@ -306,7 +299,7 @@ class TaskProvider:
         job.stage = "ending"
         error = error_of(report)
         if report.status == "cancelled":
-            self._return(job, now)
+            self._break_off(job, "its task backend broke it off", now)
         elif job.kind == "action":
             self._effects.append(SignReceipt(job.place, job.task, job.run, job.function, job.kwargs, error))
         elif error is None and report.result is not None:
@@ -315,6 +308,14 @@ class TaskProvider:
         else:
             self._finish(job, "failed")
             self._end(job, "error", error=error or error_report("TaskFailed", "it returned nothing"))
+
+    def _break_off(self, job: Job, why: str, now: float) -> None:
+        """A run has ended without an outcome: what may have begun is not begun again, unless it does no harm."""
+        if job.kind == "action" and not job.idempotent:
+            self._finish(job, "unknown")
+            self._end(job, "unknown", text=why)
+        else:
+            self._return(job, now)
 
     def _return(self, job: Job, now: float) -> None:
         """A claimed task did not get done: give the claim back, and the task to another backend or node."""

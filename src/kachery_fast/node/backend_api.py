@@ -10,8 +10,8 @@
 
 ``POST /api/backend/report {"backend", "run", "status", "progress", "text", "error": {"type", "message", "traceback"},
 "result": {"json": value} | {"file": URI, "format"}}``: how a run stands, or ended. ``status`` is ``running``,
-``finished``, ``error``, ``hung``, ``crashed``, or ``cancelled`` (it never began, or was broken off; of an action that is
-not idempotent nobody knows then how it ended). Functions are held to their ``timeoutSeconds`` by the backend itself.
+``finished``, ``error``, ``hung``, ``crashed``, or ``cancelled`` (it never began, or was broken off; how an action ended
+that is not idempotent nobody knows then). Functions are held to their ``timeoutSeconds`` by the backend itself.
 """
 
 from __future__ import annotations

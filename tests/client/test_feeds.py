@@ -77,6 +77,14 @@ def test_what_could_be_taken_for_something_else_is_no_name(node: Program, name: 
             make(name)
 
 
+def test_a_feed_is_named_by_a_text(node: Program) -> None:
+    names: list[Any] = [None, 7, b"bytes", Path("x")]
+    for ask in (kf.load_feed, kf.load_subfeed, kf.delete_feed, kf.get_feed_id):
+        for name in names:
+            with pytest.raises(errors.InvalidArgument):
+                ask(name)
+
+
 @pytest.mark.parametrize("uri", ["feed://", "feed://xyz", "feed://" + "AB" * 32, "http://" + STRANGER,
                                  f"feed://{STRANGER}/main", f"feed://{STRANGER}/~xyz"])
 def test_a_malformed_uri_of_a_feed_is_a_usage_error(node: Program, uri: str) -> None:

@@ -372,7 +372,10 @@ def test_an_owner_that_signs_two_histories_is_found_out(lab: Lab, extra: Any, tm
         return False
 
     wait_until(forked, "the reader sees both", 60)
-    assert seen(reader, source).get_next_messages(max_num_messages=1) == [{"i": 0}]
+    prefix = seen(reader, source)
+    assert prefix.get_next_messages(wait_msec=2000) == [{"i": 0}]
+    with pytest.raises(FeedForked):
+        prefix.get_next_messages(wait_msec=2000)
     done = reader.run("feed", "verify", source.feed.uri, "main")
     assert done.returncode == 6
     assert "signed two different messages number 1" in done.stderr.decode()
@@ -486,6 +489,19 @@ def test_a_feed_that_nobody_has_is_reported_with_what_was_tried(lab: Lab) -> Non
         assert kf.load_subfeed(uri).get_next_messages(wait_msec=10) == []  # no time for an answer
 
 
+def test_a_watch_of_what_nobody_has_says_so_and_waits(lab: Lab) -> None:
+    b = lab.nodes["B"]
+    uri = "feed://" + "ac" * 32 + "/main"
+    watcher = b.begin("feed", "watch", uri)
+    assert watcher.stderr is not None
+    line = watcher.stderr.readline().decode()
+    assert line.startswith(f"{uri} is waited for: nobody on the channel has answered for it yet. Tried: bucket: ")
+    assert watcher.poll() is None
+    watcher.send_signal(signal.SIGINT)
+    assert watcher.wait(20) == 130
+    watcher.communicate()
+
+
 def test_only_the_owner_appends(lab: Lab) -> None:
     b = lab.nodes["B"]
     source = made(lab.nodes["A"])
@@ -561,6 +577,24 @@ def test_one_appends_and_another_watches(lab: Lab) -> None:
     watcher.communicate()
     assert finish(writer) == {"uri": f"{uri}/main", "first": 1, "end": 4}
     assert b.json("feed", "read", f"{uri}/main", "--position", "2")["messages"] == numbered(2, 4)
+
+
+def test_a_watch_of_several_outlives_a_restart_of_the_node(lab: Lab, extra: Any) -> None:
+    node = extra("restarted-watcher")
+    source = made(lab.nodes["A"], "a")
+    other = source.feed.load_subfeed("b")
+    source.append_message({"i": 0})
+    watcher = node.begin("feed", "watch", source.uri, other.uri, "--max", "3")
+    assert watcher.stdout is not None
+    assert json.loads(watcher.stdout.readline()) == {"uri": source.uri, "number": 0, "message": {"i": 0}}
+    node.program.kill()
+    node.start()
+    other.append_message({"j": 0})
+    assert json.loads(watcher.stdout.readline()) == {"uri": other.uri, "number": 0, "message": {"j": 0}}
+    source.append_message({"i": 1})
+    assert json.loads(watcher.stdout.readline()) == {"uri": source.uri, "number": 1, "message": {"i": 1}}
+    assert watcher.wait(30) == 0
+    watcher.communicate()
 
 
 def test_a_watch_ends_with_ctrl_c(lab: Lab) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
@@ -337,7 +338,9 @@ def _read_on(target: Subfeed, wait_msec: float, limit: int | None, signed: bool)
 
 def _follow(targets: list[Subfeed], signed: bool) -> Iterator[tuple[Subfeed, int, dict[str, Any]]]:
     """Yield subfeed, number and message, as they come."""
+    from ..client.feed_sources import PASSING_ERRORS, Pauses
     from ..client.feeds import watch_for_new_messages
+    from ..config import load_settings
 
     if len(targets) == 1:
         [target] = targets
@@ -345,9 +348,15 @@ def _follow(targets: list[Subfeed], signed: bool) -> Iterator[tuple[Subfeed, int
             yield target, target.position - 1, message
         return
     by_name = {str(number): target for number, target in enumerate(targets)}
+    pauses = Pauses(load_settings().patience_seconds)
     while True:
         begun = {name: target.position for name, target in by_name.items()}
-        found = watch_for_new_messages(by_name, wait_msec=_WATCH_WAIT_MSEC, signed=signed)
+        try:
+            found = watch_for_new_messages(by_name, wait_msec=_WATCH_WAIT_MSEC, signed=signed)
+        except PASSING_ERRORS as error:
+            time.sleep(pauses.after(error))
+            continue
+        pauses.answered()
         for name, messages in found.items():
             for number, message in enumerate(messages, begun[name]):
                 yield by_name[name], number, message

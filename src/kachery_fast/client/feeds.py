@@ -162,6 +162,7 @@ def load_feed(feed_name_or_uri: str, *, create: bool = False, channel: str | Non
     :raises NodeNotRunning, ClientAuthRefused: there is no node to ask, and it is not a snapshot.
     """
     settings = load_settings()
+    _check_text(feed_name_or_uri)
     if create and _is_uri(feed_name_or_uri):
         raise InvalidArgument(what=f"{feed_name_or_uri} is not a name that a feed could be created by.")
     if feed_name_or_uri.startswith("sha1://"):
@@ -179,6 +180,7 @@ def load_subfeed(subfeed_uri: str, *, position: int = 0, channel: str | None = N
     :param position, channel: as ``Feed.load_subfeed``.
     :raises InvalidFeedUri: it names no subfeed. For the rest see ``load_feed``.
     """
+    _check_text(subfeed_uri)
     if subfeed_uri.startswith("sha1://"):
         snapshot_uri, _, name = subfeed_uri.partition("subfeedName=")
         if not name:
@@ -211,6 +213,7 @@ def delete_feed(feed_name_or_uri: str) -> None:
 
     :raises FeedUnknown: this node has no such feed.
     """
+    _check_text(feed_name_or_uri)
     if feed_name_or_uri.startswith("sha1://"):
         raise InvalidArgument(what=f"{feed_name_or_uri} is a snapshot, a file like any other, and not deleted here.")
     connection = NodeConnection(load_settings())
@@ -281,6 +284,11 @@ def _find(connection: NodeConnection, feed_name_or_uri: str) -> str:
 
 def _is_uri(text: str) -> bool:
     return "://" in text or is_node_id(text)
+
+
+def _check_text(name: Any) -> None:
+    if not isinstance(name, str):
+        raise InvalidArgument(what=f"A feed is named by a text, not by {type(name).__name__}.")
 
 
 def _check_name(name: Any) -> str:

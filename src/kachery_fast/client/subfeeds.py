@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -10,7 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
-from ..errors import FeedNotWritable, InvalidArgument, SubfeedNotAvailable
+from ..errors import FeedNotWritable, InvalidArgument, KacheryError, SubfeedNotAvailable
 from ..protocol.names import FeedUri, subfeed_hash
 from .feed_sources import LOCAL, PASSING_ERRORS, Batch, Pauses, chosen_channel
 from .keeping import Withdrawal
@@ -25,6 +26,8 @@ _STREAM_WAIT_MSEC = 5000
 
 Result = TypeVar("Result")
 
+logger = logging.getLogger("kachery_fast.client")
+
 
 class Subfeed:
     """A subfeed and a position in it: the number of the message that is read next."""
@@ -36,6 +39,7 @@ class Subfeed:
         self._name = subfeed_name
         self._hash = subfeed_hash(subfeed_name)
         self._channel = chosen_channel(feed.settings, channel)
+        self._warned = False
         self._position = 0
         self.position = position
 
@@ -160,7 +164,12 @@ class Subfeed:
         found: list[dict[str, Any]] = []
         left_msec, total = wait_msec, 0
         while limit is None or len(found) < limit:
-            batch = self._read(position, left_msec, None if limit is None else limit - len(found), signed)
+            try:
+                batch = self._read(position, left_msec, None if limit is None else limit - len(found), signed)
+            except KacheryError:
+                if not found:
+                    raise
+                break  # the next call meets it again
             self._check_known(batch, wait_msec)
             found += batch.messages
             position = batch.position
@@ -185,7 +194,8 @@ class Subfeed:
         The position is that after the message yielded last. While the node starts again the stream waits for it, up to
         ``KACHERY_PATIENCE_SECONDS``; nothing is yielded twice or left out.
 
-        :raises KacheryError: as ``get_next_messages``, but for what is not known yet: that is waited for.
+        :raises KacheryError: as ``get_next_messages``, but for what nobody knows of yet: that is waited for, with a
+            warning in the log.
         """
         pauses = Pauses(self._settings.patience_seconds)
         while True:
@@ -195,6 +205,7 @@ class Subfeed:
                 time.sleep(pauses.after(error))
                 continue
             pauses.answered()
+            self._warn_unknown(batch)
             if not batch.messages and self.is_snapshot:
                 return
             yield from self._advancing(batch)
@@ -210,6 +221,7 @@ class Subfeed:
                 await asyncio.sleep(pauses.after(error))
                 continue
             pauses.answered()
+            self._warn_unknown(batch)
             if not batch.messages and self.is_snapshot:
                 return
             for message in self._advancing(batch):
@@ -241,6 +253,13 @@ class Subfeed:
         if wait_msec >= 1000 * self._settings.offer_wait_seconds:
             raise SubfeedNotAvailable(uri=self.uri, channel=self._channel or "the node's own", tried=batch.why,
                                       why=f"nobody answered for it within {wait_msec / 1000:g} s")
+
+    def _warn_unknown(self, batch: Batch) -> None:
+        """Say once, to who may wait for ever, that nobody has answered."""
+        if not (batch.known or self.is_snapshot or self._warned or self._channel == LOCAL):
+            self._warned = True
+            logger.warning("%s is waited for: nobody on the channel has answered for it yet. Tried: %s", self.uri,
+                           batch.why)
 
     def __repr__(self) -> str:
         return f"Subfeed({self.uri!r}, position={self._position})"

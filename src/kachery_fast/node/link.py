@@ -40,6 +40,10 @@ _STRANGER_REFRESH_SECONDS = 1.0
 # Messages of strangers that wait for the hub's word on them; further ones are dropped.
 _STRANGERS_WAITING_MAX = 256
 _OUTBOX_MAX = 10_000
+# Messages remembered against repetition, each for four minutes: of one node about 400 a second, for an owner that pushes
+# several feeds or a node that runs many tasks. Full, they take about 100 MB.
+_REMEMBERED_MAX = 400_000
+_REMEMBERED_OF_ONE_MAX = 100_000
 # What an envelope adds to a body: node id, signature, names, and the time that is filled in late.
 _ENVELOPE_SIZE_BYTES = 300
 
@@ -86,7 +90,8 @@ class ChannelLink:
         self._open_channel = open_channel
         self._members: dict[str, Member] = {}
         self._listeners: dict[str, list[Listener]] = {}
-        self._guard = FreshnessGuard(settings.message_age_seconds_max)
+        self._guard = FreshnessGuard(settings.message_age_seconds_max, _REMEMBERED_MAX,
+                                    signer_entries_max=_REMEMBERED_OF_ONE_MAX)
         self._outbox: deque[_Outgoing] = deque()
         self._outbox_filled = asyncio.Event()
         self._channel: Channel | None = None

@@ -53,8 +53,8 @@ class FeedPeer(Peer):
         first = self.feeds.log.tail(feed_id, subfeed).count
         await self.feeds.append(feed_id, subfeed, [{"i": first + n, "text": "x" * size} for n in range(count)], None)
 
-    async def read(self, feed_id: str, position: int = 0, wait_seconds: float = 8.0, *,
-                   subfeed: str = SUBFEED) -> Reading:
+    async def read_once(self, feed_id: str, position: int = 0, wait_seconds: float = 8.0, *,
+                        subfeed: str = SUBFEED) -> Reading:
         """Read once, following."""
         following = await self.feeds.follow(self.link, feed_id, subfeed)
         (reading,) = await self.feeds.read([Watch(feed_id, subfeed, position, following)], wait_seconds, 1 << 40)
@@ -64,7 +64,7 @@ class FeedPeer(Peer):
         """Read until there are ``end`` messages; check that they are numbered."""
         found: list[bytes] = []
         while position < end:
-            reading = await self.read(feed_id, position, subfeed=subfeed)
+            reading = await self.read_once(feed_id, position, subfeed=subfeed)
             assert reading.messages, reading
             for message in reading.messages:
                 assert payload(message)["i"] == position

@@ -80,7 +80,7 @@ def test_a_reader_finds_a_feed_while_nobody_is_there(loop_kind: str, tmp_path: P
         await remove(net, b)
         c = await feed_peer(net, "c")
         await c.read_to(feed_id, 50)
-        reading = await c.read(feed_id, 50, 0.3)
+        reading = await c.read_once(feed_id, 50, 0.3)
         assert (reading.messages, reading.count, reading.known) == ([], 50, True)
         assert "has an index of 50 messages" in reading.why
         assert "no answer from a" in reading.why
@@ -100,12 +100,12 @@ def test_what_was_read_once_is_read_here_afterwards(loop_kind: str, tmp_path: Pa
 
 def test_an_unknown_subfeed_is_told_with_what_was_tried(loop_kind: str, tmp_path: Path) -> None:
     async def work(net: Network, a: FeedPeer, b: FeedPeer, feed_id: str) -> None:
-        reading = await b.read("ab" * 32, 0, 0.6)
+        reading = await b.read_once("ab" * 32, 0, 0.6)
         assert (reading.messages, reading.count, reading.known) == ([], 0, False)
         assert "has no index of it" in reading.why
         assert "no answer from a" in reading.why
         # A subfeed that its owner has written nothing to is known to be one.
-        reading = await b.read(feed_id, 0, 0.6)
+        reading = await b.read_once(feed_id, 0, 0.6)
         assert (reading.messages, reading.known) == ([], True)
     between(loop_kind, tmp_path, work)
 
@@ -184,7 +184,7 @@ def test_after_an_outage_of_the_bands_a_reader_catches_up(loop_kind: str, tmp_pa
         await b.read_to(feed_id, 5)
         net.broker.set_up(False)
         await a.append(feed_id, 5)
-        reading = await b.read(feed_id, 5, 0.6)
+        reading = await b.read_once(feed_id, 5, 0.6)
         assert reading.messages == []
         assert "could not be sent" in reading.why
         net.broker.set_up(True)
@@ -210,10 +210,10 @@ def test_nobody_is_followed_for_longer_than_somebody_reads(loop_kind: str, tmp_p
 def test_the_subfeed_that_nobody_has_read_for_the_longest_is_let_go(loop_kind: str, tmp_path: Path) -> None:
     async def work(net: Network, a: FeedPeer, b: FeedPeer, feed_id: str) -> None:
         names = [f"{number:040x}" for number in range(4)]
-        first = asyncio.ensure_future(b.read(feed_id, subfeed=names[0]))
+        first = asyncio.ensure_future(b.read_once(feed_id, subfeed=names[0]))
         await asyncio.sleep(0.05)
         for name in names[1:]:
-            await b.read(feed_id, 0, 0.0, subfeed=name)
+            await b.read_once(feed_id, 0, 0.0, subfeed=name)
         assert "feed_followed_max" in (await fails(InvalidArgument, first)).message
         assert [key[2] for key in b.feeds._followings] == names[1:]
     between(loop_kind, tmp_path, work, feed_followed_max=3)
@@ -244,7 +244,7 @@ def test_a_relay_serves_what_it_holds_while_the_owner_is_away(loop_kind: str, tm
         await remove(net, a)
         c = await feed_peer(net, "c")
         await c.read_to(feed_id, 25)
-        reading = await c.read(feed_id, 25, 0.3)
+        reading = await c.read_once(feed_id, 25, 0.3)
         assert reading.count == 25
     between(loop_kind, tmp_path, work)
 
@@ -340,14 +340,15 @@ def test_forged_live_messages_are_refused(loop_kind: str, tmp_path: Path) -> Non
         liar = await feed_peer(net, "liar")
         fields = {"request": "", "feed_id": feed_id, "subfeed": SUBFEED}
         fake, _ = sign_messages(Tail(feed_id, SUBFEED, 5, "ab" * 64), [{"i": 5}], private_key(bytes(32)), 1)
-        bad: list[dict[str, Any]] = [{"first": 5, "messages": decoded(fake)}, {"first": 5, "messages": decoded(chain[:1])},
-                                     {"first": 5, "messages": [{}]}, {"first": 10**6, "messages": decoded(fake)},
-                                     {"first": 0, "messages": [{"body": {}}]}]
+        bad: list[dict[str, Any]] = [
+            {"first": 5, "messages": decoded(fake)}, {"first": 5, "messages": decoded(chain[:1])},
+            {"first": 5, "messages": [{}]}, {"first": 10**6, "messages": decoded(fake)},
+            {"first": 0, "messages": [{"body": {}}]}]
         for part in bad:
             liar.link.say(FeedMessages, {**fields, **part})
         liar.link.say(FeedShared, {**fields, "segments": [Segment(5, 9, 10, "ab" * 20)]})
         liar.link.say(FeedFailed, {**fields, "request": "x", "reason": "deleted"})
-        await b.read(feed_id, 5, 0.5)
+        await b.read_once(feed_id, 5, 0.5)
         await a.append(feed_id, 1)
         assert len(await b.read_to(feed_id, 6, 5)) == 1
         assert b.feeds.log.forks(feed_id, SUBFEED) == []
@@ -362,21 +363,21 @@ def test_two_histories_are_reported_with_both_as_evidence(loop_kind: str, tmp_pa
         before = decoded(chain)[2]
         second, _ = sign_messages(Tail(feed_id, SUBFEED, 3, before["signature"], 2), [{"i": "other"}], key, 1)
         liar = await feed_peer(net, "liar")
-        waiting = asyncio.ensure_future(b.read(feed_id, 5))
+        waiting = asyncio.ensure_future(b.read_once(feed_id, 5))
         await asyncio.sleep(0.05)
         liar.link.say(FeedMessages, {"request": "", "feed_id": feed_id, "subfeed": SUBFEED, "first": 3,
                                      "messages": decoded(second)})
         await fails(FeedForked, waiting)
         (fork,) = await b.feeds.forks(feed_id, SUBFEED)
         assert (fork.number, fork.first, fork.second) == (3, chain[3], second[0])
-        reading = await b.read(feed_id, 1, 0.0)
+        reading = await b.read_once(feed_id, 1, 0.0)
         assert reading.messages == chain[1:3]
         await a.append(feed_id, 1)
-        await fails(FeedForked, b.read(feed_id, 3, 0.2))
+        await fails(FeedForked, b.read_once(feed_id, 3, 0.2))
         # It says so to others, who still hear the rest from the owner.
         answers: list[Any] = []
         liar.link.listen(f"{feed_id}/{SUBFEED}", lambda body, sender: answers.append(body))
-        await liar.read(feed_id, 0, 1.0)
+        await liar.read_once(feed_id, 0, 1.0)
         await until(lambda: any(isinstance(body, FeedFailed) and body.reason == "forked" for body in answers))
     between(loop_kind, tmp_path, work)
 
@@ -390,14 +391,14 @@ def test_who_may_not_provide_feeds_shares_nothing(loop_kind: str, tmp_path: Path
             mute = await feed_peer(net, "mute", WITHOUT_PROVIDE)
             feed_id = await mute.create()
             await mute.append(feed_id, 5)
-            reading = await b.read(feed_id, 0, 0.6)
+            reading = await b.read_once(feed_id, 0, 0.6)
             assert (reading.messages, reading.known) == ([], False)
             assert net.bucket.puts == []
             # And what it says all the same is not heard.
             chain = mute.feeds.log.read(feed_id, SUBFEED, 0, 9, 1 << 20)
             mute.link.say(FeedMessages, {"request": "", "feed_id": feed_id, "subfeed": SUBFEED, "first": 0,
                                          "messages": decoded(chain)})
-            assert (await b.read(feed_id, 0, 0.3)).messages == []
+            assert (await b.read_once(feed_id, 0, 0.3)).messages == []
     run_on(loop_kind, run(), 60)
 
 
@@ -406,7 +407,7 @@ def test_who_may_not_request_feeds_is_not_answered(loop_kind: str, tmp_path: Pat
         async with pair(tmp_path) as (net, a, _, feed_id):
             deaf = await feed_peer(net, "deaf", WITHOUT_REQUEST)
             await a.append(feed_id, 5)
-            reading = await deaf.read(feed_id, 0, 0.6)
+            reading = await deaf.read_once(feed_id, 0, 0.6)
             assert (reading.messages, net.bucket.puts) == ([], [])
     run_on(loop_kind, run(), 60)
 
@@ -415,7 +416,7 @@ def test_a_permission_withdrawn_while_following_ends_it_on_both_sides(loop_kind:
     async def work(net: Network, a: FeedPeer, b: FeedPeer, feed_id: str) -> None:
         await a.append(feed_id, 5)
         await b.read_to(feed_id, 5)
-        waiting = asyncio.ensure_future(b.read(feed_id, 5))
+        waiting = asyncio.ensure_future(b.read_once(feed_id, 5))
         await asyncio.sleep(0.05)
         now = asyncio.get_running_loop().time
         assert a.sharing._machine.listened_to((feed_id, SUBFEED), now())
@@ -428,7 +429,7 @@ def test_a_permission_withdrawn_while_following_ends_it_on_both_sides(loop_kind:
         await a.append(feed_id, 1)
         await asyncio.sleep(0.05)
         assert net.broker.published == said
-        assert len((await b.read(feed_id, 0, 0.0)).messages) == 5
+        assert len((await b.read_once(feed_id, 0, 0.0)).messages) == 5
     between(loop_kind, tmp_path, work)
 
 
@@ -447,7 +448,7 @@ def test_an_owner_that_cannot_share_says_why_and_shares_later(trouble: str, loop
             (part,) = a.feeds.log.segments(feed_id, SUBFEED)
             net.bucket.fail(index_name(feed_id).replace("subfeed.json", f"segments/{part.sha1}"), refusal)
             expected = refusal.message
-        reading = await b.read(feed_id, 0, 0.3)
+        reading = await b.read_once(feed_id, 0, 0.3)
         assert expected in reading.why
         net.hub.down = False
         await b.read_to(feed_id, 5)
@@ -460,7 +461,7 @@ def test_a_deleted_feed_is_not_shared_any_more_and_readers_keep_what_they_have(l
         await b.read_to(feed_id, 5)
         await a.feeds.delete(feed_id)
         assert not a.feeds.owns(feed_id)
-        reading = await b.read(feed_id, 5, 0.6)
+        reading = await b.read_once(feed_id, 5, 0.6)
         assert (reading.messages, reading.known) == ([], True)
         await b.feeds.delete(feed_id)
         assert not b.feeds._followings

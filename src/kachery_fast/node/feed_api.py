@@ -42,8 +42,6 @@ __all__ = ["FeedApi"]
 _LOCAL = "*local*"
 _WATCHES_MAX = 1000
 _MESSAGES_MAX = 2**40
-# Around the messages of an append: names, keys, and the commas that canonical JSON has not.
-_APPEND_OVERHEAD_BYTES = 1024 * 1024
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 _WaitMsec = Annotated[float, msgspec.Meta(ge=0, le=24 * 3600 * 1000)]
@@ -113,8 +111,7 @@ class FeedApi:
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        settings = node.settings
-        self._append_size_bytes_max = settings.feed_batch_size_bytes_max + _APPEND_OVERHEAD_BYTES
+        self._append_size_bytes_max = node.settings.feed_batch_size_bytes_max
 
     def routes(self) -> list[web.RouteDef]:
         """Return the routes of this part of the API."""
@@ -159,11 +156,12 @@ class FeedApi:
         return _json({"first": appended.first, "end": appended.tail.count})
 
     async def _read_append(self, request: web.Request) -> _Append:
-        limit = self._append_size_bytes_max
-        length = request.content_length
+        limit, length = self._append_size_bytes_max, request.content_length
         if length is None or length > self._node.settings.api_body_size_bytes_max:
             request = request.clone(client_max_size=limit)
         try:
+            if length is not None and length > limit:
+                raise web.HTTPRequestEntityTooLarge(limit, length)
             data = await request.read()
         except web.HTTPRequestEntityTooLarge:
             raise TooLarge(what="The batch of messages", size=length or f"more than {limit}", limit=limit,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -11,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from kachery_fast.errors import BucketUnreachable, DiskError, TaskUnknown, UrlExpired
+from kachery_fast.errors import BucketUnreachable, DiskError, NotPermitted, TaskUnknown, UrlExpired
 from kachery_fast.net.memory import MemoryBucket
 from kachery_fast.protocol.tasks import check_receipt, sign_receipt, sign_result
 from kachery_fast.store.files import FileStore
@@ -305,6 +307,60 @@ def test_an_action_that_the_disk_cannot_note_is_not_started(
     run_on(loop_kind, work(), 60)
 
 
+def test_a_receipt_that_the_disk_does_not_take_is_told_all_the_same(
+        loop_kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_arguments: Any) -> None:
+        raise DiskError(action="writing", path="tasks.db", why="no space left")
+
+    async def work() -> None:
+        async with running(tmp_path) as (net, (a,)):
+            backend = a.connect()
+            asker = Asker(net.peers[0], "action", "mail.1")
+            run = await a.told(backend)
+            with monkeypatch.context() as patched:
+                patched.setattr(a.ledger, "set", full)
+                patched.setattr(a.ledger, "remove", full)
+                a.report(backend, run, "finished")
+                check_receipt((await asker.heard("finished")).receipt, CHANNEL, asker.task)
+                await until(lambda: state(net, asker.task) == "finished")
+                await asyncio.sleep(0.05)
+            # The next run of the node says that it does not know; the hub knows better.
+            await a.providing.close()
+            assert [entry.state for entry in a.ledger.left(net.hub.url, CHANNEL)] == ["started"]
+            a.serve()
+            await until(lambda: a.ledger.left(net.hub.url, CHANNEL) == [])
+            assert state(net, asker.task) == "finished"
+    run_on(loop_kind, work(), 60)
+
+
+def test_an_action_that_another_node_has_is_forgotten_here(loop_kind: str, tmp_path: Path) -> None:
+    async def work() -> None:
+        async with running(tmp_path, None, "a", "c") as (net, (a, c)):
+            await c.peer.link.hub.claim_task(CHANNEL, TASK, "action", "mail.1", attempt="x" * 16)
+            backend = a.connect()
+            asker = Asker(net.peers[0], "action", "mail.1", task=TASK)
+            await asker.heard("queued")
+            await until(lambda: a.backends.describe()["running"] == 0)
+            assert a.ledger.left(net.hub.url, CHANNEL) == []
+            assert backend.runs == set()
+    run_on(loop_kind, work(), 60)
+
+
+def test_a_claim_that_the_hub_refuses_is_forgotten(loop_kind: str, tmp_path: Path,
+                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refused(*_arguments: Any, **_named: Any) -> Any:
+        raise NotPermitted(who="This node", action="claim tasks", channel=CHANNEL, why="it was revoked")
+
+    async def work() -> None:
+        async with running(tmp_path) as (net, (a,)):
+            a.connect()
+            monkeypatch.setattr(a.peer.link.hub, "claim_task", refused)
+            asker = Asker(net.peers[0], "action", "mail.1")
+            assert "it was revoked" in (await asker.heard("hub")).detail
+            assert a.ledger.left(net.hub.url, CHANNEL) == []
+    run_on(loop_kind, work(), 60)
+
+
 def test_a_receipt_outlives_a_hub_that_is_away(loop_kind: str, tmp_path: Path) -> None:
     async def work() -> None:
         async with running(tmp_path) as (net, (a,)):
@@ -413,6 +469,24 @@ def test_the_next_run_of_a_node_tells_what_it_knows(
     run_on(loop_kind, work(), 60)
 
 
+def test_a_ledger_that_cannot_be_read_stops_actions_alone(
+        loop_kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def work() -> None:
+        async with running(tmp_path) as (net, (a,)):
+            await a.providing.close()
+            a.peer.settings.storage_dir.mkdir(exist_ok=True)
+            (a.peer.settings.storage_dir / "kachery-fast-tasks.db").write_bytes(b"rubbish" * 1000)
+            a.serve()
+            backend = a.connect()
+            action = Asker(net.peers[0], "action", "mail.1")
+            assert "kachery-fast-tasks.db" in (await action.heard("hub")).detail
+            asker = Asker(net.peers[0], n=1)
+            a.report(backend, await a.told(backend), "finished", result={"json": 1})
+            await asker.heard("finished")
+            assert "earlier runs of this node" in caplog.text
+    run_on(loop_kind, work(), 60)
+
+
 def test_what_the_hub_does_not_take_is_not_told_for_ever(loop_kind: str, tmp_path: Path) -> None:
     async def work() -> None:
         async with running(tmp_path) as (net, (a,)):
@@ -471,15 +545,17 @@ def test_claims_are_kept_alive_for_as_long_as_the_function_runs(loop_kind: str, 
     run_on(loop_kind, work(), 60)
 
 
-def test_a_receipt_turns_unknown_into_knowledge(loop_kind: str, tmp_path: Path) -> None:
+def test_a_receipt_turns_unknown_into_knowledge(
+        loop_kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def work() -> None:
-        async with running(tmp_path) as (net, (a,)):
+        async with running(tmp_path, None, task_lease_seconds=0.6) as (net, (a,)):
             backend = a.connect()
             asker = Asker(net.peers[0], "action", "mail.1")
             run = await a.told(backend)
             clock = net.hub.clock
             net.hub.clock = lambda: clock() + 100.0  # nobody has kept the claim
             assert (await net.hub.find_task(CHANNEL, asker.task)).state == "unknown"
+            await until(lambda: "has lapsed while it runs" in caplog.text)
             a.report(backend, run, "finished")
             await until(lambda: state(net, asker.task) == "finished")
     run_on(loop_kind, work(), 60)
@@ -520,8 +596,7 @@ def test_closing_tells_the_hub_and_leaves_nothing_running(loop_kind: str, tmp_pa
         run_on(loop_kind, work(), 60)
 
 
-def test_closing_in_the_middle_of_an_upload_breaks_it_off(
-        loop_kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closing_in_the_middle_of_an_upload_breaks_it_off(loop_kind: str, tmp_path: Path) -> None:
     async def work() -> None:
         async with running(tmp_path) as (net, (a,)):
             backend = a.connect()
@@ -535,6 +610,33 @@ def test_closing_in_the_middle_of_an_upload_breaks_it_off(
             assert net.bucket.puts == []
             assert asker.statuses()[-1] == "running"
             net.bucket.gate.set()
+            a.serve()
+    with nothing_left(tmp_path):
+        run_on(loop_kind, work(), 60)
+
+
+def test_closing_does_not_wait_until_a_long_file_has_been_read(
+        loop_kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reading = threading.Event()
+
+    def endless(_store: FileStore, _sha1: str, _wanted: str | None = None, *, progress: Any) -> Any:
+        while True:
+            progress(0)
+            reading.set()
+            time.sleep(0.001)
+
+    async def work() -> None:
+        async with running(tmp_path) as (net, (a,)):
+            backend = a.connect()
+            uri = a.peer.put(data_of(5 * CHUNK))
+            asker = Asker(net.peers[0], n=1)
+            run = await a.told(backend)
+            with monkeypatch.context() as patched:
+                patched.setattr(FileStore, "manifest_for", endless)
+                a.report(backend, run, "finished", result={"file": str(uri), "format": "bytes"})
+                await until(reading.is_set)
+                await asyncio.wait_for(a.providing.close(), 10)
+            assert asker.statuses()[-1] == "running"
             a.serve()
     with nothing_left(tmp_path):
         run_on(loop_kind, work(), 60)

@@ -4,6 +4,7 @@ receipts, say how it stands."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
@@ -116,7 +117,8 @@ class TaskProviding:
     async def close(self) -> None:
         """Stop; what became of the tasks is told to the hub, if it listens."""
         self._backends.detach(self)
-        self._link.on_restored.remove(self._try_again.set)
+        with contextlib.suppress(ValueError):  # closed before
+            self._link.on_restored.remove(self._try_again.set)
         self._uploader.close()
         if self._last_words:
             await asyncio.wait(self._last_words, timeout=_LAST_WORD_SECONDS)

@@ -247,20 +247,24 @@ def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) ->
     :raises InvalidSetting: a value is not of the setting's type, not from its minimum to its maximum, or of an unknown
         name.
     """
-    environ = os.environ if environ is None else environ
+    # A copy: looking up what os.environ lacks costs a microsecond each, and clients read the settings at every call.
+    environ = dict(os.environ) if environ is None else environ
     known = {setting.name for setting in SETTINGS}
     for name in overrides:
         if name not in known:
             raise InvalidSetting(name=name, value=overrides[name], source="a call", why="there is no such setting")
     values: dict[str, Any] = {}
     for setting in SETTINGS:
-        value, source = setting.default, "the defaults"
         text = environ.get(setting.env, "")
-        if text != "":
-            value, source = text, f"the environment variable {setting.env}"
         if overrides.get(setting.name) is not None:
-            value, source = overrides[setting.name], "a call"
-        values[setting.name] = _convert(setting, value, source)
+            value = _convert(setting, overrides[setting.name], "a call")
+        elif text != "":
+            value = _convert(setting, text, f"the environment variable {setting.env}")
+        elif setting.unit == "path":  # with the home directory of now
+            value = _convert(setting, setting.default, "the defaults")
+        else:
+            value = setting.default
+        values[setting.name] = value
     settings = Settings(**values)
     if settings.chunk_size_bytes % 64:
         raise InvalidSetting(name="chunk_size_bytes", value=settings.chunk_size_bytes, source="the settings",

@@ -31,6 +31,7 @@ from kachery_fast.errors import (
     InvalidArgument,
     InvalidFeedUri,
     InvalidName,
+    NodeNotRunning,
     NotPermitted,
     SubfeedNotAvailable,
     TooLarge,
@@ -295,6 +296,38 @@ def test_an_owner_killed_between_append_and_share_loses_nothing(lab: Lab, extra:
     with at(owner):
         assert kf.load_subfeed(source.uri).append_message({"i": 10}) == 10
     assert seen(lab.nodes["B"], source, position=10).get_next_messages(wait_msec=LONG_MSEC) == [{"i": 10}]
+
+
+def test_what_an_owner_acknowledged_before_it_was_killed_is_there_once_and_in_order(lab: Lab, extra: Any) -> None:
+    owner = extra("busy")
+    source = made(owner)
+    acknowledged: list[list[int]] = [[] for _ in range(4)]
+    in_doubt: list[str] = []
+
+    def append(who: int) -> None:
+        mine = source.feed.load_subfeed("main")
+        try:
+            for i in range(100_000):
+                mine.append_message({"who": who, "i": i})
+                acknowledged[who].append(i)
+        except NodeNotRunning as error:
+            in_doubt.append(str(error))
+
+    threads = [threading.Thread(target=append, args=(who,)) for who in range(4)]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: min(map(len, acknowledged)) >= 25, "every client has appended")
+    owner.program.kill()
+    for thread in threads:
+        thread.join(30)
+    assert len(in_doubt) == 4
+    owner.start()
+    with at(owner):
+        found = kf.load_subfeed(source.uri).get_next_messages()
+        assert found == read(lab.nodes["B"], source)
+    for who, numbers in enumerate(acknowledged):
+        mine = [message["i"] for message in found if message["who"] == who]
+        assert mine in (numbers, [*numbers, len(numbers)])  # at most the one whose answer was lost, and that once
 
 
 def test_a_reader_goes_on_when_the_owner_was_killed_in_mid_follow(lab: Lab, extra: Any) -> None:

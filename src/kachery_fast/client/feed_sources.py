@@ -24,7 +24,7 @@ from .connection import NodeConnection
 from .keeping import NoAnswer, Withdrawal
 from .snapshots import Snapshot, unsigned
 
-__all__ = ["LOCAL", "PASSING_ERRORS", "Batch", "NodeSource", "Pauses", "SnapshotSource", "Source", "chosen_channel"]
+__all__ = ["LOCAL", "PASSING_ERRORS", "Batch", "NodeSource", "Pauses", "SnapshotSource", "Source", "checked_wait", "chosen_channel"]
 
 #: As the clients of 2022 call reading what is on this machine, and asking nobody.
 LOCAL = "*local*"
@@ -34,6 +34,7 @@ _PAUSE_SECONDS = 0.1
 _PAUSE_SECONDS_MAX = 1.0
 # JSON numbers that every reader holds; a position beyond is a mistake.
 _POSITION_MAX = 2**53 - 1
+_WAIT_MSEC_MAX = 24 * 3600 * 1000
 _IN_DOUBT = ("whether the messages were appended is not known: look at the end of the subfeed before appending them "
              "again")
 
@@ -84,8 +85,9 @@ class NodeSource:
     def read(self, subfeed: Any, channel: str | None, position: int, *, wait_msec: float = 0,
              max_num_messages: int | None = None, signed: bool = False, withdrawal: Withdrawal | None = None) -> Batch:
         """See ``Source``. :raises KacheryError: what the node says, for example that nobody may ask there."""
+        wait_msec = checked_wait(wait_msec)
         body = {"feedId": self.feed_id, "subfeed": subfeed, "channel": channel, "position": _check_position(position),
-                "waitMsec": _check_wait(wait_msec), "maxMessages": max_num_messages, "signed": signed}
+                "waitMsec": wait_msec, "maxMessages": max_num_messages, "signed": signed}
         answer = self.connection.call("/api/feed/read", body, self._silence_seconds + wait_msec / 1000,
                                       withdrawal=withdrawal)
         return Batch(list(answer["messages"]), int(answer["position"]), int(answer["count"]), bool(answer["known"]),
@@ -132,7 +134,7 @@ class SnapshotSource:
              max_num_messages: int | None = None, signed: bool = False, withdrawal: Withdrawal | None = None) -> Batch:
         """See ``Source``; there is nothing to wait for. :raises InvalidArgument: there are no signatures."""
         _check_position(position)
-        _check_wait(wait_msec)
+        checked_wait(wait_msec)
         held = self.snapshot.subfeeds.get(subfeed_hash(subfeed))
         if held is None:
             return Batch([], position, 0, known=False, why=f"the snapshot {self._uri} has no such subfeed")
@@ -192,11 +194,11 @@ def _check_position(position: Any) -> int:
     return position
 
 
-def _check_wait(wait_msec: Any) -> int:
-    """Return a wait in milliseconds. :raises InvalidArgument: it is not a number from 0 on."""
+def checked_wait(wait_msec: Any) -> int:
+    """Return a wait in milliseconds, a day at most. :raises InvalidArgument: it is not a number from 0 on."""
     if not isinstance(wait_msec, int | float) or not 0 <= wait_msec <= _POSITION_MAX:
         raise InvalidArgument(what=f"wait_msec is a number of milliseconds, from 0 on, not {wait_msec!r}.")
-    return int(wait_msec)
+    return min(int(wait_msec), _WAIT_MSEC_MAX)
 
 
 def _encode(body: dict[str, Any], messages: Sequence[dict[str, Any]]) -> bytes:

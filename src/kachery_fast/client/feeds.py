@@ -15,7 +15,7 @@ from ..config import Settings, load_settings
 from ..errors import InvalidArgument, InvalidFeedUri, InvalidName, SubfeedNotAvailable
 from ..protocol.names import FeedUri, check_feed_id, is_node_id, parse_feed_uri, subfeed_hash
 from .connection import NodeConnection
-from .feed_sources import LOCAL, NodeSource, SnapshotSource, Source, chosen_channel
+from .feed_sources import LOCAL, NodeSource, SnapshotSource, Source, checked_wait, chosen_channel
 from .formats import load_json, store_json
 from .snapshots import make_snapshot, read_snapshot
 from .subfeeds import Subfeed, checked_limit
@@ -240,9 +240,10 @@ def watch_for_new_messages(subfeed_watches: Mapping[str, Any], *, wait_msec: flo
     """
     settings = load_settings()
     limit = checked_limit(max_num_messages)
+    wait_msec = checked_wait(wait_msec)
     watches = {str(key): _watch(watch, chosen_channel(settings, channel)) for key, watch in subfeed_watches.items()}
     connection = NodeConnection(settings)
-    answer = connection.call("/api/feed/watch", {"watches": watches, "waitMsec": int(wait_msec), "maxMessages": limit,
+    answer = connection.call("/api/feed/watch", {"watches": watches, "waitMsec": wait_msec, "maxMessages": limit,
                                                  "signed": signed}, 2 * settings.stall_seconds + wait_msec / 1000)
     found: dict[str, list[dict[str, Any]]] = {key: rows for key, rows in answer["messages"].items() if rows}
     for key, watch in subfeed_watches.items():

@@ -24,7 +24,17 @@ from .connection import NodeConnection
 from .keeping import NoAnswer, Withdrawal
 from .snapshots import Snapshot, unsigned
 
-__all__ = ["LOCAL", "PASSING_ERRORS", "Batch", "NodeSource", "Pauses", "SnapshotSource", "Source", "checked_wait", "chosen_channel"]
+__all__ = [
+    "LOCAL",
+    "PASSING_ERRORS",
+    "Batch",
+    "NodeSource",
+    "Pauses",
+    "SnapshotSource",
+    "Source",
+    "checked_wait",
+    "chosen_channel",
+]
 
 #: As the clients of 2022 call reading what is on this machine, and asking nobody.
 LOCAL = "*local*"

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks import digests, feeds, moving, objects, storing
+from benchmarks import digests, feeds, moving, objects, storing, tasks
 from benchmarks.measure import Figure
 
 Measurement = Callable[[Path], Figure]
@@ -46,6 +46,9 @@ FIGURES: dict[str, Measurement] = {
     "feed-live-p50": feeds.appended_to_seen_median,
     "feed-live-p99": feeds.appended_to_seen_tail,
     "feed-replay": feeds.replay_versus_signatures,
+    "task-cached": tasks.cached_versus_get,
+    "task-cached-kept": tasks.cached_versus_kept_get,
+    "task-known": tasks.known_versus_get,
 }
 
 

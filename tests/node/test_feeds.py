@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from kachery_fast.errors import BucketUnreachable, FeedForked, HubUnreachable, InvalidArgument, NotPermitted
+from kachery_fast.errors import BucketUnreachable, FeedForked, HubUnreachable, InvalidArgument, NotPermitted, UrlExpired
+from kachery_fast.node import feed_sharing as sharing_module
 from kachery_fast.node import feeds as feeds_module
 from kachery_fast.node.feeds import Watch
 from kachery_fast.protocol.access import Permission
-from kachery_fast.protocol.feed_bodies import FeedFailed, FeedMessages, FeedShared, Segment
+from kachery_fast.protocol.feed_bodies import FeedFailed, FeedMessages, FeedShared, FeedSubscribe, Segment
 from kachery_fast.protocol.feeds import Tail, encode_index, encode_segment, parse_index, sign_messages
 from kachery_fast.protocol.signing import private_key
 from tests.network import LOOPS, run_on
@@ -479,4 +480,82 @@ def test_an_owner_that_stops_between_append_and_share_shares_when_it_is_back(loo
         net.bucket.gate.set()
         await feed_peer(net, "a")
         await waiting
+    between(loop_kind, tmp_path, work)
+
+
+def test_many_segments_are_uploaded_in_batches_and_announced_as_they_arrive(loop_kind: str, tmp_path: Path) -> None:
+    async def work(net: Network, a: FeedPeer, b: FeedPeer, feed_id: str) -> None:
+        for _ in range(4):
+            await a.append(feed_id, 10, 500_000)
+        heard: list[FeedShared] = []
+        b.link.listen(f"{feed_id}/{SUBFEED}", lambda body, _: heard.append(body))
+        await b.read_to(feed_id, 40)
+        assert len(segments_in(net)) == 20
+        assert [len(body.segments) for body in heard if isinstance(body, FeedShared)][:2] == [16, 4]
+        assert max(map(len, net.hub.signed)) == 7
+        # What is there already is not put there again.
+        puts = len(net.bucket.puts)
+        c = await feed_peer(net, "c")
+        await c.read_to(feed_id, 40)
+        assert len(net.bucket.puts) == puts
+    between(loop_kind, tmp_path, work, sign_batch_max=7)
+
+
+def test_an_owner_that_was_restarted_puts_nothing_again_that_the_index_names(loop_kind: str, tmp_path: Path) -> None:
+    async def work(net: Network, a: FeedPeer, b: FeedPeer, feed_id: str) -> None:
+        await a.append(feed_id, 10, 500_000)
+        await b.read_to(feed_id, 10)
+        await until(lambda: index_name(feed_id) in net.bucket.objects)
+        await remove(net, a)
+        again = await feed_peer(net, "a")
+        await again.append(feed_id, 1, 500_000)
+        net.bucket.puts.clear()
+        await b.read_to(feed_id, 11, 10)
+        await until(lambda: parse_index(net.bucket.objects[index_name(feed_id)]).count == 11)
+        assert len([name for name in net.bucket.puts if "/segments/" in name]) == 1
+    between(loop_kind, tmp_path, work)
+
+
+def test_a_copy_never_takes_the_place_of_an_index_that_tells_of_more(loop_kind: str, tmp_path: Path) -> None:
+    async def work(net: Network, a: FeedPeer, b: FeedPeer, feed_id: str) -> None:
+        await a.append(feed_id, 10)
+        await b.read_to(feed_id, 10)
+        await until(lambda: not b.feeds._followings)
+        await a.append(feed_id, 10)
+        c = await feed_peer(net, "c")
+        await c.read_to(feed_id, 20)
+        await until(lambda: parse_index(net.bucket.objects[index_name(feed_id)]).count == 20)
+        await remove(net, a)
+        await remove(net, c)
+        index = net.bucket.objects[index_name(feed_id)]
+        for name in segments_in(net):
+            del net.bucket.objects[name]
+        d = await feed_peer(net, "d")
+        await d.read_to(feed_id, 10)  # b has that many
+        await asyncio.sleep(0.05)
+        assert net.bucket.objects[index_name(feed_id)] == index
+    between(loop_kind, tmp_path, work, feed_subscription_seconds=0.3, feed_renew_seconds=0.1)
+
+
+def test_an_upload_whose_leave_has_expired_is_signed_anew(loop_kind: str, tmp_path: Path) -> None:
+    async def work(net: Network, a: FeedPeer, b: FeedPeer, feed_id: str) -> None:
+        await a.append(feed_id, 5)
+        (part,) = a.feeds.log.segments(feed_id, SUBFEED)
+        net.bucket.fail(index_name(feed_id).replace("subfeed.json", f"segments/{part.sha1}"),
+                        UrlExpired(object="x", why="it expired"))
+        await b.read_to(feed_id, 5)
+        assert sum(batch == [(part.sha1, part.size)] for batch in net.hub.signed) == 2
+    between(loop_kind, tmp_path, work)
+
+
+def test_a_flood_of_questions_is_bounded(loop_kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharing_module, "_LOOKUPS_MAX", 3)
+
+    async def work(net: Network, a: FeedPeer, b: FeedPeer, feed_id: str) -> None:
+        await a.append(feed_id, 5)
+        for number in range(50):
+            b.link.say(FeedSubscribe, {"request": f"r{number}", "feed_id": feed_id, "subfeed": SUBFEED, "position": 1})
+        await b.read_to(feed_id, 5)
+        assert a.sharing._lookups == 0
+        assert len(a.sharing._tasks) < 5
     between(loop_kind, tmp_path, work)

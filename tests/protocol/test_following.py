@@ -158,7 +158,7 @@ def test_a_gap_is_asked_for_at_once_and_in_vain_less_and_less_often() -> None:
 def test_while_something_is_worked_on_nothing_is_asked() -> None:
     machine = asking()
     assert machine.handle(messages(0, 4), 1.0) == [Take(0, plain(CHAIN[:4]), "owner")]
-    assert machine.deadline == 60.0
+    assert machine.deadline is None
     assert questions(machine.handle(Tick(), 40.0)) == []
     assert len(questions(machine.handle(Taken(4), 41.0))) == 1
 

@@ -58,6 +58,8 @@ __all__ = ["FeedSharing"]
 log = logging.getLogger("kachery_fast.node")
 
 _SIGN_TRIES_MAX = 3
+# Questions that are being looked up; a flood beyond is dropped, and the honest ask again.
+_LOOKUPS_MAX = 1024
 # Subfeeds of whose objects this node remembers that they are in the bucket, and objects of all of them together.
 _KNOWN_SUBFEEDS_MAX = 1000
 _KNOWN_OBJECTS_MAX = 1_000_000
@@ -115,12 +117,15 @@ class FeedSharing:
         self._timer_at: float | None = None
         self._known: OrderedDict[tuple[str, str], _Known] = OrderedDict()
         self._listening: set[str] = set()
+        self._lookups = 0
         self._closed = False
         link.on_members.append(self._members_changed)
 
     def heard(self, body: Any, sender: str) -> None:
         """A node asks for a subfeed."""
-        if isinstance(body, FeedSubscribe) and self._tools.log.has(body.feed_id, body.subfeed):
+        if (isinstance(body, FeedSubscribe) and self._tools.log.has(body.feed_id, body.subfeed)
+                and self._lookups < _LOOKUPS_MAX):
+            self._lookups += 1
             self._spawn(self._asked(body, sender))
 
     def appended(self, feed_id: str, subfeed: str, appended: AppendedToLog) -> None:
@@ -200,6 +205,8 @@ class FeedSharing:
         except KacheryError as error:
             log.warning("a question for feed://%s could not be looked up: %s", body.feed_id, error)
             return
+        finally:
+            self._lookups -= 1
         self._post(Asked(body, sender, self._owns(body.feed_id), count, forked, self._uniform(0.0, 1.0)))
 
     # --- what is left for a reader

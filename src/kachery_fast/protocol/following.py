@@ -114,7 +114,7 @@ class Follower:
     @property
     def deadline(self) -> float | None:
         """When a ``Tick`` is due, or None."""
-        if self.over:
+        if self.over or self._working:
             return None
         due = self._ask_at()
         return self._wanted_until if due is None else min(due, self._wanted_until)

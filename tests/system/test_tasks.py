@@ -509,3 +509,27 @@ def test_a_request_outlives_its_own_node(b: Lab, tmp_path: Path, monkeypatch: py
         assert count(log) == 1
     finally:
         asker.program.stop()
+
+
+# --- the page
+
+
+def test_the_examples_of_the_page_work(b: Lab, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "tasks.md").read_text("utf-8")
+    offering, asking = page.split("```python\n")[1:3]
+    script = tmp_path / "rms.py"
+    script.write_text(offering.partition("```")[0].replace("kf.run_task_backend()", (
+        'kf.run_task_backend(on_ready=lambda channels: print("ready", flush=True))')))
+    samples = np.random.default_rng(3).integers(-1000, 1000, (20_000, 384), np.int16)
+    samples.tofile(tmp_path / "recording.dat")
+    a = b.nodes["A"]
+    uri = a.json("store", str(tmp_path / "recording.dat"))[0]["uri"]
+    running = Backend(a, [sys.executable, "-W", "error", str(script)], tmp_path)
+    try:
+        running.wait_for("ready")
+        space: dict[str, Any] = {}
+        exec(asking.partition("```")[0].replace("sha1://…", uri).replace('"lab"', '"demo"'), space)
+        assert np.allclose(space["rms"], np.sqrt((samples.astype(float) ** 2).mean(axis=0)))
+        assert space["task"].status == "finished"
+    finally:
+        assert running.end() == 0

@@ -40,8 +40,8 @@ _STRANGER_REFRESH_SECONDS = 1.0
 # Messages of strangers that wait for the hub's word on them; further ones are dropped.
 _STRANGERS_WAITING_MAX = 256
 _OUTBOX_MAX = 10_000
-# Messages remembered against repetition, each for four minutes: of one node about 400 a second, for an owner that pushes
-# several feeds or a node that runs many tasks. Full, they take about 100 MB.
+# Messages remembered against repetition, each for four minutes: of one node about 400 a second, for an owner that
+# pushes several feeds or a node that runs many tasks. Full, they take about 100 MB.
 _REMEMBERED_MAX = 400_000
 _REMEMBERED_OF_ONE_MAX = 100_000
 # What an envelope adds to a body: node id, signature, names, and the time that is filled in late.

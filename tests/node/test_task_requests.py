@@ -523,6 +523,25 @@ def test_long_results_do_not_fill_the_memory(loop_kind: str, tmp_path: Path, mon
     run_on(loop_kind, work(), 60)
 
 
+def test_long_arguments_do_not_fill_the_memory(
+        loop_kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kachery_fast.node.task_requests._ARGUMENTS_KEPT_BYTES", 50_000)
+
+    async def work() -> None:
+        async with channel(tmp_path, "a") as (_, b, (a,)):
+            played = a.play(hangs)
+            names = [b.ask(x="x" * 20_000, y=y) for y in range(2)]
+            with pytest.raises(RateLimited, match="arguments"):
+                b.ask(x="x" * 20_000, y=2)
+            joined = b.ask(x="x" * 20_000, y=1)
+            await b.status(names[0], "running")
+            played.report(played.runs[0], "finished", result={"json": 1})
+            await b.end(names[0])
+            names.append(b.ask(x="x" * 20_000, y=2))
+            assert (await b.requests.wait(joined, 0, 0))["status"] == "queued"
+    run_on(loop_kind, work(), 60)
+
+
 def test_a_result_longer_than_this_node_takes_is_told_by_its_limit(loop_kind: str, tmp_path: Path) -> None:
     async def work() -> None:
         async with channel(tmp_path, task_result_size_bytes_max=1000) as (net, b, _):

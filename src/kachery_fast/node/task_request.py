@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -31,7 +32,7 @@ from ..protocol.task_request_events import (
 )
 from ..protocol.task_requesting import TaskRequester
 from ..protocol.task_view import TaskView
-from ..protocol.tasks import TaskResult, check_result, result_id
+from ..protocol.tasks import TaskResult, canonical_kwargs, check_result, result_id
 from .ending import end_tasks
 from .link import ChannelLink
 
@@ -52,17 +53,18 @@ def request_limits(settings: Settings) -> TaskRequestLimits:
 class SharedTask:
     """One task that this node asks for on one channel, whoever waits for it here.
 
-    :param kwargs: the arguments as ``tasks.canonical_kwargs`` has them; :param data: their canonical JSON.
+    :param data: the canonical JSON of the arguments.
     :param last_heard: when each node of the channel was last heard of; this writes to it.
     :param on_end: is called once when it is over.
     """
 
-    def __init__(self, link: ChannelLink, task: str, function: str, kind: str, kwargs: dict[str, Any], data: bytes, *,
-                 request_id: str, settings: Settings, last_heard: dict[str, float],
-                 on_end: Callable[[SharedTask], None]) -> None:
-        self.link, self.task, self.function, self.kind, self.data = link, task, function, kind, data
+    def __init__(self, link: ChannelLink, task: str, function: str, kind: str, data: bytes, *, request_id: str,
+                 settings: Settings, last_heard: dict[str, float], on_end: Callable[[SharedTask], None]) -> None:
+        self.link, self.task, self.function, self.kind = link, task, function, kind
+        self.arguments_sha1 = hashlib.sha1(data, usedforsecurity=False).digest()
+        self.arguments_size_bytes = len(data)
         self.result_size_bytes = 0
-        self._kwargs = kwargs
+        self._data = data
         self._request_id = request_id
         self._last_heard = last_heard
         self._on_end = on_end
@@ -72,7 +74,7 @@ class SharedTask:
             asked_ms=link.hub.now_ms(), limits=request_limits(settings), last_heard=last_heard)
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
-        self._changed: list[asyncio.Future[None]] = []
+        self._changed: set[asyncio.Future[None]] = set()
         self._told_revision = 0
         self._closed = False
 
@@ -113,13 +115,15 @@ class SharedTask:
         """Wait until ``revision`` is beyond ``seen``, it is over, or so many seconds have passed."""
         if self.revision > seen or self.ended or seconds <= 0:
             return
-        waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._changed.append(waiting)
+        loop = asyncio.get_running_loop()
+        waiting: asyncio.Future[None] = loop.create_future()
+        self._changed.add(waiting)
+        alarm = loop.call_later(seconds, _wake, waiting)
         try:
-            await asyncio.wait([waiting], timeout=seconds)
+            await waiting
         finally:
-            if waiting in self._changed:
-                self._changed.remove(waiting)
+            alarm.cancel()
+            self._changed.discard(waiting)
 
     async def close(self) -> None:
         """Break off, without a word to anybody."""
@@ -145,7 +149,7 @@ class SharedTask:
         for effect in effects:
             if isinstance(effect, Ask):
                 self.link.say(TaskRequest, {"request": self._request_id, "task": self.task, "function": self.function,
-                                            "kind": self.kind, "kwargs": self._kwargs},
+                                            "kind": self.kind, "kwargs": canonical_kwargs(self._data)},
                               lambda error: self._post(SayFailed(error)))
             elif isinstance(effect, Withdraw):
                 self.link.say(TaskCancel, {"request": self._request_id, "task": self.task})
@@ -158,14 +162,14 @@ class SharedTask:
             self._timer = None
         if self.ended:
             self._let_go()
+            self._data = b""
             self._on_end(self)
         elif self._machine.deadline is not None:
             self._timer = loop.call_at(self._machine.deadline, self._post, Tick())
         if self.revision != self._told_revision:
             self._told_revision = self.revision
             for waiting in self._changed:
-                if not waiting.done():
-                    waiting.set_result(None)
+                _wake(waiting)
             self._changed.clear()
 
     def _let_go(self) -> None:
@@ -188,7 +192,7 @@ class SharedTask:
 
     async def _look_up(self, fresh: bool) -> Looked:
         """Get the result, and check it: a result that nobody may have made is reported, and as good as absent."""
-        found_as = result_id(self.kind, self.function, self.data)
+        found_as = self.task if self.kind == "pure-calculation" else result_id(self.kind, self.function, self._data)
         data = await self.link.bucket.get_small(result_object_name(self.link.name, found_as), self._limit_bytes,
                                                 fresh=fresh)
         try:
@@ -223,3 +227,8 @@ class SharedTask:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _wake(waiting: asyncio.Future[None]) -> None:
+    if not waiting.done():
+        waiting.set_result(None)

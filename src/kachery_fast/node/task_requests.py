@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import secrets
 from collections import deque
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from typing import Any
 from ..config import Settings
 from ..errors import InvalidArgument, RateLimited, TaskFailed, TaskUnknown
 from ..protocol.access import Permission
-from ..protocol.tasks import canonical_kwargs, check_function, check_kind, check_kwargs, check_task_id, task_id
+from ..protocol.tasks import check_function, check_kind, check_kwargs, check_task_id, task_id
 from .link import ChannelLink
 from .task_request import SharedTask
 
@@ -19,6 +20,8 @@ __all__ = ["TaskRequests"]
 
 # Results of tasks that have ended are kept for who asks again, up to here; then the oldest tasks are forgotten.
 _RESULTS_KEPT_BYTES = 64 * 1024 * 1024
+# The arguments of tasks that are under way.
+_ARGUMENTS_KEPT_BYTES = 64 * 1024 * 1024
 
 
 @dataclass(eq=False)
@@ -58,7 +61,7 @@ class TaskRequests:
         self._names: dict[SharedTask, list[str]] = {}
         self._places: dict[ChannelLink, _Place] = {}
         self._ended: deque[tuple[float, SharedTask]] = deque()
-        self._kept_bytes = 0
+        self._kept_bytes = self._arguments_bytes = 0
 
     def request(self, link: ChannelLink, function: str, kwargs: Any, kind: str, task: str | None = None) -> str:
         """Ask for a task, and return the name of this request.
@@ -80,7 +83,8 @@ class TaskRequests:
         self._make_room()
         place = self._places.get(link)
         shared = None if place is None else place.tasks.get(name)
-        if shared is not None and (shared.function, shared.kind, shared.data) != (function, kind, data):
+        sha1 = hashlib.sha1(data, usedforsecurity=False).digest()
+        if shared is not None and (shared.function, shared.kind, shared.arguments_sha1) != (function, kind, sha1):
             raise InvalidArgument(what=f"The id {name} is that of another task: the {shared.kind} {shared.function!r} "
                                        "with its arguments. Leave the id out to ask for a new one.")
         joined = shared is not None and self._may_join(shared)
@@ -152,10 +156,13 @@ class TaskRequests:
         return view.status == "finished" or isinstance(view.error, TaskFailed)
 
     def _begin(self, link: ChannelLink, task: str, function: str, kind: str, data: bytes) -> SharedTask:
+        if self._arguments_bytes + len(data) > _ARGUMENTS_KEPT_BYTES:
+            raise RateLimited(who="A client of this node", retry_seconds=1,
+                              limit=f"the arguments of the tasks under way take {self._arguments_bytes} bytes")
         place = self._place(link)
-        shared = SharedTask(link, task, function, kind, canonical_kwargs(data), data,
-                            request_id=secrets.token_hex(16), settings=self._settings, last_heard=place.last_heard,
-                            on_end=self._on_end)
+        shared = SharedTask(link, task, function, kind, data, request_id=secrets.token_hex(16),
+                            settings=self._settings, last_heard=place.last_heard, on_end=self._on_end)
+        self._arguments_bytes += len(data)
         place.tasks[task] = shared
         place.shared_count += 1
         self._names[shared] = []
@@ -164,6 +171,7 @@ class TaskRequests:
 
     def _on_end(self, shared: SharedTask) -> None:
         self._ended.append((asyncio.get_running_loop().time(), shared))
+        self._arguments_bytes -= shared.arguments_size_bytes
         self._kept_bytes += shared.result_size_bytes
 
     def _make_room(self) -> None:
@@ -214,11 +222,12 @@ class TaskRequests:
     def _state(self, request: _Request) -> dict[str, Any]:
         shared = request.shared
         view = shared.view
-        labels = {member.node_id: member.label for member in shared.link.info.members}
+        members = shared.link.info.members if view.node else []
+        label = next((member.label for member in members if member.node_id == view.node), "")
         return {
             "request": request.name, "task": shared.task, "function": shared.function, "kind": shared.kind,
             "channel": shared.link.name, "asked": request.asked_ms, "status": view.status, "progress": view.progress,
             "text": view.text, "cached": view.cached or request.cached, "result": view.result,
-            "resultTime": view.result_ms, "node": view.node, "nodeLabel": labels.get(view.node, ""),
+            "resultTime": view.result_ms, "node": view.node, "nodeLabel": label,
             "error": None if view.error is None else view.error.to_dict(), "revision": shared.revision,
         }

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from kachery_fast.net.hub import HubClient
 from kachery_fast.protocol.feeds import Tail, extend
 from kachery_fast.protocol.names import subfeed_hash, subfeed_object_name
 from tests.hub.support import CHANNEL, World, running_world
@@ -350,6 +351,42 @@ def test_a_permission_withdrawn_while_following_ends_the_following(loop_kind: st
     together(loop_kind, tmp_path, work)
 
 
+def test_a_provider_that_may_share_no_more_is_not_heard_any_more(loop_kind: str, tmp_path: Path) -> None:
+    async def work(world: World, a: Client, b: Client) -> None:
+        feed_id = (await ask(a, "create"))["feedId"]
+        await append(a, feed_id, 5)
+        await read_to(b, feed_id, 5)
+        await world.owner.call("revoke", channel=CHANNEL, node=a.node.identity.node_id, permissions=["provideFeeds"])
+        for client in (a, b):
+            await client.ask("POST", "/api/reload", {})
+        await append(a, feed_id, 1, 5)
+        answer = await ask(b, "read", feedId=feed_id, subfeed="main", position=5, waitMsec=500)
+        assert (answer["messages"], answer["count"]) == ([], 5)
+        await world.owner.call("grant", channel=CHANNEL, node=a.node.identity.node_id, permissions=["provideFeeds"])
+        for client in (a, b):
+            await client.ask("POST", "/api/reload", {})
+        await read_to(b, feed_id, 6, 5)
+    together(loop_kind, tmp_path, work)
+
+
+def test_a_reader_whose_node_leaves_the_channel_is_told(loop_kind: str, tmp_path: Path) -> None:
+    async def work(world: World, a: Client, b: Client) -> None:
+        feed_id = (await ask(a, "create"))["feedId"]
+        await append(a, feed_id, 5)
+        await read_to(b, feed_id, 5)
+        reading = asyncio.ensure_future(refused(b, "read", feedId=feed_id, subfeed="main", position=5,
+                                                waitMsec=30_000))
+        await until(lambda: b.node.feeds._readers)
+        async with HubClient(world.url, b.node.identity.key, b.node.settings) as hub:
+            await hub.leave(CHANNEL)
+        await b.ask("POST", "/api/reload", {})
+        assert (await reading)[1] == "Cancelled"
+        assert not b.node.feeds._followings
+        assert (await refused(b, "read", feedId=feed_id, subfeed="main", position=5))[1] == "ChannelUnknown"
+        assert (await ask(b, "read", feedId=feed_id, subfeed="main"))["count"] == 5
+    together(loop_kind, tmp_path, work)
+
+
 def test_a_band_that_was_out_of_reach_is_caught_up_with(loop_kind: str, tmp_path: Path) -> None:
     async def work(world: World, a: Client, b: Client) -> None:
         feed_id = (await ask(a, "create"))["feedId"]
@@ -368,7 +405,6 @@ def test_a_band_that_was_out_of_reach_is_caught_up_with(loop_kind: str, tmp_path
 
 _OWNER = """
 import asyncio, sys
-from kachery_fast.config import load_settings
 from kachery_fast.node.node import Node
 
 async def main():

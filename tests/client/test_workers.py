@@ -347,3 +347,22 @@ def test_a_value_is_returned_as_it_is_where_the_store_is_another(program: Progra
     assert np.array_equal(outcome.value, np.zeros(3))
     assert run_job(dataclasses.replace(elsewhere, host="another", storage_dir=job("test/pid").storage_dir)).status == (
         "returned")
+
+
+def test_what_a_function_prints_is_seen_at_once(program: Program, tmp_path: Path) -> None:
+    script = tmp_path / "backend.py"
+    script.write_text(f"""
+import os, sys; sys.path[:] = {sys.path!r}
+from tests.client.test_workers import job
+from kachery_fast.client.functions import TaskFunction
+from kachery_fast.client.workers import WorkerPool
+def speak(**ignored):
+    print("from within")
+    os._exit(1)
+pool = WorkerPool(1, [TaskFunction("test/add", "query", speak, None, False)])
+print(pool.submit(job("test/add"), None).result().status)
+pool.close()
+""")
+    done = subprocess.run([sys.executable, str(script)], env=program.env, capture_output=True, text=True, timeout=60,
+                          check=False)
+    assert sorted(done.stdout.split("\n")) == ["", "crashed", "from within"]

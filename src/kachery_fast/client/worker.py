@@ -41,9 +41,6 @@ def main(descriptor: int, path: list[str]) -> None:
             functions[message[1]] = message[2]
             continue
         outcome = _run(message[1], functions, connection)
-        for stream in (sys.stdout, sys.stderr):  # what the function printed is seen when it ends
-            with contextlib.suppress(OSError, ValueError, AttributeError):
-                stream.flush()
         connection.send(outcome)
 
 

@@ -153,7 +153,8 @@ class _Worker:
         with ours, theirs:
             # Not a fork of this process, which may have threads; nor does it read the user's main module again.
             self._process = subprocess.Popen(  # noqa: S603 - our own program
-                [sys.executable, "-c", _PROGRAM.format(path=sys.path), str(theirs.fileno())],
+                # -u: what a function prints is seen at once, and not lost when its process is ended.
+                [sys.executable, "-u", "-c", _PROGRAM.format(path=sys.path), str(theirs.fileno())],
                 pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True)
             self._connection = Connection(ours.detach())
         self._known: set[str] = set()

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kachery_fast.errors import KacheryError, NotPermitted, RateLimited, StaleMessage, TooLarge
+from kachery_fast.hub import node_api
 from kachery_fast.hub.damage import CHECKS_PER_NODE_MAX
 from kachery_fast.hub.node_api import JOIN_FAILURES_PER_MINUTE_MAX
 from kachery_fast.protocol.hub_bodies import GetNodeConfig, GetPubsubToken, JoinChannel, SignUploads
-from kachery_fast.protocol.messages import encode_hub_request
+from kachery_fast.protocol.messages import decode_hub_request, encode_hub_request
 
 from ..network import LOOPS, run_on
 from .support import ALL, CHANNEL, OWNER, Clock, World, node_id, node_key, running_world
@@ -172,6 +174,32 @@ def test_a_body_over_the_limit_is_refused(tmp_path: Path) -> None:
                 assert status == 413
                 assert answer["error"] == "TooLarge"
                 assert "api_body_size_bytes_max" in answer["message"]
+
+    run_on("asyncio-debug", scenario())
+
+
+def test_a_stranger_cannot_keep_the_hub_busy_with_one_long_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers that canonical JSON writes in another way are what takes longest to check."""
+    threads: list[str] = []
+
+    def decode(data: bytes) -> Any:
+        threads.append(threading.current_thread().name.split("_")[0])
+        return decode_hub_request(data)
+
+    def request(size: int) -> bytes:
+        numbers = ",".join(["1.5e300"] * (size // 8))
+        return (f'{{"body":{{"type":"keepTasks","time":1,"id":"{"1" * 32}","tasks":[],"more":[{numbers}]}},'
+                f'"nodeId":"{node_id("stranger")}","signature":"{"0" * 128}"}}').encode()
+
+    async def scenario() -> None:
+        monkeypatch.setattr(node_api, "decode_hub_request", decode)
+        async with running_world(tmp_path) as world:
+            assert (await refused(world, request(900_000)))["error"] == "TooLarge"
+            assert (await refused(world, request(100_000)))["error"] == "SignatureInvalid"
+            assert (await refused(world, request(1000)))["error"] == "SignatureInvalid"
+            assert threads == ["hub-reader", "MainThread"]
 
     run_on("asyncio-debug", scenario())
 

@@ -7,14 +7,16 @@ away is gone with the next request.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from sqlalchemy.engine import Connection
 
 from ..config import Settings
-from ..errors import BadMessage, InvalidArgument, NotPermitted, StaleMessage
+from ..errors import BadMessage, InvalidArgument, NotPermitted, StaleMessage, TooLarge
 from ..protocol.access import Action, Deny, Grant, band_capability, decide, parse_permissions
 from ..protocol.hub_bodies import (
     ChannelInfo,
@@ -54,6 +56,11 @@ JOIN_FAILURES_PER_MINUTE_MAX = 10
 # Seen request ids are kept per registered node, so that none can fill the memory of the others'. They are remembered
 # for four minutes; a node that runs tasks at the rate of hub/tasks.py makes 48,000 requests about them in that time.
 REQUESTS_REMEMBERED_PER_NODE_MAX = 100_000
+# The longest that a node has to say is a thousand tasks that it keeps, or the receipt of an action: 70 kB. To check a
+# signature costs up to 1.3 us a byte, and strangers may ask for that too.
+REQUEST_SIZE_BYTES_MAX = 256 * 1024
+# What is longer is read in a thread, while the others are answered.
+_READ_AT_ONCE_BYTES = 8 * 1024
 
 
 class NodeApi:
@@ -75,6 +82,8 @@ class NodeApi:
         self._fresh: dict[str, FreshnessGuard] = {}
         self._fresh_strangers = FreshnessGuard(settings.message_age_seconds_max)
         self._join_failures = RateLimiter(JOIN_FAILURES_PER_MINUTE_MAX / 60, 60.0)
+        # One thread: several would leave the event loop a smaller share of the processor.
+        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hub-reader")
 
     async def start(self) -> None:
         """Take up what was going on when the hub stopped."""
@@ -82,6 +91,7 @@ class NodeApi:
 
     def close(self) -> None:
         """Finish the checks that were begun."""
+        self._reader.shutdown()
         self._damage.close()
 
     async def answer(self, data: bytes, address: str) -> Any:
@@ -90,10 +100,7 @@ class NodeApi:
         :param data: the envelope as it came. :param address: whom to count wrong invitations against.
         :raises KacheryError: the request is refused; the error says why.
         """
-        try:
-            body, node_id = decode_hub_request(data)
-        except RecursionError:
-            raise BadMessage(why="it is nested too deeply") from None
+        body, node_id = await self._read(data)
         node, grant = await self._registry.call(_find_standing, node_id, body.channel)
         # Between this reading of the grant and what is done by it nothing is awaited, so a revocation that is
         # answered has come either before the reading or after the deed.
@@ -113,6 +120,17 @@ class NodeApi:
             return await self._tasks.answer(body, node_id)
         assert action is not None, "every other request is for some action"
         return await self._perform(body, require(grant, node_id, body.channel, action))
+
+    async def _read(self, data: bytes) -> tuple[HubBody, str]:
+        if len(data) > REQUEST_SIZE_BYTES_MAX:
+            raise TooLarge(what="A node's request", size=len(data), limit=REQUEST_SIZE_BYTES_MAX,
+                           setting="the longest request of a node")
+        try:
+            if len(data) <= _READ_AT_ONCE_BYTES:
+                return decode_hub_request(data)
+            return await asyncio.get_running_loop().run_in_executor(self._reader, decode_hub_request, data)
+        except RecursionError:
+            raise BadMessage(why="it is nested too deeply") from None
 
     async def _perform(self, body: HubBody, grant: Grant) -> Any:
         """Do what ``grant`` allows."""

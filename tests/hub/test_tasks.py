@@ -359,20 +359,22 @@ def test_old_claims_are_forgotten_actions_last(tmp_path: Path) -> None:
     run_on("asyncio-debug", scenario())
 
 
-def test_a_channel_with_too_many_tasks_takes_no_new_ones(tmp_path: Path) -> None:
+def test_a_node_that_has_claimed_too_many_tasks_gets_no_new_ones_and_the_others_do(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with running_world(tmp_path) as world:
-            await world.member("A")
-            service = Tasks(world.hub._registry, world.settings, world.clock, claims_per_channel_max=3)
+            for name in ("A", "B"):
+                await world.member(name)
+            service = Tasks(world.hub._registry, world.settings, world.clock, claims_per_node_max=3)
 
-            async def claim(number: int) -> Any:
+            async def claim(number: int, name: str = "A") -> Any:
                 return await service.answer(
                     ClaimTask(channel=CHANNEL, time=0, id="", task=f"{number:032x}", kind="query", function="f",
-                              attempt="1" * 32), node_id("A"))
+                              attempt="1" * 32), node_id(name))
             for number in range(3):
                 assert (await claim(number)).granted
             world.clock.now += PRUNE_INTERVAL_SECONDS
             assert await refusal(claim(3)) is RateLimited
+            assert (await claim(4, "B")).granted, "one node does not use up the room of the others"
             assert (await claim(0)).granted, "what is known may be claimed as ever"
             world.clock.now += CALCULATION_KEPT_SECONDS
             assert (await claim(3)).granted

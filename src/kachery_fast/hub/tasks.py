@@ -44,7 +44,8 @@ RECEIPT_SIZE_BYTES_MAX = 64 * 1024
 # started once more, by who asks for it under the same id.
 CALCULATION_KEPT_SECONDS = 24 * 3600.0
 ACTION_KEPT_SECONDS = 366 * 24 * 3600.0
-CLAIMS_PER_CHANNEL_MAX = 1_000_000
+# By one node on one channel, so that none can use up the room of the others.
+CLAIMS_PER_NODE_MAX = 1_000_000
 PRUNE_INTERVAL_SECONDS = 600.0
 
 _ID = re.compile(r"[0-9a-f]{32}|[0-9a-f]{40}")
@@ -55,18 +56,18 @@ _TRIES_MAX = 10
 class Tasks:
     """Answers requests about tasks. One for each hub, used on its event loop.
 
-    :param claims_per_channel_max: further tasks of a channel are refused until older ones are forgotten.
+    :param claims_per_node_max: a node with so many on a channel gets no further ones until older ones are forgotten.
     """
 
     def __init__(self, registry: Registry, settings: Settings, clock: Callable[[], float], *,
-                 claims_per_channel_max: int = CLAIMS_PER_CHANNEL_MAX) -> None:
+                 claims_per_node_max: int = CLAIMS_PER_NODE_MAX) -> None:
         self._registry = registry
         self._clock = clock
         self._lease_ms = int(settings.task_lease_seconds * 1000)
-        self._claims_per_channel_max = claims_per_channel_max
+        self._claims_per_node_max = claims_per_node_max
         self._rate = RateLimiter(REQUESTS_PER_SECOND_MAX, RATE_WINDOW_SECONDS)
         self._pruned_at = float("-inf")
-        self._full: frozenset[str] = frozenset()
+        self._full: frozenset[tuple[str, str]] = frozenset()
 
     async def start(self) -> None:
         """Give who holds a claim the time of one lease to say so: while the hub was away, nobody could keep one."""
@@ -76,7 +77,7 @@ class Tasks:
         """Answer one request of a node.
 
         :raises NotPermitted: the node may not do this, or does not hold the task that it says has ended.
-        :raises RateLimited: too many in the last seconds, or too many tasks on the channel.
+        :raises RateLimited: too many in the last seconds, or too many tasks of the node on the channel.
         :raises InvalidName, InvalidArgument, TooLarge, BadMessage, SignatureInvalid: ids or receipt are not right.
         """
         _check(body)
@@ -91,9 +92,9 @@ class Tasks:
             return await self._registry.call(_find, body, node_id, self._now_ms())
         if self._clock() - self._pruned_at >= PRUNE_INTERVAL_SECONDS:
             self._pruned_at = self._clock()
-            self._full = await self._registry.call(_prune, self._now_ms(), self._claims_per_channel_max)
+            self._full = await self._registry.call(_prune, self._now_ms(), self._claims_per_node_max)
         return await self._registry.call(_claim, body, node_id, self._now_ms(), self._lease_ms,
-                                         full=body.channel in self._full)
+                                         full=(body.channel, node_id) in self._full)
 
     def _now_ms(self) -> int:
         return int(self._clock() * 1000)
@@ -127,8 +128,8 @@ def _claim(connection: Connection, body: ClaimTask, node_id: str, now_ms: int, l
     for _ in range(_TRIES_MAX):
         found, revision = _load(connection, body.channel, body.task)
         if found is None and full:
-            raise RateLimited(who=f"the channel {body.channel!r}", retry_seconds=PRUNE_INTERVAL_SECONDS,
-                              limit="it has more tasks than are remembered for one channel")
+            raise RateLimited(who=f"node {node_id[:16]}", retry_seconds=PRUNE_INTERVAL_SECONDS,
+                              limit=f"it has run more tasks on {body.channel!r} than are remembered of one node")
         standing, granted = claims.claim(found, body, node_id, now_ms, lease_ms)
         if standing == found or _save(connection, body.channel, standing, revision, now_ms):
             return claims.describe(standing, body.task, granted=granted)
@@ -180,15 +181,14 @@ def _prolong(connection: Connection, expires_ms: int) -> None:
         .values(expires=expires_ms, revision=task_claims.c.revision + 1))
 
 
-def _prune(connection: Connection, now_ms: int, claims_per_channel_max: int) -> frozenset[str]:
-    """Forget what is old; return the channels that have too many claims left."""
+def _prune(connection: Connection, now_ms: int, claims_per_node_max: int) -> frozenset[tuple[str, str]]:
+    """Forget what is old; return the channels and nodes that have too many claims left."""
     older = task_claims.c.changed < now_ms - int(CALCULATION_KEPT_SECONDS * 1000)
     oldest = task_claims.c.changed < now_ms - int(ACTION_KEPT_SECONDS * 1000)
     connection.execute(task_claims.delete().where(sa.or_(oldest, sa.and_(older, task_claims.c.kind != "action"))))
-    count = sa.func.count()
-    rows = connection.execute(
-        sa.select(task_claims.c.channel).group_by(task_claims.c.channel).having(count >= claims_per_channel_max))
-    return frozenset(str(row.channel) for row in rows)
+    whose = (task_claims.c.channel, task_claims.c.node)
+    rows = connection.execute(sa.select(*whose).group_by(*whose).having(sa.func.count() >= claims_per_node_max))
+    return frozenset((str(row.channel), str(row.node)) for row in rows)
 
 
 def _require(connection: Connection, body: TaskBody, node_id: str, action: Action) -> None:

@@ -267,7 +267,7 @@ class Reading:
         return ""
 
     def take(self, effect: Take) -> None:
-        why = self.extend(effect.first, effect.messages)
+        why = self.extend(effect.first, effect.messages())
         self.post(Taken(len(self.chain), why))
 
     def load(self, segment: Segment) -> None:

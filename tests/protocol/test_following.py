@@ -60,6 +60,10 @@ def segment(first: int, end: int, sha1: str = "ab" * 20) -> Segment:
     return Segment(first, end, 100, sha1)
 
 
+def take(*parts: list[bytes], first: int = 0) -> Take:
+    return Take(first, tuple(b"[%b]" % b",".join(part) for part in parts), "owner")
+
+
 def head_at(count: int, key: Any = KEY) -> dict[str, Any]:
     return sign_head(tail_after(FEED, SUBFEED, CHAIN[count - 1]), key, TIME_MS)
 
@@ -157,7 +161,7 @@ def test_a_gap_is_asked_for_at_once_and_in_vain_less_and_less_often() -> None:
 
 def test_while_something_is_worked_on_nothing_is_asked() -> None:
     machine = asking()
-    assert machine.handle(messages(0, 4), 1.0) == [Take(0, plain(CHAIN[:4]), "owner")]
+    assert machine.handle(messages(0, 4), 1.0) == [take(CHAIN[:4])]
     assert machine.deadline is None
     assert questions(machine.handle(Tick(), 40.0)) == []
     assert len(questions(machine.handle(Taken(4), 41.0))) == 1
@@ -200,14 +204,14 @@ def test_messages_are_taken_in_order_however_they_come() -> None:
     machine = asking()
     assert machine.handle(messages(4, 6), 1.0) == []
     assert machine.handle(messages(2, 4), 1.0) == []
-    assert machine.handle(messages(0, 2), 1.0) == [Take(0, plain(CHAIN[:6]), "owner")]
+    assert machine.handle(messages(0, 2), 1.0) == [take(CHAIN[:2], CHAIN[2:4], CHAIN[4:6])]
     assert machine.handle(messages(6, 7), 1.0) == []  # one at a time
-    assert machine.handle(Taken(6), 1.0)[0] == Take(6, plain(CHAIN[6:7]), "owner")
+    assert machine.handle(Taken(6), 1.0)[0] == take(CHAIN[6:7], first=6)
 
 
 def test_what_is_held_already_is_looked_at_for_a_fork() -> None:
     machine = asking(5)
-    assert machine.handle(messages(1, 3), 1.0) == [Take(1, plain(CHAIN[1:3]), "owner")]
+    assert machine.handle(messages(1, 3), 1.0) == [take(CHAIN[1:3], first=1)]
 
 
 def test_after_a_fork_nothing_is_done_any_more() -> None:
@@ -231,7 +235,7 @@ def test_where_the_owners_history_parts_from_what_is_held_the_other_message_is_a
     rival = ours([{"other": number} for number in range(10)])
     told = FeedMessages(time=0, id="", request=asked["request"], feed_id=FEED, subfeed=SUBFEED, first=9,
                         messages=plain(rival[9:]))
-    assert machine.handle(Heard(told, "owner"), 2.1) == [Take(9, plain(rival[9:]), "owner")]
+    assert machine.handle(Heard(told, "owner"), 2.1) == [take(rival[9:], first=9)]
     machine.handle(Taken(10, "it may be of another subfeed"), 2.2)
     assert questions(machine.handle(Parted(9), 2.3)) == []
     (later,) = questions(machine.handle(Tick(), 2.0 + FOLLOW.renew_seconds))
@@ -288,10 +292,51 @@ def test_what_waits_is_bounded_and_what_is_dropped_is_asked_for() -> None:
     machine = asking(1)
     machine.handle(shared(*(segment(first, first + 1) for first in range(2, 10_000))), 0.1)
     assert len(machine._segments) == 4096
+    machine = asking(1)
+    wide = "".join(f'{{"a": {n}}}, ' for n in range(1000))
+    for number in range(2, 20):
+        body = FeedMessages(time=0, id="", request="", feed_id=FEED, subfeed=SUBFEED, first=number,
+                            messages=[{"text": wide}] * 4)
+        machine.handle(Heard(body, "owner"), 0.1)
+    assert 2 < len(machine._pending) < 10
+    assert sum(len(known.data) for known in machine._pending) < 400 * 1024
+    machine = asking(1)
     for number in range(5000):
         machine._refused.add(f"{number:040x}")
         machine.handle(Loaded(segment(2, 3, f"{number:040x}"), 1, "forged", useless=True), 0.1)
     assert len(machine._refused) <= 5000
+
+
+def test_what_one_node_tells_crowds_out_nothing_of_another() -> None:
+    def of_liar(first: int, end: int) -> Heard:
+        return Heard(messages(first, end).body, "liar")
+
+    machine = asking(10)
+    for number in range(100):
+        begin = 1000 + 256 * number
+        parts = [segment(first, first + 1, f"{first:040x}") for first in range(begin, begin + 256)]
+        machine.handle(Heard(shared(*parts).body, "liar"), 0.1)
+    assert machine.handle(shared(segment(10, 12)), 0.2)[0] == Load(segment(10, 12))
+    for number in range(100):  # while it works on that
+        machine.handle(of_liar(number % 10, 11), 0.3)
+    machine.handle(messages(12, 14), 0.4)
+    effects = machine.handle(Loaded(segment(10, 12), 12), 0.5)
+    for _ in range(20):
+        taken = [effect for effect in effects if isinstance(effect, Take)]
+        if taken and taken[0].sender == "owner":
+            break
+        effects = machine.handle(Taken(12, "forged"), 0.6)
+    assert taken == [take(CHAIN[12:14], first=12)]
+
+
+def test_segments_of_whom_told_of_what_is_not_there_are_tried_last() -> None:
+    machine = asking()
+    lies = [segment(0, 9, f"{number:040x}") for number in range(50)]
+    assert machine.handle(Heard(shared(lies[0]).body, "liar"), 1.0)[0] == Load(lies[0])
+    machine.handle(shared(segment(0, 4)), 1.0)
+    for lie in lies[1:]:
+        machine.handle(Heard(shared(lie).body, "liar"), 1.0)
+    assert machine.handle(Loaded(lies[0], 0, "lacks it"), 1.0)[0] == Load(segment(0, 4))
 
 
 # --- heads

@@ -44,6 +44,7 @@ from ..protocol.following_events import (
 )
 from ..protocol.inquiry import Inquiry
 from ..protocol.names import FeedUri, segment_object_name, subfeed_object_name
+from ..store.feeds import Extended
 from .ending import end_tasks
 from .link import ChannelLink
 from .rules import feed_key
@@ -237,8 +238,7 @@ class Following:
 
     async def _take(self, effect: Take) -> None:
         try:
-            done = await in_thread(self._tools.threads, self._tools.log.extend, self._feed_id, self._subfeed,
-                                   effect.first, effect.messages)
+            done = await in_thread(self._tools.threads, self._extend, effect)
             outcome = Taken(done.count)
             if done.error is not None:
                 log.warning("channel %s: refused messages of %s: %s", self._link.name, effect.sender[:16], done.error)
@@ -252,6 +252,9 @@ class Following:
             self._post(Taken(self._machine.position, error.message))
         except Exception as error:
             self._post(Taken(self._machine.position, self._fault(error)))
+
+    def _extend(self, effect: Take) -> Extended:
+        return self._tools.log.extend(self._feed_id, self._subfeed, effect.first, effect.messages())
 
     async def _keep_head(self, effect: KeepHead) -> None:
         try:

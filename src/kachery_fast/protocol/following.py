@@ -6,14 +6,20 @@ come, and asks anew from where it stands when something is missing. Nothing that
 every message against the chain before it says that the subfeed has grown (``Taken``, ``Loaded``); heads are checked
 here.
 
-One message or segment is worked on at a time, the one that reaches farthest first; what waits is bounded. Whoever
-lies costs the reader one question more, with pauses that double as long as nothing comes of it.
+One message or segment is worked on at a time, the one that reaches farthest first; what waits is bounded, and what
+others told does not crowd out the rest. Whoever lies costs the reader one question more, with pauses that double as
+long as nothing comes of it, and its segments are tried last from then on.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import islice
+from typing import Any, NamedTuple
+
+import msgspec
 
 from ..errors import HeadInvalid
 from .feed_bodies import FeedFailed, FeedMessages, Segment
@@ -41,10 +47,14 @@ from .inquiry import Inquiry
 
 __all__ = ["FollowLimits", "Follower"]
 
-# Messages of the bands that wait for others before them; of more, those farthest ahead are dropped and asked for again.
+# Messages of the bands that wait for others before them, and their length as JSON, in which they are kept: objects take
+# up to 25 times that. Of more, those farthest ahead of whoever sent the most are dropped, and asked for again.
 _PENDING_BODIES_MAX = 16
-# Segments that are known and wait to be loaded, 4 GB of messages; further ones are asked for again.
+_PENDING_SIZE_BYTES_MAX = 256 * 1024
+# Segments that are known and wait to be loaded, 4 GB of messages; those farthest ahead are dropped and asked for again.
 _SEGMENTS_MAX = 4096
+# Of so many sources it is noted that what they told of was no good.
+_DOUBTED_MAX = 256
 # Segments whose content was no good; their names are not tried again.
 _REFUSED_MAX = 1024
 # The first pause before a question that follows one which brought nothing.
@@ -62,6 +72,15 @@ class FollowLimits:
 
     answer_wait_seconds: float
     renew_seconds: float
+
+
+class _Pending(NamedTuple):
+    """Messages ``first`` to ``end`` (exclusive) of a band, as a JSON list, until their turn comes."""
+
+    first: int
+    end: int
+    sender: str
+    data: bytes
 
 
 class Follower:
@@ -88,9 +107,10 @@ class Follower:
         self._forked = False
         self._wanted_until = float("-inf")
         self._working = self._looking = False
-        self._pending: list[tuple[FeedMessages, str]] = []  # by their first number
+        self._pending: list[_Pending] = []  # by their first number
         self._taken_from = ""
-        self._segments: dict[int, Segment] = {}
+        self._segments: dict[tuple[int, str], tuple[Segment, str]] = {}  # by number and SHA-1; and who told of it
+        self._doubted: Counter[str] = Counter()  # how often what a source told of was no good
         self._refused: set[str] = set()
         self._asked_at: float | None = None
         self._asked_from = 0
@@ -163,7 +183,7 @@ class Follower:
             return
         self.inquiry.bucket = f"has an index of {event.index.count} messages"
         self._know_head(event.index.head, "", keep=True)
-        self._know_segments(event.index.segments)
+        self._know_segments(event.index.segments, "")
 
     def _on_heard(self, heard: Heard) -> None:
         body, sender = heard.body, heard.sender
@@ -181,7 +201,7 @@ class Follower:
             first = min((part.first for part in body.segments), default=0)
             end = max((part.end for part in body.segments), default=0)
             text = f"shared messages up to {end}"
-            self._know_segments(body.segments)
+            self._know_segments(body.segments, sender)
         self._know_head(body.head, sender, keep=bool(body.request))
         self._claimed = max(self._claimed, end)
         if is_mine or (body.request and first <= self.position <= end):
@@ -193,18 +213,24 @@ class Follower:
         self._answered, self._silent = True, 0
 
     def _keep_pending(self, body: FeedMessages, sender: str) -> None:
-        self._pending.append((body, sender))
-        self._pending.sort(key=lambda known: known[0].first)
-        del self._pending[_PENDING_BODIES_MAX:]
+        data = msgspec.json.encode(body.messages)
+        self._pending.append(_Pending(body.first, body.first + len(body.messages), sender, data))
+        self._pending.sort(key=lambda known: known.first)
+        while len(self._pending) > _PENDING_BODIES_MAX or sum(
+                len(known.data) for known in self._pending[1:]) > _PENDING_SIZE_BYTES_MAX:
+            [(crowd, _)] = Counter(known.sender for known in self._pending).most_common(1)
+            del self._pending[max(at for at, known in enumerate(self._pending) if known.sender == crowd)]
 
-    def _know_segments(self, segments: list[Segment] | tuple[Segment, ...]) -> None:
-        for segment in segments:
-            if len(self._segments) >= _SEGMENTS_MAX:
-                return
-            if (segment.end > self.position and segment.sha1 not in self._refused
-                    and 0 < segment.size <= SEGMENT_SIZE_BYTES_MAX
-                    and segment.end - segment.first <= SEGMENT_MESSAGES_MAX):
-                self._segments[segment.first] = segment
+    def _know_segments(self, segments: Sequence[Segment], source: str) -> None:
+        """Note segments. :param source: the node that told of them, "" for the index."""
+        useful = (segment for segment in segments if segment.end > self.position
+                  and segment.sha1 not in self._refused and 0 < segment.size <= SEGMENT_SIZE_BYTES_MAX
+                  and segment.end - segment.first <= SEGMENT_MESSAGES_MAX)
+        for segment in islice(useful, _SEGMENTS_MAX):
+            self._segments.setdefault((segment.first, segment.sha1), (segment, source))
+        if len(self._segments) > _SEGMENTS_MAX:
+            nearest = sorted(self._segments.items(), key=lambda item: (self._doubted[item[1][1]], item[0][0]))
+            self._segments = dict(nearest[:_SEGMENTS_MAX])
 
     def _know_head(self, head: dict[str, Any] | None, source: str, *, keep: bool) -> None:
         """Check a head, if it is worth it: one that tells of no more than is known already costs but a look.
@@ -235,8 +261,9 @@ class Follower:
         self._working = False
         segment = event.segment
         if event.why or event.count < segment.end:
-            if self._segments.get(segment.first) == segment:
-                del self._segments[segment.first]
+            _, source = self._segments.pop((segment.first, segment.sha1), (segment, ""))
+            if len(self._doubted) < _DOUBTED_MAX or source in self._doubted:
+                self._doubted[source] += 1
             if event.useless:
                 if len(self._refused) >= _REFUSED_MAX:
                     self._refused.clear()
@@ -261,8 +288,7 @@ class Follower:
 
     @property
     def _is_behind(self) -> bool:
-        waiting = (body.first + len(body.messages) for body, _ in self._pending)
-        return max(self._claimed, self.count, *waiting) > self.position
+        return max(self._claimed, self.count, *(known.end for known in self._pending)) > self.position
 
     def _work(self) -> None:
         head = self._head_to_keep
@@ -286,28 +312,26 @@ class Follower:
 
         Messages that are held already are looked at too: of another signed one the caller makes a fork.
         """
-        taken: list[dict[str, Any]] = []
-        first, sender = 0, ""
+        taken: list[_Pending] = []
         left = []
-        for body, origin in self._pending:
-            if not taken and body.first <= self.position:
-                first, sender = body.first, origin
-                taken.extend(body.messages)
-            elif taken and body.first == first + len(taken):
-                taken.extend(body.messages)
+        for known in self._pending:
+            if known.first == taken[-1].end if taken else known.first <= self.position:
+                taken.append(known)
             else:
-                left.append((body, origin))
+                left.append(known)
         self._pending = left
-        return Take(first, taken, sender) if taken else None
+        return Take(taken[0].first, tuple(known.data for known in taken), taken[0].sender) if taken else None
 
     def _next_segment(self) -> Segment | None:
-        best: Segment | None = None
-        for first, segment in list(self._segments.items()):
+        best: tuple[int, int] | None = None
+        found: Segment | None = None
+        for key, (segment, source) in list(self._segments.items()):
+            rank = -self._doubted[source], segment.end
             if segment.end <= self.position:
-                del self._segments[first]
-            elif first <= self.position and (best is None or segment.end > best.end):
-                best = segment
-        return best
+                del self._segments[key]
+            elif segment.first <= self.position and (best is None or rank > best):
+                best, found = rank, segment
+        return found
 
     def _ask_at(self) -> float | None:
         """When to ask next; None while something is worked on."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from ..errors import KacheryError
 from .feed_bodies import FeedFailed, FeedMessages, FeedShared, Segment
 from .feeds import Head, Index
@@ -117,11 +119,18 @@ class Load:
 
 @dataclass(frozen=True)
 class Take:
-    """Check messages ``first``, … and keep the good ones; answer by ``Taken``."""
+    """Check messages ``first``, … and keep the good ones; answer by ``Taken``.
+
+    ``parts``: the messages, as one or several JSON lists, to be read when they are needed.
+    """
 
     first: int
-    messages: list[dict[str, Any]]
+    parts: tuple[bytes, ...]
     sender: str
+
+    def messages(self) -> list[Any]:
+        """Read them; it takes a while for many."""
+        return [message for part in self.parts for message in msgspec.json.decode(part)]
 
 
 @dataclass(frozen=True)

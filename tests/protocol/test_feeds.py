@@ -91,6 +91,25 @@ def test_the_largest_integers_and_large_floats_are_kept() -> None:
     assert payload(ours([content])[0]) == content
 
 
+def nested(depth: int, leaf: Any = 1) -> dict[str, Any]:
+    """Objects and lists within each other, ``depth`` of them."""
+    for number in range(depth - 1):
+        leaf = [leaf, "[{"] if number % 2 else {"a": leaf}
+    return {"a": leaf}
+
+
+@pytest.mark.parametrize("leaf", [1, 1.5e300])
+def test_what_is_nested_too_deep_for_some_readers_is_neither_signed_nor_taken(leaf: float) -> None:
+    deepest = ours([nested(200, leaf), {"a": [[]] * 1000}])
+    assert add(plain(deepest)).error is None
+    with pytest.raises(InvalidArgument, match="more than 200 deep"):
+        sign_messages(START, [nested(201, leaf)], KEY, TIME_MS)
+    with pytest.raises(InvalidArgument, match="more than 200 deep"):
+        sign_messages(START, [nested(200, {})], KEY, TIME_MS)
+    found = add([resigned(ours([{}])[0], message=nested(201, leaf))])
+    assert "more than 200 deep" in reason(found)
+
+
 def test_a_message_that_no_segment_could_carry_is_not_signed() -> None:
     with pytest.raises(TooLarge):
         sign_messages(START, [{"a": "x" * SEGMENT_SIZE_BYTES_MAX}], KEY, TIME_MS)

@@ -40,7 +40,7 @@ from .feed_segments import (
 from .signing import sign, verify
 
 __all__ = [
-    "INDEX_SIZE_BYTES_MAX", "SEGMENT_MESSAGES_MAX", "SEGMENT_SIZE_BYTES_MAX", "Extension", "Fork", "Head", "Index",
+    "INDEX_SIZE_BYTES_MAX", "NESTING_MAX", "SEGMENT_MESSAGES_MAX", "SEGMENT_SIZE_BYTES_MAX", "Extension", "Fork", "Head", "Index",
     "Tail", "cut", "encode_index", "encode_segment", "extend", "parse_index", "parse_segment", "payload", "read_head",
     "sign_head", "sign_messages", "signature_of", "tail_after",
 ]
@@ -49,6 +49,10 @@ VERSION = 2
 HEAD_VERSION = 1
 # More than a signed message is longer than its content: two signatures, a subfeed, numbers and keys.
 _SIGNED_OVERHEAD_BYTES = 1024
+
+# Objects and lists within each other in a message. Some Pythons read 20,000, others less than 1000 with their own calls
+# counted: what one node signs every other one must be able to read.
+NESTING_MAX = 200
 
 _TIME_MS_MAX = 2**53
 _SIGNATURE = re.compile(r"[0-9a-f]{128}")
@@ -119,8 +123,8 @@ def sign_messages(tail: Tail, messages: Sequence[dict[str, Any]], key: Ed25519Pr
     :param key: the feed's key.
     :param time_ms: milliseconds since the epoch.
     :returns: the signed messages as canonical JSON, and the tail after them.
-    :raises InvalidArgument: a message is not a JSON object, or holds an integer beyond 2^53 - 1, which the numbers of
-        JSON cannot hold exactly; nothing was signed then.
+    :raises InvalidArgument: a message is not a JSON object, is nested more than ``NESTING_MAX`` deep, or holds an
+        integer beyond 2^53 - 1, which the numbers of JSON cannot hold exactly; nothing was signed then.
     :raises TooLarge: a message is longer than any segment may be.
     """
     contents = [_content(message, index) for index, message in enumerate(messages)]
@@ -227,6 +231,8 @@ def _read(item: object, number: int, subfeed: str, key: Ed25519PublicKey) -> _Si
     else:
         data = canonical_bytes(body)
         forms = [hashlib.sha1(data, usedforsecurity=False).digest(), data]
+    if _is_deeper(body, data, NESTING_MAX + 1):
+        raise BadMessage(why=f"it is nested more than {NESTING_MAX} deep")
     if not any(_holds(key, signature, form) for form in forms):
         raise BadMessage(why="the feed's key did not sign it")
     return _Signed(previous, version, data, signature)
@@ -273,6 +279,8 @@ def _content(message: object, index: int) -> bytes:
         data = canonical_bytes(message)
     except BadMessage as error:
         raise InvalidArgument(what=f"Message {index} of the batch: {error.details['why']}.") from None
+    if _is_deeper(message, data, NESTING_MAX):
+        raise InvalidArgument(what=f"Message {index} of the batch is nested more than {NESTING_MAX} deep.")
     if _LONG_NUMBER.search(data) and _has_inexact(message):
         raise InvalidArgument(what=f"Message {index} of the batch holds an integer beyond 2^53 - 1, which JSON does "
                                    "not keep exactly; write it as a text, or as a float where that will do.")
@@ -288,6 +296,17 @@ def _has_inexact(value: object) -> bool:
     if isinstance(value, (list, tuple)):
         return any(map(_has_inexact, value))
     return isinstance(value, int) and abs(value) > _EXACT_INTEGER_MAX
+
+
+def _is_deeper(value: Any, data: bytes, limit: int) -> bool:
+    """Whether more than ``limit`` objects and lists lie within each other; ``data``: the value as JSON."""
+    if data.count(b"{") + data.count(b"[") <= limit:
+        return False
+    level = [value]
+    for _ in range(limit):
+        level = [item for part in level if isinstance(part, (dict, list, tuple))
+                 for item in (part.values() if isinstance(part, dict) else part)]
+    return any(isinstance(part, (dict, list, tuple)) for part in level)
 
 
 def _body(content: bytes, number: int, previous: str, subfeed: str, time_ms: int) -> bytes:

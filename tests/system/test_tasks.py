@@ -390,6 +390,12 @@ def _finishes(task: kf.Task) -> bool:
 DASK = '''
 from dask.distributed import Client, LocalCluster
 import dask
+
+@kf.taskfunction("dask/fall", type="action")
+def fall(log):
+    note(log)
+    os.kill(os.getpid(), signal.SIGKILL)
+
 if __name__ == "__main__":
     dask.config.set({{"temporary-directory": {directory!r}}})
     with LocalCluster(n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None,
@@ -418,6 +424,12 @@ def test_functions_run_on_a_dask_cluster(b: Lab, tmp_path: Path) -> None:
             with pytest.raises(kind):
                 result("dask/fail", {"how": how})
         assert result("dask/square", {"x": 6, "log": log})["square"] == 36
+        kf.request_task("dask/act", {"log": str(tmp_path / "acts")}, type="action").wait(60)
+        falling = kf.request_task("dask/fall", {"log": str(tmp_path / "acts")}, type="action")
+        assert falling.wait(60)
+        with pytest.raises(errors.TaskCrashed, match="lost"):
+            _ = falling.result
+        assert len((tmp_path / "acts").read_text().split()) == 2, "Dask called it again, and it did not begin again"
     finally:
         assert running.end() == 0
 

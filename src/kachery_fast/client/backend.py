@@ -27,7 +27,7 @@ from .connection import NodeConnection
 from .functions import TaskFunction, registered_functions
 from .keeping import NoAnswer, Withdrawal
 from .reports import ProgressListener, Reporter
-from .running import Job, Outcome, describe_error, run_job
+from .running import Job, Outcome, describe_error, leave_ticket, run_job
 from .workers import WorkerPool
 
 __all__ = ["run_task_backend"]
@@ -75,6 +75,7 @@ class _Run:
     function: TaskFunction
     future: Future[Outcome] | None = None
     told: int = 0
+    ticket: Any = None
 
 
 class _Session:
@@ -135,6 +136,7 @@ class _Backend:
         self._body = {"channels": channels, "functions": [function.to_dict() for function in functions],
                       "name": _name(), "workers": workers}
         self._foreign = executor
+        self._dask = _dask_client(executor)
         self._pool = WorkerPool(workers, functions) if executor is None else None
         self._stop, self._on_ready = stop, on_ready
         self._events: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -233,11 +235,14 @@ class _Backend:
         run = self._runs[token] = _Run(self._session, str(event.get("run")), function)
         self._listener.watch(token)
         job = Job(function.id, function.function, function.kind, event.get("kwargs") or {}, token,
-                  socket.gethostname(), self._listener.port, str(self._settings.storage_dir), self._size_bytes_max)
+                  socket.gethostname(), self._listener.port, str(self._settings.storage_dir), self._size_bytes_max,
+                  once=self._dask is not None and function.kind == "action" and not function.idempotent)
         try:
             if self._pool is not None:
                 run.future = self._pool.submit(job, function.timeout_seconds)
             elif self._foreign is not None:
+                if job.once:
+                    run.ticket = leave_ticket(self._dask, token)
                 run.future = self._foreign.submit(run_job, job)
         except Exception as error:  # an executor that is broken or shut down
             self._end(token, Outcome("crashed", error=describe_error(error)))
@@ -276,7 +281,9 @@ class _Backend:
             self._reporter.report(run.session.backend, run.run, run.function.id, outcome)
 
     def _forget(self, token: str) -> None:
-        self._runs.pop(token, None)
+        run = self._runs.pop(token, None)
+        if run is not None and run.ticket is not None:
+            run.ticket.close()
         self._listener.forget(token)
 
     # --- what is due by time
@@ -336,7 +343,13 @@ def _worker_count(settings: Settings, executor: Executor | None) -> int:
     count = getattr(executor, "_max_workers", None)
     if isinstance(count, int) and count > 0:
         return count
-    client = getattr(executor, "_client", None)  # Dask's
-    if client is not None and callable(getattr(client, "nthreads", None)):
+    client = _dask_client(executor)
+    if client is not None:
         return max(1, sum(int(count) for count in client.nthreads().values()))
     return os.cpu_count() or 1
+
+
+def _dask_client(executor: Executor | None) -> Any:
+    """Return the client of Dask behind its executor; None of another one."""
+    client = getattr(executor, "_client", None)
+    return client if callable(getattr(client, "nthreads", None)) else None

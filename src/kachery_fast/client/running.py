@@ -23,15 +23,18 @@ from ..errors import InvalidArgument, KacheryError
 from ..protocol.task_errors import error_report
 from ..protocol.tasks import check_json
 
-__all__ = ["Job", "Outcome", "encode_result", "report_progress", "run_job"]
+__all__ = ["Job", "Outcome", "encode_result", "leave_ticket", "report_progress", "run_job"]
 
 _TEXT_LENGTH_MAX = 500
+_TICKET = "kachery-fast-{}"
+_TICKET_SECONDS = 10
 
 
 @dataclass(frozen=True)
 class Job:
     """One call of a function. ``token`` is what its progress is known by at ``port`` of loopback on ``host``;
-    ``storage_dir`` is where the backend stores, and ``size_bytes_max`` how long a result in an answer may be."""
+    ``storage_dir`` is where the backend stores, and ``size_bytes_max`` how long a result in an answer may be. ``once``:
+    it begins only with the ticket that ``leave_ticket`` has left for it."""
 
     function_id: str
     function: Callable[..., Any]
@@ -42,6 +45,7 @@ class Job:
     port: int
     storage_dir: str
     size_bytes_max: int
+    once: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,9 @@ def run_job(job: Job) -> Outcome:
     """Call the function of a job, and store what it returns; nothing is raised."""
     token = _current.set(job)
     try:
+        if job.once and not _takes_ticket(job.token):
+            return Outcome("crashed", error=error_report(
+                "WorkerLost", "the Dask worker that had begun it was lost; how far it got, nobody knows"))
         _tell(job, {})
         value = job.function(**job.kwargs)
     except BaseException as error:  # SystemExit too: a function does not end the process it runs in
@@ -73,6 +80,31 @@ def run_job(job: Job) -> Outcome:
     if not _stores_there(job):
         return Outcome("returned", value=value)
     return encoded(job.function_id, value, job.size_bytes_max)
+
+
+def leave_ticket(client: Any, token: str) -> Any:
+    """Leave with Dask's scheduler what a job that begins once takes before it begins; to be closed when it has ended.
+
+    Dask calls a function again when its worker is lost, also after it has returned, or while it still runs where the
+    scheduler does not see it. Whoever comes second finds no ticket.
+    """
+    import distributed
+
+    untyped: Any = distributed
+    ticket = untyped.Queue(_TICKET.format(token), client=client)
+    ticket.put(True, timeout=_TICKET_SECONDS)
+    return ticket
+
+
+def _takes_ticket(token: str) -> bool:
+    import distributed
+
+    untyped: Any = distributed
+    ticket = untyped.Queue(_TICKET.format(token), client=untyped.get_client())
+    try:
+        return bool(ticket.get(batch=True))  # at once
+    finally:
+        ticket.close()
 
 
 def encoded(function_id: str, value: Any, size_bytes_max: int) -> Outcome:

@@ -40,9 +40,9 @@ from .feed_segments import (
 from .signing import sign, verify
 
 __all__ = [
-    "INDEX_SIZE_BYTES_MAX", "NESTING_MAX", "SEGMENT_MESSAGES_MAX", "SEGMENT_SIZE_BYTES_MAX", "Extension", "Fork", "Head", "Index",
-    "Tail", "cut", "encode_index", "encode_segment", "extend", "parse_index", "parse_segment", "payload", "read_head",
-    "sign_head", "sign_messages", "signature_of", "tail_after",
+    "INDEX_SIZE_BYTES_MAX", "NESTING_MAX", "SEGMENT_MESSAGES_MAX", "SEGMENT_SIZE_BYTES_MAX", "Extension", "Fork",
+    "Head", "Index", "Tail", "cut", "encode_index", "encode_segment", "extend", "parse_index", "parse_segment",
+    "payload", "read_head", "sign_head", "sign_messages", "signature_of", "tail_after",
 ]
 
 VERSION = 2

@@ -41,6 +41,7 @@ FIGURES: dict[str, Measurement] = {
     "node-to-node-held-sum": moving.node_to_node_held_versus_the_sum,
     "memory": moving.memory_of_a_moving_node,
     "feed-append": feeds.append_versus_sqlite,
+    "feed-append-journal": feeds.append_versus_sqlite_as_it_comes,
     "feed-append-log": feeds.log_append_versus_sqlite,
     "feed-batch": feeds.batches_of_appends,
     "feed-live-p50": feeds.appended_to_seen_median,

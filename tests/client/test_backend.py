@@ -224,6 +224,35 @@ def test_a_result_that_the_node_does_not_take_is_an_error(scripted: ScriptedNode
         assert "The result is 9 bytes" in report["error"]["message"]
 
 
+def test_the_end_of_a_run_is_told_until_the_node_has_it(scripted: ScriptedNode) -> None:
+    troubles = {"finished": [errors.NodeError(what="a fault"), errors.Stalled(what="the node", seconds=1)],
+                "error": [errors.NodeNotRunning(url="x", why="it ended"), errors.TaskUnknown(task="2")]}
+    scripted.refuse_report = lambda report: (troubles[report["status"]].pop(0) if troubles.get(report["status"])
+                                             else None)
+    with serving():
+        scripted.run("1", "test/add", x=1)
+        assert [scripted.ended()["run"] for _ in range(3)] == ["1", "1", "1"]
+        scripted.run("2", "test/raise", text="oops")
+        assert [scripted.ended()["run"] for _ in range(2)] == ["2", "2"]
+        scripted.run("3", "test/add", x=1)
+        assert scripted.ended()["run"] == "3", "of what the node knows no more, nothing is told again"
+
+
+def test_what_has_ended_is_told_before_the_backend_ends(scripted: ScriptedNode) -> None:
+    gone: list[bool] = []
+    with ThreadPoolExecutor(1) as threads, serving(executor=threads) as stop:
+        def refuse(report: dict[str, Any]) -> errors.KacheryError:
+            stop.set()
+            gone.append(scripted.gone.acquire(timeout=0.3))
+            return errors.NodeError(what="a fault")
+
+        scripted.refuse_report = refuse
+        scripted.run("1", "test/add", x=1)
+        assert stop.wait(30)
+    assert len(gone) > 1
+    assert not any(gone)
+
+
 # --- taking back
 
 

@@ -156,11 +156,12 @@ class _Backend:
                 stack.callback(self._pool.close)
             self._listener = ProgressListener()
             stack.callback(self._listener.close)
-            self._reporter = Reporter(self._connection, self._size_bytes_max)
-            stack.callback(self._reporter.close)
             stack.enter_context(_signals(self._events))
             self._session = self._connect()
             stack.callback(lambda: self._session.close())
+            # What has ended is told before the node hears that the backend has gone, and breaks its runs off.
+            self._reporter = Reporter(self._connection, self._size_bytes_max)
+            stack.callback(self._reporter.close)
             while True:
                 event = self._next_event()
                 if event is _STOP:

@@ -11,9 +11,17 @@ import socket
 import threading
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from ..errors import InvalidArgument, KacheryError, NodeError
+from ..errors import (
+    ClientAuthRefused,
+    InvalidArgument,
+    KacheryError,
+    NodeError,
+    NodeNotRunning,
+    Stalled,
+    TaskUnknown,
+)
 from ..protocol.task_errors import error_report
 from .connection import NodeConnection
 from .running import Outcome, encoded
@@ -22,6 +30,10 @@ __all__ = ["Heard", "ProgressListener", "Reporter"]
 
 _DATAGRAM_SIZE_BYTES_MAX = 16384
 _END_SECONDS = 5.0
+# After these the same report may be taken.
+_PASSING = (ClientAuthRefused, NodeError, NodeNotRunning, Stalled)
+_RETRY_SECONDS_MIN = 0.1
+_RETRY_SECONDS_MAX = 5.0
 
 logger = logging.getLogger("kachery_fast.client")
 
@@ -101,19 +113,30 @@ class ProgressListener:
                 heard.progress, heard.text = float(progress), str(message.get("text", ""))
 
 
+class _Report(NamedTuple):
+    backend: str
+    run: str
+    function_id: str
+    what: Outcome | Heard
+
+
 class Reporter:
-    """Tells the node how the functions do, one report after the other, in a thread of its own."""
+    """Tells the node how the functions do, one report after the other, in a thread of its own.
+
+    How a run ended is told until the node has taken it, or knows of no such run: whoever asked for it waits for that.
+    Told twice, it is taken once. How far a run is may be lost.
+    """
 
     def __init__(self, connection: NodeConnection, size_bytes_max: int) -> None:
         self._connection = connection
         self._size_bytes_max = size_bytes_max
-        self._reports: queue.SimpleQueue[tuple[str, str, str, Outcome | Heard] | None] = queue.SimpleQueue()
+        self._reports: queue.SimpleQueue[_Report | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="kachery-fast-reports", daemon=True)
         self._thread.start()
 
     def report(self, backend: str, run: str, function_id: str, what: Outcome | Heard) -> None:
         """Tell how a run stands or ended; returns at once."""
-        self._reports.put((backend, run, function_id, what))
+        self._reports.put(_Report(backend, run, function_id, what))
 
     def close(self) -> None:
         """Tell what is still to be told, but not for long."""
@@ -121,28 +144,56 @@ class Reporter:
         self._thread.join(_END_SECONDS)
 
     def _work(self) -> None:
-        while (report := self._reports.get()) is not None:
-            backend, run, function_id, what = report
-            try:
-                self._tell(backend, run, function_id, what)
-            except KacheryError as error:
-                # The node has gone, and forgets its runs; whoever waits for them is told so by others.
-                logger.warning("the node was not told how %s of %r went: %s", run, function_id, error)
-            except Exception:
-                logger.exception("a report of %r failed", function_id)
+        left: list[_Report] = []
+        pause_seconds, retry_at = _RETRY_SECONDS_MIN, math.inf
+        closing = False
+        while not closing:
+            with contextlib.suppress(queue.Empty):
+                report = self._reports.get(timeout=max(0.0, retry_at - time.monotonic()) if left else None)
+                closing = report is None
+                left += [] if report is None else self._told([report])
+            if closing or time.monotonic() >= retry_at:
+                left = self._told(left)
+                pause_seconds = min(2 * pause_seconds, _RETRY_SECONDS_MAX)
+                retry_at = time.monotonic() + pause_seconds
+            if not left:
+                pause_seconds, retry_at = _RETRY_SECONDS_MIN, math.inf
+            elif retry_at == math.inf:
+                retry_at = time.monotonic() + pause_seconds
 
-    def _tell(self, backend: str, run: str, function_id: str, what: Outcome | Heard) -> None:
-        if isinstance(what, Heard):
-            self._send(backend, run, {"status": "running", "progress": what.progress, "text": what.text})
-            return
-        if what.status == "returned":
-            what = encoded(function_id, what.value, self._size_bytes_max)
+    def _told(self, reports: list[_Report]) -> list[_Report]:
+        """Tell the node; return what is to be told once more."""
+        return [left for report in reports if (left := self._tell(report)) is not None]
+
+    def _tell(self, report: _Report) -> _Report | None:
+        what = report.what
+        final = isinstance(what, Outcome)
         try:
-            self._send(backend, run, {"status": what.status, "error": what.error, "result": what.result})
+            if isinstance(what, Heard):
+                self._send(report, {"status": "running", "progress": what.progress, "text": what.text})
+                return None
+            if what.status == "returned":
+                what = encoded(report.function_id, what.value, self._size_bytes_max)
+                report = report._replace(what=what)
+            self._send_outcome(report, what)
+        except TaskUnknown as error:  # its node was started anew, or has taken the report before
+            logger.info("the node waits for %s of %r no more: %s", report.run, report.function_id, error)
+        except KacheryError as error:
+            again = final and isinstance(error, _PASSING)
+            logger.warning("the node was not told how %s of %r went%s: %s", report.run, report.function_id,
+                           ", and will be" if again else "", error)
+            return report if again else None
+        except Exception:
+            logger.exception("a report of %r failed", report.function_id)
+        return None
+
+    def _send_outcome(self, report: _Report, outcome: Outcome) -> None:
+        try:
+            self._send(report, {"status": outcome.status, "error": outcome.error, "result": outcome.result})
         except InvalidArgument as error:  # the node does not take it: too long, for one
             told = error_report(type(error).__name__, f"The node did not take the result: {error.message}")
-            self._send(backend, run, {"status": "error", "error": told})
+            self._send(report, {"status": "error", "error": told})
 
-    def _send(self, backend: str, run: str, what: dict[str, Any]) -> None:
+    def _send(self, report: _Report, what: dict[str, Any]) -> None:
         given = {name: value for name, value in what.items() if value is not None}
-        self._connection.call("/api/backend/report", {"backend": backend, "run": run, **given})
+        self._connection.call("/api/backend/report", {"backend": report.backend, "run": report.run, **given})

@@ -22,6 +22,7 @@ from kachery_fast.errors import (
     TaskHung,
     TooLarge,
 )
+from kachery_fast.protocol import tasks
 from kachery_fast.protocol.canonical import canonical_bytes, object_sha1
 from kachery_fast.protocol.signing import private_key, public_id, sign
 from kachery_fast.protocol.task_errors import CRASHED, HUNG, error_report, task_error
@@ -232,6 +233,13 @@ def test_arbitrary_bytes_are_refused(data: bytes) -> None:
     refusal(data)
     end = b',"signature":"' + b"0" * 128 + b'"}'
     refusal(b'{"body":' + data + end)
+
+
+def test_long_arguments_are_refused_before_their_canonical_form_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes long to make, and whoever may provide tasks can put such a result into another one's place."""
+    long = resigned({"kwargs": {"a": [1.5e300] * 20_000}})
+    monkeypatch.setattr(tasks, "canonical_bytes", lambda _value: pytest.fail("it was made"))
+    assert "kwargs are" in refusal(long)
 
 
 def test_deep_nesting_is_refused_and_no_crash() -> None:

@@ -46,6 +46,9 @@ RECEIPT_OUTCOMES = ("finished", "error")
 FUNCTION_LENGTH_MAX = 200
 """Characters of the id of a function."""
 
+# Of arguments as they stand in a result: twice what a message of the bands carries. Their canonical form has to be made
+# before anything is known of them, at up to 1.3 us a byte.
+_KWARGS_SIZE_BYTES_MAX = 128 * 1024
 _INTEGER_MAX = 2**53 - 1
 _DEPTH_MAX = 200
 _SIGNATURE = re.compile(rb"[0-9a-f]{128}")
@@ -212,7 +215,7 @@ class _ResultBody(msgspec.Struct, tag="taskResult", tag_field="type"):
     task: str
     function: str
     kind: str
-    kwargs: dict[str, Any]
+    kwargs: msgspec.Raw
     result: dict[str, Any]
     node: str
     started: _Time
@@ -254,8 +257,8 @@ def sign_result(*, channel: str, task: str, function: str, kind: str, kwargs: di
         raise InvalidArgument(what=f"The result of a task of the kind {kind!r} is not kept")
     check_task_id(kind, task)
     check_result_value(result)
-    body = msgspec.json.encode(_ResultBody(1, channel, task, function, kind, kwargs, result, public_id(key), started_ms,
-                                           finished_ms))
+    body = msgspec.json.encode(_ResultBody(1, channel, task, function, kind, msgspec.Raw(msgspec.json.encode(kwargs)),
+                                           result, public_id(key), started_ms, finished_ms))
     return _HEAD + body + _MIDDLE + key.sign(body).hex().encode() + _TAIL
 
 
@@ -278,6 +281,7 @@ def check_result(data: bytes, result_id: str, channel: str) -> TaskResult:
     signed = data[len(_HEAD):start]
     try:
         body = msgspec.json.decode(signed, type=_ResultBody)
+        kwargs = _read_kwargs(body.kwargs)
         value = _check_shape(body.result)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         refuse(f"its body is not as documented ({error})")
@@ -289,17 +293,26 @@ def check_result(data: bytes, result_id: str, channel: str) -> TaskResult:
         refuse(f"it was signed for the channel {body.channel[:64]!r}")
     if not is_node_id(body.node):
         refuse("it does not name the node that signed it")
-    _check_identity(body, result_id, refuse)
+    _check_identity(body, kwargs, result_id, refuse)
     if not verify_bytes(signed, data[end:end + _SIGNATURE_LENGTH].decode(), body.node):
         refuse(f"it is not signed by the node {body.node[:16]} that it names")
-    return TaskResult(body.node, body.task, body.function, body.kind, body.kwargs, value, body.started, body.finished)
+    return TaskResult(body.node, body.task, body.function, body.kind, kwargs, value, body.started, body.finished)
 
 
-def _check_identity(body: _ResultBody, wanted: str, refuse: Callable[[str], NoReturn]) -> None:
+def _read_kwargs(data: msgspec.Raw) -> dict[str, Any]:
+    if len(data) > _KWARGS_SIZE_BYTES_MAX:
+        raise InvalidArgument(what=f"its kwargs are {len(data)} bytes, and {_KWARGS_SIZE_BYTES_MAX} are allowed")
+    try:
+        return msgspec.json.decode(data, type=dict[str, Any])
+    except msgspec.ValidationError as error:
+        raise InvalidArgument(what=f"its kwargs are not as documented ({error})") from None
+
+
+def _check_identity(body: _ResultBody, kwargs: dict[str, Any], wanted: str, refuse: Callable[[str], NoReturn]) -> None:
     try:
         check_function(body.function)
         check_task_id(check_kind(body.kind), body.task)
-        found = result_id(body.kind, body.function, body.kwargs)
+        found = result_id(body.kind, body.function, kwargs)
     except (InvalidArgument, BadMessage) as error:
         refuse(error.message)
     if found != wanted or (body.kind == "pure-calculation" and body.task != wanted):

@@ -186,6 +186,7 @@ def test_a_task_that_has_ended_at_once_costs_one_call(book: Book) -> None:
     assert task.result is task.result
     assert [path for path, _ in book.said] == ["/api/task/request"]
     assert book.said[0][1]["id"] is None
+    assert book.said[0][1]["waitFor"] == "look", "it does not wait for what has to be run"
 
 
 def test_waiting_goes_on_from_what_was_seen(book: Book) -> None:

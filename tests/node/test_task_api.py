@@ -124,6 +124,21 @@ def test_a_calculation_is_run_elsewhere_once_and_then_had_from_the_bucket(loop_k
     together(loop_kind, tmp_path, work, {"a": RUN, "b": ASK, "c": ASK})
 
 
+def test_who_asks_for_many_waits_for_the_look_into_the_bucket_alone(loop_kind: str, tmp_path: Path) -> None:
+    async def work(scene: Scene, a: Client, b: Client, c: Client) -> None:
+        async with backend(a, adds):
+            await ask(b)
+        async with backend(a, lambda _: None):  # which never ends
+            found = await ask(c, waitFor="look")
+            assert (found["status"], found["cached"]) == ("finished", True)
+            for kind in ("pure-calculation", "query", "action"):
+                state = await ask(c, {"query": "now.1", "action": "mail.1"}.get(kind, "sum.1"), kind, waitFor="look",
+                                  kwargs={"x": 7, "y": 8})
+                assert state["status"] in ("waiting", "queued", "running")
+                assert state["text"] != "looking into the bucket"
+    together(loop_kind, tmp_path, work, {"a": RUN, "b": ASK, "c": ASK})
+
+
 def test_queries_and_actions_over_real_engines(loop_kind: str, tmp_path: Path) -> None:
     async def work(scene: Scene, a: Client, b: Client, c: Client) -> None:
         numbers = iter(range(100))

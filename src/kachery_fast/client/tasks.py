@@ -21,8 +21,8 @@ from .functions import find_function
 
 __all__ = ["Task", "list_tasks", "request_task", "task_state"]
 
-# The first answer waits so long for a task that ends at once, as one does whose result is known.
-_FIRST_WAIT_SECONDS = 0.1
+# The first answer waits so long for a look into the bucket: that of a calculation may have its result then.
+_LOOK_SECONDS = 0.1
 _SLICE_SECONDS = 10.0
 # An awaited task holds a thread for so long; where there are more tasks than threads, each gets its turn sooner.
 _AWAIT_SLICE_SECONDS = 1.0
@@ -95,7 +95,7 @@ class Task:
         self._state: dict[str, Any] = {}
         self._read_at = 0.0
         self._asked_at = time.monotonic()
-        self._take(self._request(_FIRST_WAIT_SECONDS))
+        self._take(self._request(_LOOK_SECONDS, "look"))
 
     # --- what it is
 
@@ -245,8 +245,9 @@ class Task:
     def _status(self) -> str:
         return str(self._state.get("status", "waiting"))
 
-    def _request(self, wait_seconds: float) -> dict[str, Any]:
-        return self._connection.call("/api/task/request", {**self._asked, "waitMsec": round(wait_seconds * 1000)})
+    def _request(self, wait_seconds: float, wait_for: str) -> dict[str, Any]:
+        return self._connection.call("/api/task/request", {
+            **self._asked, "waitMsec": round(wait_seconds * 1000), "waitFor": wait_for})
 
     def _wait_once(self, wait_seconds: float) -> None:
         body = {"request": self.request_id, "seen": self._state.get("revision", 0),
@@ -255,7 +256,7 @@ class Task:
             state = self._connection.call("/api/task/wait", body, wait_seconds + self._settings.stall_seconds)
         except TaskUnknown:
             # The node was started anew. Asked by its id, an action is not done twice.
-            state = self._request(wait_seconds)
+            state = self._request(wait_seconds, "end")
         self._take(state)
 
     def _refresh(self) -> None:

@@ -1,6 +1,8 @@
 """The part of the node's local API for asking for tasks.
 
-    POST /api/task/request  {"function", "kwargs", "kind", "channel": str|null, "id": str|null, "waitMsec"}   -> STATE
+    POST /api/task/request  {"function", "kwargs", "kind", "channel": str|null, "id": str|null, "waitMsec", "waitFor"}
+                            -> STATE, once it has ended ("waitFor": "end"), or somebody has to run it ("look"), or the
+                               time is over
     POST /api/task/wait     {"request", "seen": revision, "waitMsec"}  -> STATE, once it is beyond that revision, has
                                                                           ended, or the time is over
     POST /api/task/cancel   {"request"}                                -> STATE
@@ -16,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 from aiohttp import web
@@ -41,6 +43,7 @@ class _Ask(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
     channel: str | None = None
     id: str | None = None
     wait_msec: _WaitMsec = 0
+    wait_for: Literal["end", "look"] = "end"
 
 
 class _Wait(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
@@ -74,7 +77,7 @@ class TaskApi:
         tasks = self._node.task_requests
         name = tasks.request(link, asked.function, asked.kwargs, asked.kind, asked.id)
         try:
-            return _json(await tasks.wait_to_end(name, asked.wait_msec / 1000))
+            return _json(await tasks.wait_to_end(name, asked.wait_msec / 1000, look=asked.wait_for == "look"))
         except asyncio.CancelledError:
             with contextlib.suppress(TaskUnknown):
                 tasks.cancel(name)  # who asked has gone, and never learns the name of the request

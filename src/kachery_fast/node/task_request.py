@@ -31,7 +31,7 @@ from ..protocol.task_request_events import (
     Withdraw,
 )
 from ..protocol.task_requesting import TaskRequester
-from ..protocol.task_view import TaskView
+from ..protocol.task_view import Phase, TaskView
 from ..protocol.tasks import TaskResult, canonical_kwargs, check_result, result_id
 from .ending import end_tasks
 from .link import ChannelLink
@@ -87,6 +87,11 @@ class SharedTask:
     def revision(self) -> int:
         """Grows with each change of ``view``."""
         return self._machine.revision
+
+    @property
+    def looking(self) -> bool:
+        """Whether the bucket is looked into, before anybody is asked."""
+        return self._machine.phase is Phase.CACHE
 
     @property
     def ended(self) -> bool:

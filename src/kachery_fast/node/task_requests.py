@@ -106,13 +106,16 @@ class TaskRequests:
         await found.shared.changed(seen, seconds)
         return self._state(found)
 
-    async def wait_to_end(self, request: str, seconds: float) -> dict[str, Any]:
-        """Return how a request stands, once it has ended or ``seconds`` have passed. :raises TaskUnknown: as ``wait``.
+    async def wait_to_end(self, request: str, seconds: float, *, look: bool = False) -> dict[str, Any]:
+        """Return how a request stands, once it has ended or ``seconds`` have passed.
+
+        :param look: or once the bucket has been looked into, and somebody has to run it.
+        :raises TaskUnknown: as ``wait``.
         """
         found = self._find(request)
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
-        while not found.shared.ended and loop.time() < end:
+        while not found.shared.ended and (found.shared.looking or not look) and loop.time() < end:
             await found.shared.changed(found.shared.revision, end - loop.time())
         return self._state(found)
 

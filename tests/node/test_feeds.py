@@ -16,7 +16,15 @@ from kachery_fast.node import feeds as feeds_module
 from kachery_fast.node.feeds import Watch
 from kachery_fast.protocol.access import Permission
 from kachery_fast.protocol.feed_bodies import FeedFailed, FeedMessages, FeedShared, FeedSubscribe, Segment
-from kachery_fast.protocol.feeds import Tail, encode_index, encode_segment, parse_index, sign_messages
+from kachery_fast.protocol.feeds import (
+    INDEX_SIZE_BYTES_MAX,
+    Tail,
+    encode_index,
+    encode_segment,
+    parse_index,
+    sign_messages,
+)
+from kachery_fast.protocol.names import subfeed_hash
 from kachery_fast.protocol.signing import private_key
 from tests.network import LOOPS, run_on
 from tests.node.feed_support import (
@@ -301,6 +309,40 @@ def test_an_index_that_is_no_good_hinders_nobody(index: bytes, loop_kind: str, t
         await b.read_to(feed_id, 5)
         await until(lambda: net.bucket.objects[index_name(feed_id)] != index)
         assert parse_index(net.bucket.objects[index_name(feed_id)]).count == 5
+    between(loop_kind, tmp_path, work)
+
+
+def test_long_indexes_that_somebody_put_are_read_one_at_a_time_and_forgotten(
+        loop_kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = encode_index(2000, None, [Segment(i, i + 1, 9, f"{i:040x}") for i in range(2000)])
+    subfeeds = [subfeed_hash(f"s{number}") for number in range(8)]
+    reading, most = 0, 0
+
+    async def work(net: Network, a: FeedPeer, b: FeedPeer, feed_id: str) -> None:
+        read = net.bucket.get_small
+
+        async def get_small(name: str, limit_bytes: int, *, fresh: bool = False) -> bytes:
+            nonlocal reading, most
+            if limit_bytes < len(long) or not name.endswith("subfeed.json"):
+                return await read(name, limit_bytes, fresh=fresh)
+            reading += 1
+            most = max(most, reading)
+            await asyncio.sleep(0.01)
+            reading -= 1
+            return await read(name, limit_bytes, fresh=fresh)
+
+        monkeypatch.setattr(net.bucket, "get_small", get_small)
+        for subfeed in subfeeds:
+            net.bucket.objects[index_name(feed_id, subfeed)] = long
+            await a.append(feed_id, 3, subfeed=subfeed)
+        net.bucket.objects[index_name(feed_id, subfeeds[0])] = b" " * (INDEX_SIZE_BYTES_MAX + 1)
+        await asyncio.gather(*(b.read_to(feed_id, 3, subfeed=subfeed) for subfeed in subfeeds))
+        assert 1 <= most <= 2  # one at each of the two nodes
+        for subfeed in subfeeds:
+            known = a.sharing._known[feed_id, subfeed]
+            assert known.segments == {part.sha1 for part in a.feeds.log.segments(feed_id, subfeed)}
+        await until(lambda: all(parse_index(net.bucket.objects[index_name(feed_id, subfeed)]).count == 3
+                                for subfeed in subfeeds))
     between(loop_kind, tmp_path, work)
 
 

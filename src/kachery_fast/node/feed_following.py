@@ -20,7 +20,7 @@ from ..errors import (
 )
 from ..protocol.access import Permission
 from ..protocol.feed_bodies import FeedSubscribe, Segment
-from ..protocol.feeds import INDEX_SIZE_BYTES_MAX, SEGMENT_SIZE_BYTES_MAX, parse_index, parse_segment
+from ..protocol.feeds import SEGMENT_SIZE_BYTES_MAX, parse_segment
 from ..protocol.following import Follower, FollowLimits
 from ..protocol.following_events import (
     BandRestored,
@@ -43,9 +43,10 @@ from ..protocol.following_events import (
     Wanted,
 )
 from ..protocol.inquiry import Inquiry
-from ..protocol.names import FeedUri, segment_object_name, subfeed_object_name
+from ..protocol.names import FeedUri, segment_object_name
 from ..store.feeds import Extended
 from .ending import end_tasks
+from .feed_index import read_index
 from .link import ChannelLink
 from .rules import feed_key
 from .threads import in_thread
@@ -181,10 +182,8 @@ class Following:
             self.let_go(None)
 
     async def _look_at_index(self) -> None:
-        name = subfeed_object_name(self._link.name, self._feed_id, self._subfeed)
         try:
-            data = await self._link.bucket.get_small(name, INDEX_SIZE_BYTES_MAX, fresh=True)
-            self._post(IndexRead(await in_thread(self._tools.threads, parse_index, data)))
+            self._post(IndexRead(await read_index(self._link, self._feed_id, self._subfeed, self._tools)))
         except ObjectMissing:
             self._post(IndexRead(None, "has no index of it"))
         except KacheryError as error:

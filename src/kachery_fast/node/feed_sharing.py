@@ -21,14 +21,14 @@ from ..errors import (
     KacheryError,
     NotPermitted,
     ObjectMissing,
+    TooLarge,
     UploadRefused,
     UrlExpired,
 )
 from ..net.bucket import SignedUpload
 from ..protocol.access import Permission
 from ..protocol.feed_bodies import FeedMessages, FeedShared, FeedSubscribe, Segment
-from ..protocol.feeds import INDEX_SIZE_BYTES_MAX, encode_index, encode_segment, parse_index
-from ..protocol.names import subfeed_object_name
+from ..protocol.feeds import encode_index, encode_segment
 from ..protocol.sharing import FeedSharer, ShareLimits
 from ..protocol.sharing_events import (
     Appended,
@@ -48,6 +48,7 @@ from ..protocol.sharing_events import (
 )
 from ..store.feeds import Appended as AppendedToLog
 from .ending import end_tasks
+from .feed_index import read_index
 from .link import ChannelLink
 from .rules import feed_key
 from .threads import in_thread
@@ -80,7 +81,8 @@ _REASONS: tuple[tuple[type[KacheryError], str], ...] = (
 
 @dataclass
 class _Known:
-    """What the bucket has of one subfeed, as far as this node knows: segments by SHA-1, and the index."""
+    """What the bucket has of one subfeed, as far as this node knows: of the segments that it has itself, by SHA-1; and
+    what the index tells of, without segments unless they are the very same."""
 
     segments: set[str] = field(default_factory=set)
     looked: bool = False
@@ -247,7 +249,7 @@ class FeedSharing:
         segments = await in_thread(self._tools.threads, self._tools.log.segments, *key)
         if not segments:
             raise FeedUnknown(feed=f"feed://{key[0]}", advice="Its owner may have deleted it.")
-        known = await self._look_at_index(key)
+        known = await self._look_at_index(key, segments)
         wanted = [part for part in segments if part.end > effect.position]
         if effect.distrust:
             known.segments.difference_update(part.sha1 for part in wanted)
@@ -260,9 +262,9 @@ class FeedSharing:
         await self._put_index(key, known, segments, head)
         return segments[-1].end
 
-    async def _look_at_index(self, key: tuple[str, str]) -> _Known:
-        """Return what is known to be in the bucket. At first that is what the index says; when it lies, readers ask
-        again, and then it is not believed."""
+    async def _look_at_index(self, key: tuple[str, str], segments: list[Segment]) -> _Known:
+        """Return what of ``segments`` is known to be in the bucket. At first that is what the index says; when it lies,
+        readers ask again, and then it is not believed."""
         known = self._known.get(key)
         if known is None:
             known = self._known[key] = _Known()
@@ -273,17 +275,15 @@ class FeedSharing:
         if known.looked and self._owns(key[0]):
             return known  # nobody else puts a longer one there
         try:
-            data = await self.link.bucket.get_small(subfeed_object_name(self.link.name, *key), INDEX_SIZE_BYTES_MAX,
-                                                    fresh=True)
-            index = await in_thread(self._tools.threads, parse_index, data)
+            index = await read_index(self.link, *key, self._tools)
         except ObjectMissing:
             known.index = (0, ())
-        except (BadMessage, UploadRefused) as error:
+        except (BadMessage, TooLarge, UploadRefused) as error:
             log.warning("channel %s: the index of feed://%s is no good: %s", self.link.name, key[0], error)
             known.index = (0, ())
         else:
-            known.index = index.count, index.segments
-            known.segments.update(part.sha1 for part in index.segments)
+            known.index = index.count, index.segments if index.segments == tuple(segments) else ()
+            known.segments |= {part.sha1 for part in index.segments}.intersection(part.sha1 for part in segments)
         known.looked = True
         return known
 

@@ -30,6 +30,8 @@ T = TypeVar("T")
 _THREADS = 4
 # Segments that are loaded, checked or shared at once: each may be 8 MiB, and 25 times that once it is read as JSON.
 _SEGMENTS_MAX = 2
+# Long indexes that are read at once.
+_INDEXES_MAX = 1
 _SUBSCRIBE = FeedSubscribe.__struct_config__.tag
 # What one answer to a reader holds.
 _ANSWER_SIZE_BYTES_MAX = 4 * 1024 * 1024
@@ -74,6 +76,7 @@ class Feeds:
         self._traffic = traffic
         self._threads = ThreadPoolExecutor(_THREADS, "feeds")
         self._segments = asyncio.Semaphore(_SEGMENTS_MAX)
+        self._indexes = asyncio.Semaphore(_INDEXES_MAX)
         self._log: FeedLog | None = None
         self._own: set[str] = set()
         self._followings: OrderedDict[tuple[ChannelLink, str, str], Following] = OrderedDict()
@@ -294,8 +297,8 @@ class Feeds:
         return sharing
 
     def _tools(self) -> FeedTools:
-        return FeedTools(self._node_id, self.log, self._settings, self._threads, self._segments, self._traffic,
-                         self._grown)
+        return FeedTools(self._node_id, self.log, self._settings, self._threads, self._segments, self._indexes,
+                         self._traffic, self._grown)
 
     def _grown(self, feed_id: str, subfeed: str, count: int, forked: bool) -> None:
         """A copy was extended, or turned out to be forked, or is followed no more."""

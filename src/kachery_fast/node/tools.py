@@ -38,7 +38,8 @@ class Tools(NamedTuple):
 
 
 class FeedTools(NamedTuple):
-    """What the feeds of a node share: its id and log, settings, threads, the bound on segments in memory, the count.
+    """What the feeds of a node share: its id and log, settings, threads, the bounds on segments and on long indexes in
+    memory, the count.
 
     ``on_grown(feed id, subfeed, count, forked)`` hears when the copy of another node's subfeed has changed.
     """
@@ -48,5 +49,6 @@ class FeedTools(NamedTuple):
     settings: Settings
     threads: Executor
     segments: asyncio.Semaphore
+    indexes: asyncio.Semaphore
     traffic: Traffic
     on_grown: Callable[[str, str, int, bool], None]

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from kachery_fast.errors import BucketUnreachable, DiskError, NotPermitted, TaskUnknown, UrlExpired
+from kachery_fast.errors import BucketUnreachable, DiskError, HubUnreachable, NotPermitted, TaskUnknown, UrlExpired
 from kachery_fast.net.memory import MemoryBucket
 from kachery_fast.protocol.tasks import check_receipt, sign_receipt, sign_result
 from kachery_fast.store.files import FileStore
@@ -185,15 +185,16 @@ def test_a_small_result_file_has_no_manifest_and_equal_chunks_go_once(loop_kind:
 
 def test_a_result_file_that_cannot_be_uploaded_is_the_error_of_the_task(loop_kind: str, tmp_path: Path) -> None:
     async def work() -> None:
-        async with running(tmp_path) as (net, (a,)):
+        async with running(tmp_path, patience_seconds=0.2) as (net, (a,)):
             backend = a.connect()
             uri = a.peer.put(data_of(3 * CHUNK))
             chunk = net.object(a.peer.store.put_bytes(data_of(3 * CHUNK)[:CHUNK]).sha1)
-            net.bucket.fail(chunk, *[BucketUnreachable(object=chunk, why="gone", attempts=1)] * 5)
+            net.bucket.fail(chunk, *[BucketUnreachable(object=chunk, why="gone", attempts=1)] * 1000)
             asker = Asker(net.peers[0], n=1)
             a.report(backend, await a.told(backend), "finished", result={"file": str(uri), "format": "bytes"})
             error = (await asker.heard("error")).error
             assert error["type"] == "BucketUnreachable"
+            assert error["message"].startswith("its result could not be shared: ")
             assert chunk in error["message"]
             assert asker.object_name not in net.bucket.objects
             await until(lambda: state(net, asker.task) == "released")
@@ -201,6 +202,34 @@ def test_a_result_file_that_cannot_be_uploaded_is_the_error_of_the_task(loop_kin
             a.report(backend, await a.told(backend), "finished",
                      result={"file": "sha1://" + "ab" * 20, "format": "bytes"})
             assert (await missing.heard("error")).error["type"] == "NotInStore"
+    with nothing_left(tmp_path):
+        run_on(loop_kind, work(), 60)
+
+
+def test_a_result_outlives_a_hub_and_a_bucket_that_are_away(loop_kind: str, tmp_path: Path,
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        async with running(tmp_path, patience_seconds=30) as (net, (a,)):
+            backend = a.connect()
+            asker = Asker(net.peers[0], n=1)
+            run = await a.told(backend)
+            trouble = BucketUnreachable(object=asker.object_name, why="gone", attempts=1)
+            net.bucket.fail(asker.object_name, trouble, trouble)
+            troubles = [HubUnreachable(url="http://hub", why="connection refused")] * 2
+            sign = a.peer.link.hub.sign_task_result
+
+            async def signed(*arguments: Any, **named: Any) -> Any:
+                if troubles:
+                    raise troubles.pop()
+                return await sign(*arguments, **named)
+
+            monkeypatch.setattr(a.peer.link.hub, "sign_task_result", signed)
+            a.report(backend, run, "finished", result={"json": 1})
+            await asker.heard("finished")
+            found = asker.result()
+            assert found.result == {"json": 1}
+            assert 0 < found.started_ms <= found.finished_ms
+            assert not troubles
     with nothing_left(tmp_path):
         run_on(loop_kind, work(), 60)
 

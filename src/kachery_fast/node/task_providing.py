@@ -16,18 +16,11 @@ from ..errors import (
     HubError,
     HubUnreachable,
     KacheryError,
-    NodeError,
-    ObjectMissing,
     RateLimited,
-    ResultRefused,
     StaleMessage,
-    TooLarge,
-    UrlExpired,
 )
-from ..net.bucket import SignedUpload
 from ..protocol.access import Permission
 from ..protocol.hub_bodies import TaskClaim
-from ..protocol.names import parse_file_uri, result_object_name
 from ..protocol.task_events import (
     Asked,
     Claim,
@@ -47,21 +40,19 @@ from ..protocol.task_events import (
     Store,
     Stored,
 )
-from ..protocol.tasks import check_result, error_report, result_id, sign_receipt, sign_result
+from ..protocol.tasks import error_report, sign_receipt
 from ..store.tasks import ActionEntry, TaskLedger
 from .ending import end_tasks
 from .identity import Identity
 from .link import ChannelLink
 from .task_backends import TaskBackends
+from .task_results import TaskResults
 from .uploading import Uploader
 
 __all__ = ["TaskProviding", "place_of"]
 
 log = logging.getLogger("kachery_fast.node")
 
-# Arguments and result, both bounded, with room for those of nodes with larger limits.
-_RESULT_OBJECT_SIZE_BYTES_MAX = 64 * 1024 * 1024
-_STORE_TRIES_MAX = 3
 # A node that stops tells the hub what became of its tasks, if that takes no longer.
 _LAST_WORD_SECONDS = 2.0
 # What may pass; another refusal is the hub's last word on a task.
@@ -90,8 +81,8 @@ class TaskProviding:
         self._backends = backends
         self._ledger = ledger
         self._uploader = uploader
+        self._results = TaskResults(link, identity, settings, uploader)
         self._threads = threads
-        self._result_size_bytes_max = settings.task_result_size_bytes_max
         self._retry_base_seconds = settings.retry_base_seconds
         self._retry_cap_seconds = settings.retry_cap_seconds
         self._started_ms: dict[str, int] = {}
@@ -214,23 +205,7 @@ class TaskProviding:
         return Claimed(self.place, entry.task, TaskClaim(entry.task, state, receipt=entry.receipt))
 
     async def _look_up(self, effect: LookUp) -> LookedUp:
-        return LookedUp(self.place, effect.task, await self._has_result(effect.task))
-
-    async def _has_result(self, found_as: str) -> bool:
-        """Whether a good result is in the bucket; a bad one is reported, and gone then."""
-        try:
-            data = await self._link.bucket.get_small(result_object_name(self.channel, found_as),
-                                                     _RESULT_OBJECT_SIZE_BYTES_MAX, fresh=True)
-            found = check_result(data, found_as, self.channel)
-            if await self._link.check_member(found.node_id, Permission.PROVIDE_TASKS):
-                return True
-            raise ResultRefused(task=found_as, why=f"the node {found.node_id[:16]} may not provide tasks")
-        except ObjectMissing:
-            return False
-        except (ResultRefused, TooLarge) as error:
-            log.warning("channel %s: %s", self.channel, error)
-            await self._link.hub.report_bad_result(self.channel, found_as)
-            return False
+        return LookedUp(self.place, effect.task, await self._results.has(effect.task))
 
     async def _note(self, effect: Note) -> Noted:
         await self._on_disk(self._ledger.set, effect.task, "started")
@@ -240,34 +215,12 @@ class TaskProviding:
 
     async def _store(self, effect: Store) -> Stored:
         try:
-            await self._store_result(effect)
+            await self._results.share(effect, self._started_ms.pop(effect.task, 0))
         except KacheryError as error:
             log.warning("channel %s: the result of %s could not be shared: %s", self.channel, effect.function, error)
-            return Stored(self.place, effect.task, error_report(type(error).__name__, error.message))
+            return Stored(self.place, effect.task, error_report(
+                type(error).__name__, f"its result could not be shared: {error.message}"))
         return Stored(self.place, effect.task)
-
-    async def _store_result(self, effect: Store) -> None:
-        if "file" in effect.result:
-            await self._uploader.put_file(parse_file_uri(effect.result["file"]))
-        found_as = result_id(effect.kind, effect.function, effect.kwargs)
-        data = sign_result(channel=self.channel, task=effect.task, function=effect.function, kind=effect.kind,
-                           kwargs=effect.kwargs, result=effect.result, key=self._identity.key,
-                           started_ms=self._started_ms.pop(effect.task, 0), finished_ms=self._link.hub.now_ms())
-        if "json" in effect.result and len(data) > self._result_size_bytes_max + 64 * 1024:
-            raise TooLarge(what=f"The result of {effect.function!r}", size=len(data),
-                           limit=self._result_size_bytes_max, setting="task_result_size_bytes_max")
-        for attempt in range(_STORE_TRIES_MAX):
-            leave = await self._link.hub.sign_task_result(self.channel, found_as, len(data),
-                                                          replace=effect.kind == "query")
-            try:
-                upload = SignedUpload(leave.object, leave.url, leave.headers)
-                if await self._link.bucket.put_bytes(upload, data) or await self._has_result(found_as):
-                    return
-            except UrlExpired:
-                if attempt + 1 == _STORE_TRIES_MAX:
-                    raise
-        raise NodeError(what=f"the result of {effect.function!r} could not be put into the bucket, where another one "
-                             "is that nobody may have made")
 
     async def _sign_receipt(self, effect: SignReceipt) -> None:
         receipt = sign_receipt(channel=self.channel, task=effect.task, function=effect.function, kwargs=effect.kwargs,

@@ -291,7 +291,10 @@ def heard(function_id: str, submit: Any, **kwargs: Any) -> list[tuple[float | No
         listener.watch("secret")
         future = submit(work)
         found: list[tuple[float | None, str]] = []
-        while not future.done():
+        end = time.monotonic() + 60.0
+        # What was said last may still be on its way when the function's result is there.
+        while not future.done() or not found or found[-1][1] != "done":
+            assert time.monotonic() < end
             latest = listener.latest("secret")
             if latest.begun_at is not None and (latest.progress, latest.text) not in found:
                 found.append((latest.progress, latest.text))

@@ -310,7 +310,8 @@ def heard(function_id: str, submit: Any, **kwargs: Any) -> list[tuple[float | No
 def test_progress_comes_from_processes_and_threads(pool: WorkerPool) -> None:
     with ThreadPoolExecutor(1) as threads:
         for submit in (lambda work: pool.submit(work, None), lambda work: threads.submit(run_job, work)):
-            assert heard("test/progress", submit, steps=1000)[-1] == (1.0, "done")
+            # So few that the socket holds them all however busy the machine is: what is too much is lost.
+            assert heard("test/progress", submit, steps=40)[-1] == (1.0, "done")
 
 
 def test_progress_outside_a_task_goes_nowhere_and_must_be_a_number() -> None:

@@ -197,8 +197,10 @@ def test_a_released_task_is_free(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with running_world(tmp_path) as world:
             a, b = await world.member("A"), await world.member("B")
-            assert (await a.claim_task(CHANNEL, TASK, "action", "f")).granted
-            assert (await a.finish_task(CHANNEL, TASK, "released")).state == "released"
+            assert (await a.claim_task(CHANNEL, TASK, "action", "f", attempt="1" * 32)).granted
+            assert (await a.finish_task(CHANNEL, TASK, "released", attempt="2" * 32)).state == "claimed"
+            assert (await a.finish_task(CHANNEL, TASK, "released")).state == "claimed"
+            assert (await a.finish_task(CHANNEL, TASK, "released", attempt="1" * 32)).state == "released"
             assert (await b.claim_task(CHANNEL, TASK, "action", "f")).granted
             assert (await b.finish_task(CHANNEL, TASK, "unknown")).state == "unknown"
             assert not (await a.claim_task(CHANNEL, TASK, "action", "f")).granted

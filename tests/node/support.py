@@ -215,11 +215,12 @@ class HubOfNode:
         return lost
 
     async def finish_task(
-        self, channel: str, task: str, state: str, receipt: dict[str, Any] | None = None
+        self, channel: str, task: str, state: str, receipt: dict[str, Any] | None = None, *, attempt: str = ""
     ) -> TaskClaim:
         hub = self._hub
         await hub.reached()
-        asked = FinishTask(channel=channel, time=hub.now_ms(), id="", task=task, state=state, receipt=receipt)
+        asked = FinishTask(channel=channel, time=hub.now_ms(), id="", task=task, state=state, receipt=receipt,
+                           attempt=attempt)
         hub.claims[channel, task] = claims.finish(hub.claims.get((channel, task)), asked, self._node_id)
         return claims.describe(hub.claims[channel, task], task)
 

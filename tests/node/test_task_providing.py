@@ -15,6 +15,7 @@ import pytest
 
 from kachery_fast.errors import BucketUnreachable, DiskError, HubUnreachable, NotPermitted, TaskUnknown, UrlExpired
 from kachery_fast.net.memory import MemoryBucket
+from kachery_fast.protocol import claims
 from kachery_fast.protocol.tasks import check_receipt, sign_receipt, sign_result
 from kachery_fast.store.files import FileStore
 from tests.network import LOOPS, run_on
@@ -474,7 +475,7 @@ def test_the_next_run_of_a_node_tells_what_it_knows(
             await a.providing.close()
             for each in left:
                 if each == "claiming":
-                    a.ledger.begin(net.hub.url, CHANNEL, TASK, "mail.1")
+                    a.ledger.begin(net.hub.url, CHANNEL, TASK, "mail.1", "x" * 16)
                 else:
                     a.ledger.set(net.hub.url, CHANNEL, TASK, each, receipt if each == "finished" else None)
             net.hub.down = True
@@ -520,7 +521,7 @@ def test_what_the_hub_does_not_take_is_not_told_for_ever(loop_kind: str, tmp_pat
     async def work() -> None:
         async with running(tmp_path) as (net, (a,)):
             await a.providing.close()
-            a.ledger.begin(net.hub.url, CHANNEL, TASK, "mail.1")  # never claimed
+            a.ledger.begin(net.hub.url, CHANNEL, TASK, "mail.1", "x" * 16)  # never claimed
             a.serve()
             await until(lambda: a.ledger.left(net.hub.url, CHANNEL) == [])
             assert state(net, TASK) == "none"
@@ -552,6 +553,35 @@ def test_a_claim_whose_answer_is_lost_is_given_back(loop_kind: str, tmp_path: Pa
                 asker.ask()
                 a.report(backend, await a.told(backend), "finished", result={"json": 1})
                 await asker.heard("finished")
+    run_on(loop_kind, work(), 60)
+
+
+def test_an_action_whose_claim_lapsed_while_the_machine_slept_is_not_begun(
+        loop_kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        async with running(tmp_path) as (net, (a,)):
+            backend = a.connect()
+            note, slept = a.ledger.set, 0.0
+
+            def sleeping(hub: str, channel: str, task: str, state: str, receipt: Any = None) -> None:
+                note(hub, channel, task, state, receipt)
+                if state == "started":
+                    net.hub.clock = lambda: time.time() + slept
+                    if asked:
+                        found = net.hub.claims[CHANNEL, task]
+                        net.hub.claims[CHANNEL, task] = claims.look(found, net.hub.now_ms())
+
+            monkeypatch.setattr(a.ledger, "set", sleeping)
+            for asked in (True, False):
+                slept += net.hub.lease_seconds + 1
+                asker = Asker(net.peers[0], "action", "mail.1")
+                if asked:
+                    assert "lapsed" in (await asker.heard("busy")).detail
+                    await until(lambda: a.ledger.left(net.hub.url, CHANNEL) == [])
+                    assert (backend.runs, state(net, asker.task)) == (set(), "unknown")
+                else:  # nobody has noticed: the claim is renewed, and the action begins
+                    a.report(backend, await a.told(backend), "finished")
+                    await asker.heard("finished")
     run_on(loop_kind, work(), 60)
 
 

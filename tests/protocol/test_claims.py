@@ -172,6 +172,19 @@ def test_the_first_end_that_is_known_holds() -> None:
     assert finish(claimed("query", state="finished"), ends("released"), A).state == "finished"
 
 
+def test_what_is_given_back_is_the_claim_that_was_meant() -> None:
+    """A request may be on its way for long, or be repeated by another hub: by then the node may have begun."""
+    given_back = FinishTask(channel="lab", time=0, id="", task=TASK, state="released", attempt="1" * 32)
+    free = finish(claimed(), given_back, A)
+    assert free.state == "released"
+    anew, granted = claim(free, asks(attempt="2" * 32), A, 1, LEASE)
+    assert granted
+    for late in (given_back, ends("released")):
+        assert finish(anew, late, A) == anew
+    assert not claim(anew, asks(attempt="3" * 32), B, 2, LEASE)[1]
+    assert finish(claimed("query"), ends("released"), A).state == "released"
+
+
 def test_what_nodes_are_told() -> None:
     assert describe(None, TASK).state == "none"
     told = describe(claimed(), TASK, granted=True)

@@ -14,6 +14,7 @@ from kachery_fast.store.tasks import ActionEntry, TaskLedger
 
 HUB, LAB = "http://hub", "lab"
 TASK, OTHER = "ab" * 16, "cd" * 16
+FIRST = "1" * 32
 RECEIPT = {"body": {"outcome": "finished"}, "signature": "é"}
 
 
@@ -35,25 +36,25 @@ def test_no_file_is_made_before_an_action_comes(tmp_path: Path) -> None:
 
 def test_an_action_is_begun_once(tmp_path: Path) -> None:
     ledger = TaskLedger(tmp_path)
-    assert ledger.begin(HUB, LAB, TASK, "mail.1") is None
-    assert ledger.begin(HUB, LAB, TASK, "mail.1") == ActionEntry(TASK, "mail.1", "claiming", None)
+    assert ledger.begin(HUB, LAB, TASK, "mail.1", FIRST) is None
+    assert ledger.begin(HUB, LAB, TASK, "mail.1", FIRST) == ActionEntry(TASK, "mail.1", "claiming", None, FIRST)
     ledger.set(HUB, LAB, TASK, "started")
-    assert ledger.begin(HUB, LAB, TASK, "mail.1") == ActionEntry(TASK, "mail.1", "started", None)
+    assert ledger.begin(HUB, LAB, TASK, "mail.1", FIRST) == ActionEntry(TASK, "mail.1", "started", None, FIRST)
     ledger.set(HUB, LAB, TASK, "finished", RECEIPT)
-    assert ledger.begin(HUB, LAB, TASK, "other.1") == ActionEntry(TASK, "mail.1", "finished", RECEIPT)
+    assert ledger.begin(HUB, LAB, TASK, "other.1", FIRST) == ActionEntry(TASK, "mail.1", "finished", RECEIPT, FIRST)
     ledger.remove(HUB, LAB, TASK)
-    assert ledger.begin(HUB, LAB, TASK, "mail.1") is None
+    assert ledger.begin(HUB, LAB, TASK, "mail.1", FIRST) is None
     ledger.close()
 
 
 def test_channels_of_one_name_at_two_hubs_are_two(tmp_path: Path) -> None:
     ledger = TaskLedger(tmp_path)
     for hub, channel in ((HUB, LAB), ("http://other", LAB), (HUB, "other")):
-        assert ledger.begin(hub, channel, TASK, "mail.1") is None
+        assert ledger.begin(hub, channel, TASK, "mail.1", FIRST) is None
     ledger.set(HUB, "other", TASK, "started")
     ledger.remove("http://other", LAB, TASK)
-    assert ledger.left(HUB, LAB) == [ActionEntry(TASK, "mail.1", "claiming", None)]
-    assert ledger.left(HUB, "other") == [ActionEntry(TASK, "mail.1", "started", None)]
+    assert ledger.left(HUB, LAB) == [ActionEntry(TASK, "mail.1", "claiming", None, FIRST)]
+    assert ledger.left(HUB, "other") == [ActionEntry(TASK, "mail.1", "started", None, FIRST)]
     assert ledger.left("http://other", LAB) == []
     ledger.close()
 
@@ -61,9 +62,9 @@ def test_channels_of_one_name_at_two_hubs_are_two(tmp_path: Path) -> None:
 def test_what_is_left_is_read_by_the_next_run_oldest_first(tmp_path: Path) -> None:
     clock = Clock()
     ledger = TaskLedger(tmp_path, clock=clock)
-    ledger.begin(HUB, LAB, OTHER, "mail.1")
+    ledger.begin(HUB, LAB, OTHER, "mail.1", FIRST)
     clock.now += 1
-    ledger.begin(HUB, LAB, TASK, "mail.1")
+    ledger.begin(HUB, LAB, TASK, "mail.1", FIRST)
     ledger.close()
     later = TaskLedger(tmp_path, clock=clock)
     assert [entry.task for entry in later.left(HUB, LAB)] == [OTHER, TASK]
@@ -73,9 +74,9 @@ def test_what_is_left_is_read_by_the_next_run_oldest_first(tmp_path: Path) -> No
 def test_what_nobody_took_for_months_is_forgotten(tmp_path: Path) -> None:
     clock = Clock()
     ledger = TaskLedger(tmp_path, clock=clock)
-    ledger.begin(HUB, LAB, TASK, "mail.1")
+    ledger.begin(HUB, LAB, TASK, "mail.1", FIRST)
     clock.now += 89 * 86400
-    ledger.begin(HUB, LAB, OTHER, "mail.1")
+    ledger.begin(HUB, LAB, OTHER, "mail.1", FIRST)
     ledger.close()
     clock.now += 2 * 86400
     later = TaskLedger(tmp_path, clock=clock)
@@ -85,7 +86,7 @@ def test_what_nobody_took_for_months_is_forgotten(tmp_path: Path) -> None:
 
 def test_the_file_is_for_its_owner_alone(tmp_path: Path) -> None:
     ledger = TaskLedger(tmp_path)
-    ledger.begin(HUB, LAB, TASK, "mail.1")
+    ledger.begin(HUB, LAB, TASK, "mail.1", FIRST)
     ledger.close()
     assert stat.S_IMODE((tmp_path / "kachery-fast-tasks.db").stat().st_mode) == 0o600
 
@@ -104,7 +105,7 @@ from kachery_fast.store.tasks import TaskLedger
 ledger = TaskLedger(Path(sys.argv[1]))
 for state in sys.argv[2:]:
     if state == "claiming":
-        ledger.begin("http://hub", "lab", "ab" * 16, "mail.1")
+        ledger.begin("http://hub", "lab", "ab" * 16, "mail.1", "1" * 32)
     else:
         ledger.set("http://hub", "lab", "ab" * 16, state, {"n": 1} if state == "finished" else None)
 os.kill(os.getpid(), signal.SIGKILL)
@@ -117,5 +118,5 @@ def test_what_was_noted_outlives_a_kill(tmp_path: Path, states: list[str]) -> No
     assert done.returncode == -9
     ledger = TaskLedger(tmp_path)
     assert ledger.left(HUB, LAB) == [
-        ActionEntry(TASK, "mail.1", states[-1], {"n": 1} if states[-1] == "finished" else None)]
+        ActionEntry(TASK, "mail.1", states[-1], {"n": 1} if states[-1] == "finished" else None, FIRST)]
     ledger.close()

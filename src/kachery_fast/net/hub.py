@@ -214,16 +214,18 @@ class HubClient:
         return lost
 
     async def finish_task(
-        self, channel: str, task: str, state: str, receipt: dict[str, Any] | None = None
+        self, channel: str, task: str, state: str, receipt: dict[str, Any] | None = None, *, attempt: str = ""
     ) -> TaskClaim:
         """Tell how a task that this node had claimed has ended; return how it stands. May be repeated.
 
         :param state: ``finished``, ``failed``, ``unknown`` or ``released``.
         :param receipt: of an action that finished or failed (``protocol.tasks.sign_receipt``).
+        :param attempt: of the claim of an action that is released; without it nothing is given back.
         :raises NotPermitted: this node does not hold the task, or may not provide tasks.
         :raises InvalidArgument, BadMessage, SignatureInvalid: the receipt is missing, or not this task's and node's.
         """
-        return await self._call(FinishTask, TaskClaim, channel=channel, task=task, state=state, receipt=receipt)
+        return await self._call(FinishTask, TaskClaim, channel=channel, task=task, state=state, receipt=receipt,
+                                attempt=attempt)
 
     async def find_task(self, channel: str, task: str) -> TaskClaim:
         """Return how a task stands. :raises NotPermitted: the node may neither request nor provide tasks."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import secrets
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from functools import partial
@@ -86,6 +87,8 @@ class TaskProviding:
         self._retry_base_seconds = settings.retry_base_seconds
         self._retry_cap_seconds = settings.retry_cap_seconds
         self._started_ms: dict[str, int] = {}
+        self._attempts: dict[str, str] = {}  # of the claims on actions
+        self._renew_ms: dict[str, int] = {}  # when half of the time is over for which an action was claimed
         self._latest: dict[str, asyncio.Task[None]] = {}
         self._undelivered: dict[str, ActionEntry] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -176,26 +179,36 @@ class TaskProviding:
     # --- before the run
 
     async def _claim(self, effect: Claim) -> Claimed:
+        attempt = secrets.token_hex(16)
         if effect.kind == "action":
             await asyncio.wait([self._reading])
-            known = await self._on_disk(self._ledger.begin, effect.task, effect.function)
+            known = await self._on_disk(self._ledger.begin, effect.task, effect.function, attempt)
             if known is not None:
                 return self._recalled(known)
+            self._attempts[effect.task] = attempt
         try:
             claim = await self._link.hub.claim_task(self.channel, effect.task, effect.kind, effect.function,
-                                                    idempotent=effect.idempotent)
-        except (HubUnreachable, HubError):
+                                                    idempotent=effect.idempotent, attempt=attempt)
+        except _PASSING:
             # The hub may have said yes, and nobody have heard it: it is given back.
             self._in_turn(effect.task, partial(self._finish, Finish(self.place, effect.task, effect.kind, "released")),
                           self._last_words)
             raise
         except KacheryError:
             if effect.kind == "action":
-                await self._on_disk(self._ledger.remove, effect.task)
+                await self._forget(effect.task)
             raise
-        if effect.kind == "action" and not claim.granted:
-            await self._on_disk(self._ledger.remove, effect.task)
+        if effect.kind == "action":
+            self._renew_ms[effect.task] = (claim.claimed + claim.expires) // 2
+            if not claim.granted:
+                await self._forget(effect.task)
         return Claimed(self.place, effect.task, claim)
+
+    async def _forget(self, task: str) -> None:
+        """The hub has not given that action to this node."""
+        self._attempts.pop(task, None)
+        self._renew_ms.pop(task, None)
+        await self._on_disk(self._ledger.remove, task)
 
     def _recalled(self, entry: ActionEntry) -> Claimed:
         """This node has had that action before, and the hub may not know yet how it ended."""
@@ -209,6 +222,10 @@ class TaskProviding:
 
     async def _note(self, effect: Note) -> Noted:
         await self._on_disk(self._ledger.set, effect.task, "started")
+        # This machine may have slept since the claim, and whoever asked been told that nobody knows what became of it.
+        if self._link.hub.now_ms() >= self._renew_ms.pop(effect.task, 0) and await self._link.hub.keep_tasks(
+                self.channel, [effect.task]):
+            return Noted(self.place, effect.task, "its claim lapsed before it began")
         return Noted(self.place, effect.task)
 
     # --- after the run
@@ -228,12 +245,15 @@ class TaskProviding:
                                started_ms=self._started_ms.pop(effect.task, 0), finished_ms=self._link.hub.now_ms(),
                                key=self._identity.key)
         state = "failed" if effect.error else "finished"
+        self._attempts.pop(effect.task, None)
         await self._keep_word(ActionEntry(effect.task, effect.function, state, receipt),
                               lambda: self._backends.post(SignedReceipt(self.place, effect.task, receipt)))
 
     async def _finish(self, effect: Finish) -> None:
         if effect.kind == "action":
-            await self._keep_word(ActionEntry(effect.task, "", effect.state, None))
+            self._renew_ms.pop(effect.task, None)
+            await self._keep_word(ActionEntry(effect.task, "", effect.state, None,
+                                              self._attempts.pop(effect.task, "")))
             return
         try:
             await self._link.hub.finish_task(self.channel, effect.task, effect.state)
@@ -272,7 +292,8 @@ class TaskProviding:
 
     async def _told(self, entry: ActionEntry) -> bool:
         try:
-            await self._link.hub.finish_task(self.channel, entry.task, entry.state, entry.receipt)
+            await self._link.hub.finish_task(self.channel, entry.task, entry.state, entry.receipt,
+                                             attempt=entry.attempt)
         except KacheryError as error:
             # Without the permission it may come back; with it, another refusal is the hub's last word.
             if isinstance(error, _PASSING) or not self._link.may(Permission.PROVIDE_TASKS):

@@ -100,6 +100,8 @@ def finish(found: Claim | None, asked: FinishTask, node_id: str) -> Claim:
                            channel=asked.channel, why=why)
     if found.kind != "action":
         return found if found.state in ("finished", "failed") else replace(found, state=asked.state)
+    if asked.state == "released" and asked.attempt != found.attempt:
+        return found  # it was on its way for so long that the node has claimed the action anew, and may have begun it
     if asked.state in ("finished", "failed"):
         _check_receipt(found, asked)
     if found.state in ("finished", "failed") or (found.state, asked.state) == ("unknown", "released"):

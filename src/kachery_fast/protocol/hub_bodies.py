@@ -119,7 +119,8 @@ class FinishTask(Body, tag="finishTask"):
 
     ``state``: ``finished`` or ``failed`` (the function ran and raised); ``unknown``: it started, and nobody knows how
     it ended; ``released``: it never started, and whoever can may claim it. For an action that finished or failed,
-    ``receipt`` is its receipt (``protocol.tasks``).
+    ``receipt`` is its receipt (``protocol.tasks``); for one that is released, ``attempt`` that of the claim which is
+    given back, as it may have been claimed anew since this was sent.
     """
 
     STATES: ClassVar[tuple[str, ...]] = ("finished", "failed", "unknown", "released")
@@ -127,6 +128,7 @@ class FinishTask(Body, tag="finishTask"):
     task: str
     state: str
     receipt: dict[str, Any] | None = None
+    attempt: str = ""
 
 
 class FindTask(Body, tag="findTask"):

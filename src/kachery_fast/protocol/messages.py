@@ -151,7 +151,7 @@ _TEXTS: dict[str, tuple[Callable[[str], bool], str, tuple[str, ...]]] = {
                 ("feedMessages", "feedShared")),
     "task": (lambda text: 0 < len(text) <= _ID_LENGTH_MAX, f"1 to {_ID_LENGTH_MAX} characters long", ()),
     "attempt": (lambda text: 0 < len(text) <= _ID_LENGTH_MAX, f"1 to {_ID_LENGTH_MAX} characters long",
-                ("claimTask",)),
+                ("claimTask", "finishTask")),
     "function": (lambda text: 0 < len(text) <= _FUNCTION_LENGTH_MAX, f"1 to {_FUNCTION_LENGTH_MAX} characters long",
                  ()),
     "kind": (TASK_KINDS.__contains__, "one of " + ", ".join(TASK_KINDS), ()),

@@ -25,16 +25,20 @@ _KEEP_SECONDS = 90 * 86400.0
 _STEPS = ((
     "CREATE TABLE actions (hub TEXT NOT NULL, channel TEXT NOT NULL, task TEXT NOT NULL, function TEXT NOT NULL, "
     "state TEXT NOT NULL, receipt TEXT, time_ms INTEGER NOT NULL, PRIMARY KEY (hub, channel, task)) WITHOUT ROWID",
-),)
+), (
+    "ALTER TABLE actions ADD COLUMN attempt TEXT NOT NULL DEFAULT ''",
+))
 
 
 class ActionEntry(NamedTuple):
-    """One action. ``state`` is ``claiming``, ``started``, ``finished``, ``failed``, ``unknown`` or ``released``."""
+    """One action. ``state`` is ``claiming``, ``started``, ``finished``, ``failed``, ``unknown`` or ``released``;
+    ``attempt`` that of its claim."""
 
     task: str
     function: str
     state: str
     receipt: dict[str, Any] | None
+    attempt: str = ""
 
 
 class TaskLedger:
@@ -56,16 +60,17 @@ class TaskLedger:
                 self._database.close()
             self._database = None
 
-    def begin(self, hub: str, channel: str, task: str, function: str) -> ActionEntry | None:
+    def begin(self, hub: str, channel: str, task: str, function: str, attempt: str) -> ActionEntry | None:
         """Note that an action is about to be claimed; return what is known already when it was noted before."""
         with self._open().writing() as connection:
             found = connection.execute(
-                "SELECT task, function, state, receipt FROM actions WHERE hub = ? AND channel = ? AND task = ?",
+                "SELECT task, function, state, receipt, attempt FROM actions "
+                "WHERE hub = ? AND channel = ? AND task = ?",
                 (hub, channel, task)).fetchone()
             if found is not None:
                 return _entry(found)
-            connection.execute("INSERT INTO actions VALUES (?, ?, ?, ?, 'claiming', NULL, ?)",
-                               (hub, channel, task, function, int(self._clock() * 1000)))
+            connection.execute("INSERT INTO actions VALUES (?, ?, ?, ?, 'claiming', NULL, ?, ?)",
+                               (hub, channel, task, function, int(self._clock() * 1000), attempt))
             return None
 
     def set(self, hub: str, channel: str, task: str, state: str, receipt: dict[str, Any] | None = None) -> None:
@@ -87,7 +92,7 @@ class TaskLedger:
             return []
         with self._open().reading() as connection:
             rows = connection.execute(
-                "SELECT task, function, state, receipt FROM actions WHERE hub = ? AND channel = ? "
+                "SELECT task, function, state, receipt, attempt FROM actions WHERE hub = ? AND channel = ? "
                 "ORDER BY time_ms, task", (hub, channel)).fetchall()
         return [_entry(row) for row in rows]
 
@@ -101,6 +106,6 @@ class TaskLedger:
             return self._database
 
 
-def _entry(row: tuple[str, str, str, str | None]) -> ActionEntry:
-    task, function, state, receipt = row
-    return ActionEntry(task, function, state, None if receipt is None else json.loads(receipt))
+def _entry(row: tuple[str, str, str, str | None, str]) -> ActionEntry:
+    task, function, state, receipt, attempt = row
+    return ActionEntry(task, function, state, None if receipt is None else json.loads(receipt), attempt)

@@ -321,6 +321,37 @@ def test_who_gives_it_back_is_not_waited_for() -> None:
     assert rig.machine.view.node == B
 
 
+def test_a_backend_that_goes_has_its_time_to_come_back() -> None:
+    for status in ("queued", "running"):
+        rig = Rig(providers={A: "rig"})
+        rig.miss()
+        rig.says(A, status)
+        rig.declines(A, "unregistered", "the backend has gone")
+        for _ in range(5):
+            rig.until(Ask())
+            rig.declines(A, "unregistered", "it runs nothing")
+        rig.until(Ask())
+        rig.says(A, "running")
+        assert rig.status == "running"
+        begun = rig.now
+        rig.declines(A, "unregistered", "the backend has gone")
+        while not rig.machine.ended:
+            if Ask() in rig.do(Tick(), 0.1):
+                rig.declines(A, "unregistered", "it runs nothing")
+        assert LIMITS.patience_seconds <= rig.now - begun < LIMITS.patience_seconds + 4
+        assert "has lost it, and nobody else took it" in rig.failure(TaskNotTaken).message
+
+
+def test_what_is_refused_by_who_had_it_is_refused_for_good() -> None:
+    rig = Rig(providers={A: "rig"})
+    rig.miss()
+    rig.says(A, "queued")
+    rig.declines(A, "unregistered", "the backend has gone")
+    rig.until(Ask())
+    rig.declines(A, "wrong-type", "here it is of the type query")
+    assert "another kind of task" in rig.failure(TaskNotTaken).message
+
+
 def test_a_result_that_is_said_to_be_there_and_is_not_is_computed_anew() -> None:
     rig = Rig()
     rig.miss()

@@ -68,7 +68,8 @@ class TaskRounds:
         self._wait_until = None
         reasons = set(self._account.declined.values())
         passing = not reasons.isdisjoint(_PASSING_REASONS)
-        if self._account.all_declined and not passing:
+        back = taken and "unregistered" in reasons  # a backend that is started anew takes it again
+        if self._account.all_declined and not passing and not back:
             return " and ".join(_LASTING_REASONS[reason] for reason in sorted(reasons))
         if taken or passing:
             if now > alive_at + self._limits.patience_seconds:

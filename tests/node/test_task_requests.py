@@ -402,6 +402,10 @@ def test_an_id_belongs_to_one_task(loop_kind: str, tmp_path: Path) -> None:
             assert state["error"]["error"] in ("InvalidArgument", "TaskNotTaken")
             assert state["status"] == "error"
             await other.requests.close()
+            other = Asking(other.peer)
+            state = await other.end(other.ask("mail.1", "action", task, to="you"))
+            assert (state["status"], state["error"]["error"]) == ("error", "InvalidArgument"), "it was done for me"
+            await other.requests.close()
     run_on(loop_kind, work(), 60)
 
 

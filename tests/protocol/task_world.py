@@ -12,6 +12,7 @@ from typing import Any
 
 from kachery_fast.errors import HubUnreachable, TaskNotTaken
 from kachery_fast.protocol import claims
+from kachery_fast.protocol.canonical import object_sha1
 from kachery_fast.protocol.hub_bodies import ClaimTask, FinishTask
 from kachery_fast.protocol.signing import private_key, public_id
 from kachery_fast.protocol.task_bodies import TaskDeclined, TaskStatus
@@ -186,7 +187,8 @@ class World:
         self.last_heard: dict[str, float] = {}
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = itertools.count()
-        self.machine = TaskRequester(channel=CHANNEL, task=self.task, function=FUNCTION, kind=kind, request_id=REQUEST,
+        self.machine = TaskRequester(channel=CHANNEL, task=self.task, function=FUNCTION, kind=kind,
+                                     kwargs_sha1=object_sha1({}), request_id=REQUEST,
                                      asked_ms=self.now_ms, limits=LIMITS, last_heard=self.last_heard)
 
     @property

@@ -21,6 +21,7 @@ from kachery_fast.errors import (
     TaskNotTaken,
     TaskOutcomeUnknown,
 )
+from kachery_fast.protocol.canonical import object_sha1
 from kachery_fast.protocol.hub_bodies import TaskClaim
 from kachery_fast.protocol.signing import public_id
 from kachery_fast.protocol.task_bodies import TaskDeclined, TaskStatus
@@ -60,7 +61,8 @@ class Rig:
         self.kind = kind
         self.task = "cd" * 20 if kind == "pure-calculation" else TASK
         self.last_heard: dict[str, float] = {}
-        self.machine = TaskRequester(channel=CHANNEL, task=self.task, function=FUNCTION, kind=kind, request_id=REQUEST,
+        self.machine = TaskRequester(channel=CHANNEL, task=self.task, function=FUNCTION, kind=kind,
+                                     kwargs_sha1=object_sha1({}), request_id=REQUEST,
                                      asked_ms=ASKED_MS, limits=LIMITS, last_heard=self.last_heard)
         self.effects: list[Effect] = self.machine.start({A: "rig", B: "lab"} if providers is None else providers,
                                                         self_may, self.now)
@@ -554,11 +556,13 @@ def test_an_action_is_believed_from_its_receipt() -> None:
 
 
 @pytest.mark.parametrize("status", ["finished", "error", "unknown"])
-@pytest.mark.parametrize("receipt", ["none", "another's", "of another task", "of another function", "broken"])
+@pytest.mark.parametrize("receipt", [
+    "none", "another's", "of another task", "of another function", "of other arguments", "broken"])
 def test_without_a_receipt_of_its_own_a_node_is_not_believed_about_an_action(status: str, receipt: str) -> None:
     rig = Rig("action")
     given: Any = {"none": None, "another's": rig.receipt("b"), "of another task": rig.receipt(task="ee" * 16),
-                  "of another function": rig.receipt(function="other"), "broken": {"body": {}}}[receipt]
+                  "of another function": rig.receipt(function="other"), "broken": {"body": {}},
+                  "of other arguments": rig.receipt(kwargs={"to": "you"})}[receipt]
     rig.says(A, "running")
     assert rig.says(A, status, receipt=given) == [Find()]
     assert rig.status == "running"
@@ -581,6 +585,15 @@ def test_the_word_of_the_hub_ends_an_action() -> None:
     unknown = found("unknown").failure(TaskOutcomeUnknown, "unknown")
     assert f"rig ({A[:8]}) began it" in unknown.message
     assert "never started twice" in unknown.message
+
+
+@pytest.mark.parametrize("state", ["finished", "failed"])
+def test_an_action_that_was_done_with_other_arguments_is_not_this_one(state: str) -> None:
+    """The hub knows ids alone; what was run under this one is in the receipt."""
+    rig = Rig("action")
+    rig.says(A, "finished", receipt=rig.receipt(kwargs={"to": "you"}))
+    rig.do(rig.claim(state, receipt=rig.receipt(kwargs={"to": "you"})))
+    assert "another task" in rig.failure(InvalidArgument).message
 
 
 def test_before_an_action_is_given_up_the_hub_is_asked() -> None:

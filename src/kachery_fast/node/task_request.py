@@ -70,7 +70,8 @@ class SharedTask:
         self._on_end = on_end
         self._limit_bytes = settings.task_result_size_bytes_max + len(data) + _FRAME_SIZE_BYTES
         self._machine = TaskRequester(
-            channel=link.name, task=task, function=function, kind=kind, request_id=request_id,
+            channel=link.name, task=task, function=function, kind=kind, kwargs_sha1=self.arguments_sha1.hex(),
+            request_id=request_id,
             asked_ms=link.hub.now_ms(), limits=request_limits(settings), last_heard=last_heard)
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None

@@ -42,7 +42,7 @@ from .task_request_events import (
     Withdraw,
 )
 from .task_rounds import TaskRounds, pause_seconds
-from .task_view import Phase, TaskView, of_claim, of_failure, of_receipt, of_result, read_receipt
+from .task_view import Phase, TaskView, is_other, of_claim, of_failure, of_receipt, of_result, read_receipt
 from .task_words import TaskWords
 
 __all__ = ["TaskRequester"]
@@ -58,15 +58,15 @@ _PASSING_EXIT_CODES = (5, 8)  # unreachable, timed out
 class TaskRequester:
     """The request for one task on one channel.
 
-    :param task: the id of the task; :param request_id: the id under which the nodes know this request.
+    :param request_id: the id under which the nodes know this request. :param kwargs_sha1: of the canonical arguments.
     :param asked_ms: the present, in milliseconds since the epoch: a query that finished later is this one's answer.
     :param last_heard: when each node was last heard of, about any task; kept by the caller.
     """
 
-    def __init__(self, *, channel: str, task: str, function: str, kind: str, request_id: str, asked_ms: int,
-                 limits: TaskRequestLimits, last_heard: Mapping[str, float]) -> None:
+    def __init__(self, *, channel: str, task: str, function: str, kind: str, kwargs_sha1: str, request_id: str,
+                 asked_ms: int, limits: TaskRequestLimits, last_heard: Mapping[str, float]) -> None:
         self.channel, self.task, self.function, self.kind = channel, task, function, kind
-        self.request_id = request_id
+        self.request_id, self._kwargs_sha1 = request_id, kwargs_sha1
         self.account = TaskAccount(function, task, channel)
         self.phase = Phase.CACHE
         self.view = TaskView()
@@ -247,7 +247,7 @@ class TaskRequester:
     def _on_action_ended(self, body: TaskStatus, sender: str, now: float) -> None:
         """The receipt of the sender itself tells how; else the hub is asked."""
         if body.status in ("finished", "error"):
-            receipt = read_receipt(body.receipt, self.function, self.channel, self.task)
+            receipt = read_receipt(body.receipt, self.function, self.channel, self.task, self._kwargs_sha1)
             if receipt is not None and receipt.node_id == sender:
                 self._end(of_receipt(receipt, **self.account.details()))
                 return
@@ -324,9 +324,9 @@ class TaskRequester:
         label = self.account.label(claim.node_id) if claim.node_id else ""
         self.account.hub = f"{claim.state}, by {label}" if label else claim.state
         self._words.forget_silent(now)
-        if claim.function and (claim.function, claim.kind) != (self.function, self.kind):
+        if is_other(claim, self.function, self.kind, self._kwargs_sha1):
             self._fail(InvalidArgument(what=f"The id {self.task} is that of another task: the {claim.kind} "
-                                            f"{harmless(claim.function)!r}. Leave the id out to ask for a new one."))
+                                            f"{harmless(claim.function)!r} with its arguments. Leave the id out."))
         elif claim.state == "claimed":
             self._on_claimed(now)
         elif self.kind == "action" and claim.state in ("finished", "failed", "unknown"):
@@ -367,7 +367,7 @@ class TaskRequester:
     # --- the end
 
     def _end_by_claim(self, claim: TaskClaim, label: str) -> None:
-        view = of_claim(claim, self.function, self.account.details())
+        view = of_claim(claim, self.function, self.account.details(), self._kwargs_sha1)
         if view is not None:
             self._end(view)
         else:

@@ -15,7 +15,7 @@ from .task_errors import task_error
 from .tasks import Receipt, TaskResult, check_receipt
 
 __all__ = [
-    "Phase", "TaskView", "of_claim", "of_failure", "of_receipt", "of_result", "of_status", "read_receipt",
+    "Phase", "TaskView", "is_other", "of_claim", "of_failure", "of_receipt", "of_result", "of_status", "read_receipt",
 ]
 
 
@@ -73,10 +73,17 @@ def of_receipt(receipt: Receipt, **details: Any) -> TaskView:
     return TaskView("finished", node=receipt.node_id, result_ms=receipt.finished_ms)
 
 
-def of_claim(claim: TaskClaim, function: str, details: Mapping[str, Any]) -> TaskView | None:
+def is_other(claim: TaskClaim, function: str, kind: str, kwargs_sha1: str) -> bool:
+    """Whether what the hub knows under an id is another task: of another function, or with other arguments."""
+    body = (claim.receipt or {}).get("body")
+    done_with = body.get("kwargsSha1", kwargs_sha1) if isinstance(body, dict) else kwargs_sha1
+    return bool(claim.function) and (claim.function, claim.kind, done_with) != (function, kind, kwargs_sha1)
+
+
+def of_claim(claim: TaskClaim, function: str, details: Mapping[str, Any], kwargs_sha1: str) -> TaskView | None:
     """Return what the hub knows of the end of an action; None when it knows of none. ``details`` are those of errors,
     the channel among them."""
-    receipt = read_receipt(claim.receipt, function, details["channel"], claim.task)
+    receipt = read_receipt(claim.receipt, function, details["channel"], claim.task, kwargs_sha1)
     if receipt is not None and receipt.node_id == claim.node_id and claim.state in ("finished", "failed"):
         return of_receipt(receipt, **details)
     if claim.state == "finished":
@@ -86,10 +93,10 @@ def of_claim(claim: TaskClaim, function: str, details: Mapping[str, Any]) -> Tas
     return None
 
 
-def read_receipt(receipt: object, function: str, channel: str, task: str) -> Receipt | None:
-    """Return the receipt of this task, or None when that is none."""
+def read_receipt(receipt: object, function: str, channel: str, task: str, kwargs_sha1: str) -> Receipt | None:
+    """Return the receipt of this task, or None when that is none. ``kwargs_sha1`` is of its canonical arguments."""
     try:
         found = check_receipt(receipt, channel, task)
     except (BadMessage, SignatureInvalid):
         return None
-    return found if found.function == function else None
+    return found if (found.function, found.kwargs_sha1) == (function, kwargs_sha1) else None

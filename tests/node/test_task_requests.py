@@ -556,6 +556,15 @@ def test_a_result_longer_than_this_node_takes_is_told_by_its_limit(loop_kind: st
     run_on(loop_kind, work(), 60)
 
 
+def test_what_is_long_and_no_result_is_removed_and_computed_anew(loop_kind: str, tmp_path: Path) -> None:
+    async def work() -> None:
+        async with channel(tmp_path, "a", task_result_size_bytes_max=1000) as (net, b, (a,)):
+            a.play(adds)
+            net.bucket.objects[result_object_name(CHANNEL, task_id(SUM, {"x": 1}))] = b"x" * 200_000
+            assert (await b.end(b.ask(x=1)))["result"] == {"json": 1}
+    run_on(loop_kind, work(), 60)
+
+
 def test_nothing_is_left_when_the_node_stops(loop_kind: str, tmp_path: Path) -> None:
     async def work() -> None:
         async with channel(tmp_path, "a") as (_, b, (a,)):

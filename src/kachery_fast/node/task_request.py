@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..config import Settings
-from ..errors import KacheryError, NodeError, ObjectMissing, ResultRefused
+from ..errors import KacheryError, NodeError, ObjectMissing, ResultRefused, TooLarge
 from ..protocol.access import Permission
 from ..protocol.names import result_object_name
 from ..protocol.task_bodies import TaskCancel, TaskRequest
@@ -197,19 +197,25 @@ class SharedTask:
         self._post(event)
 
     async def _look_up(self, fresh: bool) -> Looked:
-        """Get the result, and check it: a result that nobody may have made is reported, and as good as absent."""
+        """Get the result, and check it: a result that nobody may have made is reported, and as good as absent.
+
+        :raises TooLarge: it is good, and longer than this node takes.
+        """
         found_as = self.task if self.kind == "pure-calculation" else result_id(self.kind, self.function, self._data)
-        data = await self.link.bucket.get_small(result_object_name(self.link.name, found_as), self._limit_bytes,
-                                                fresh=fresh)
+        removed = False
         try:
+            data = await self.link.bucket.get_small(result_object_name(self.link.name, found_as), self._limit_bytes,
+                                                    fresh=fresh)
             found = check_result(data, found_as, self.link.name)
             await self._check_provider(found, found_as)
-        except ResultRefused as refused:
+        except (ResultRefused, TooLarge) as refused:
             log.warning("channel %s: %s", self.link.name, refused)
             try:
-                await self.link.hub.report_bad_result(self.link.name, found_as)
+                removed = await self.link.hub.report_bad_result(self.link.name, found_as)
             except KacheryError as error:
                 log.warning("channel %s: a bad result could not be reported: %s", self.link.name, error)
+            if isinstance(refused, TooLarge) and not removed:
+                raise
             return Looked(why=refused.message)
         self.result_size_bytes = len(data)
         return Looked(found)

@@ -10,7 +10,15 @@ from typing import Any
 
 import pytest
 
-from kachery_fast.errors import BucketUnreachable, FeedForked, HubUnreachable, InvalidArgument, NotPermitted, UrlExpired
+from kachery_fast.errors import (
+    BucketUnreachable,
+    DatabaseUnusable,
+    FeedForked,
+    HubUnreachable,
+    InvalidArgument,
+    NotPermitted,
+    UrlExpired,
+)
 from kachery_fast.node import feed_sharing as sharing_module
 from kachery_fast.node import feeds as feeds_module
 from kachery_fast.node.feeds import Watch
@@ -479,6 +487,25 @@ def test_a_permission_withdrawn_while_following_ends_it_on_both_sides(loop_kind:
 
 
 # --- trouble
+
+
+def test_an_owner_whose_log_cannot_be_read_says_so(loop_kind: str, tmp_path: Path,
+                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work(net: Network, a: FeedPeer, b: FeedPeer, feed_id: str) -> None:
+        await a.append(feed_id, 5)
+        await b.read_to(feed_id, 5)
+        torn = DatabaseUnusable(path="feeds.db", why="it is damaged", advice="Restore it.")
+
+        def tail(*_: str) -> Tail:
+            raise torn
+
+        monkeypatch.setattr(a.feeds.log, "tail", tail)
+        following = await b.feeds.follow(b.link, feed_id, SUBFEED)
+        await until(lambda: f"disk-error: {torn.message}" in following.account())
+        monkeypatch.undo()
+        await a.append(feed_id, 1)
+        await b.read_to(feed_id, 6)
+    between(loop_kind, tmp_path, work)
 
 
 @pytest.mark.parametrize("trouble", ["hub", "bucket"])

@@ -337,6 +337,9 @@ def test_segments_of_whom_told_of_what_is_not_there_are_tried_last() -> None:
     for lie in lies[1:]:
         machine.handle(Heard(shared(lie).body, "liar"), 1.0)
     assert machine.handle(Loaded(lies[0], 0, "lacks it"), 1.0)[0] == Load(segment(0, 4))
+    machine.handle(shared(segment(0, 3, "cd" * 20)), 1.0)
+    effects = machine.handle(Loaded(segment(0, 4), 0, "the disk is full", trouble=True), 1.0)
+    assert effects[0] == Load(segment(0, 3, "cd" * 20))
 
 
 # --- heads

@@ -195,9 +195,9 @@ class Following:
         try:
             self._post(await self._loaded(segment))
         except KacheryError as error:
-            self._post(Loaded(segment, self._machine.position, error.message))
+            self._post(Loaded(segment, self._machine.position, error.message, trouble=True))
         except Exception as error:
-            self._post(Loaded(segment, self._machine.position, self._fault(error)))
+            self._post(Loaded(segment, self._machine.position, self._fault(error), trouble=True))
 
     async def _loaded(self, segment: Segment) -> Loaded:
         name = segment_object_name(self._link.name, self._feed_id, self._subfeed, segment.sha1)

@@ -27,7 +27,7 @@ from ..errors import (
 )
 from ..net.bucket import SignedUpload
 from ..protocol.access import Permission
-from ..protocol.feed_bodies import FeedMessages, FeedShared, FeedSubscribe, Segment
+from ..protocol.feed_bodies import FeedFailed, FeedMessages, FeedShared, FeedSubscribe, Segment
 from ..protocol.feeds import encode_index, encode_segment
 from ..protocol.sharing import FeedSharer, ShareLimits
 from ..protocol.sharing_events import (
@@ -205,7 +205,10 @@ class FeedSharing:
         try:
             count, forked = await in_thread(self._tools.threads, look)
         except KacheryError as error:
-            log.warning("a question for feed://%s could not be looked up: %s", body.feed_id, error)
+            reason, detail = self._reason(error, "disk-error")
+            if self._owns(body.feed_id) and not self._closed:  # of a copy there may be others
+                self.link.say(FeedFailed, {"request": body.request, "feed_id": body.feed_id, "subfeed": body.subfeed,
+                                           "reason": reason, "detail": detail})
             return
         finally:
             self._lookups -= 1

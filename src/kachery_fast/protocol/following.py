@@ -262,7 +262,7 @@ class Follower:
         segment = event.segment
         if event.why or event.count < segment.end:
             _, source = self._segments.pop((segment.first, segment.sha1), (segment, ""))
-            if len(self._doubted) < _DOUBTED_MAX or source in self._doubted:
+            if not event.trouble and (len(self._doubted) < _DOUBTED_MAX or source in self._doubted):
                 self._doubted[source] += 1
             if event.useless:
                 if len(self._refused) >= _REFUSED_MAX:

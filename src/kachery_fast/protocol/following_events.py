@@ -47,7 +47,8 @@ class Loaded:
     """``Load`` has ended: the subfeed is held up to ``count``.
 
     ``why``: what was wrong, "" for nothing. ``useless``: the object is what its name says, and no good: not to be tried
-    again. ``forked``: as of ``Grown``.
+    again. ``forked``: as of ``Grown``. ``trouble``: the disk or the bucket was in the way, and nobody said anything
+    false.
     """
 
     segment: Segment
@@ -55,6 +56,7 @@ class Loaded:
     why: str = ""
     useless: bool = False
     forked: bool = False
+    trouble: bool = False
 
 
 @dataclass(frozen=True)

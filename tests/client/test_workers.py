@@ -55,6 +55,22 @@ def lives(pid: int) -> bool:
         return False
 
 
+def test_a_worker_waits_for_the_first_job(program: Program) -> None:
+    before = {child.pid for child in psutil.Process().children()}
+
+    def started() -> set[int]:
+        return {child.pid for child in psutil.Process().children()} - before
+
+    pool = WorkerPool(2, registered_functions())
+    try:
+        wait_until(lambda: len(started()) == 1, "a worker was started")
+        pids = {(run(pool, "test/pid").result or {})["json"] for _ in range(2)}
+        assert pids == started()
+    finally:
+        pool.close()
+    assert not started()
+
+
 # --- results
 
 

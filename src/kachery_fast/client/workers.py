@@ -40,7 +40,8 @@ logger = logging.getLogger("kachery_fast.client")
 
 
 class WorkerPool:
-    """Runs jobs in up to ``workers`` processes, which are started as they are needed.
+    """Runs jobs in up to ``workers`` processes. The first is started at once, so that the first job does not wait for
+    Python to start; others as they are needed.
 
     :param functions: those that will be run.
     :raises InvalidArgument: one of them cannot be sent to another process.
@@ -55,6 +56,7 @@ class WorkerPool:
         self._unfinished: set[str] = set()
         self._withdrawn: set[str] = set()
         self._closed = False
+        self._threads.submit(self._start_first)
 
     def submit(self, job: Job, timeout_seconds: float | None) -> Future[Outcome]:
         """Run a job as soon as a worker is free. The future raises nothing; what goes wrong is in the outcome.
@@ -87,6 +89,11 @@ class WorkerPool:
         self._threads.shutdown(cancel_futures=True)
 
     # --- in a thread of the pool
+
+    def _start_first(self) -> None:
+        with self._lock:
+            if not (self._closed or self._idle or self._busy):
+                self._idle.append(_Worker())
 
     def _run(self, job: Job, timeout_seconds: float | None) -> Outcome:
         try:

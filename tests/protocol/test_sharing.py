@@ -214,6 +214,15 @@ def test_what_is_remembered_is_bounded() -> None:
     assert machine.listened_to((f"{10_049:064x}", SUBFEED), 1.0)
 
 
+def test_subfeeds_that_somebody_makes_up_take_the_place_of_none_that_has_messages() -> None:
+    machine = listening()
+    for number in range(10_050):
+        feed = f"{number:064x}"
+        machine.handle(asked(0, "liar", feed=feed, live=True, count=0), 0.0)
+        machine.handle(RestRead((feed, SUBFEED), 0, []), 0.0)
+    assert machine.listened_to(PLACE, 1.0)
+
+
 # --- relays
 
 

@@ -349,7 +349,9 @@ class FeedSharer:
         place = self._places.get(key)
         if place is None:
             if len(self._places) >= _PLACES_MAX:
-                oldest = next((known for known in self._places.values() if known.idle), None)
+                # Of subfeeds without a message anybody can make up as many as he likes: these go first.
+                oldest = next((known for known in self._places.values() if not known.count and known.idle),
+                              None) or next((known for known in self._places.values() if known.idle), None)
                 if oldest is None:
                     return None
                 del self._places[oldest.key]  # nothing of it is due

@@ -198,8 +198,8 @@ def test_a_receipt_that_comes_late_turns_unknown_into_knowledge(hasty: Lab, tmp_
         assert count(log) == 1
 
 
-def status_of(task_id: str, log: Path) -> str:
-    task = kf.request_task("lab/act", {"log": str(log)}, type="action", task_id=task_id)
+def status_of(task_id: str, log: Path, **kwargs: float) -> str:
+    task = kf.request_task("lab/act", {"log": str(log), **kwargs}, type="action", task_id=task_id)
     task.wait(30)
     return task.status
 
@@ -265,5 +265,5 @@ def test_a_requester_that_is_killed_does_not_stop_the_action(patient: Lab, tmp_p
         task = kf.request_task("lab/act", {"log": str(log), "seconds": 1.0}, type="action")
         wait_until(lambda: count(log) == 1, "it runs", 60)
         restart(patient.nodes["B"])
-        wait_until(lambda: status_of(task.task_id, log) == "finished", "it has ended", 60)
+        wait_until(lambda: status_of(task.task_id, log, seconds=1.0) == "finished", "it has ended", 60)
         assert count(log) == 1

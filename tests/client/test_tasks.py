@@ -9,6 +9,7 @@ import asyncio
 import json
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,6 +20,7 @@ import pytest
 import kachery_fast as kf
 from kachery_fast import errors
 from kachery_fast.client import functions
+from kachery_fast.client.storing import store_bytes
 from kachery_fast.client.tasks import list_tasks, task_state
 from kachery_fast.protocol.tasks import task_id
 from tests.cli.commands import Program
@@ -268,6 +270,14 @@ def test_results_that_are_files_are_loaded(book: Book) -> None:
     given = {"file": files["text"], "format": "bytes"}
     book.states = lambda path, body: state("finished", result=given)
     assert kf.request_task("lab/f").result == "ü".encode()
+    big = bytes(20_000_000)
+    given = {"file": store_bytes(big, "big.dat"), "format": "bytes"}
+    book.states = lambda path, body: state("finished", result=given)
+    tracemalloc.start()
+    assert kf.request_task("lab/f").result == big
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 1.5 * len(big), "it is in memory once"
     unknown = {"file": files["text"], "format": "pickle"}
     book.states = lambda path, body: state("finished", result=unknown)
     with pytest.raises(errors.NodeError, match="pickle"):

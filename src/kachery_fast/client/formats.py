@@ -26,6 +26,7 @@ __all__ = [
     "load_npy",
     "load_pkl",
     "load_text",
+    "load_whole",
     "store_json",
     "store_npy",
     "store_pkl",
@@ -37,6 +38,16 @@ __all__ = [
 _NPY_HEADER_SIZE_BYTES_MAX = 1024 * 1024
 _NPY_MAGIC = b"\x93NUMPY"
 _PIECE_SIZE_BYTES = 8 * 1024 * 1024
+
+
+def load_whole(uri: str, *, channel: str | None = None, progress: ProgressCallback | None = None) -> bytes:
+    """Return the bytes of a file, which is loaded into the store; they are in memory once.
+
+    What may be raised is listed at ``load_file``.
+    """
+    path = Path(load(uri, channel=channel, progress=progress).path)
+    with translated("reading", path):
+        return path.read_bytes()
 
 
 # --- text
@@ -62,7 +73,7 @@ def load_text(uri: str, *, channel: str | None = None, progress: ProgressCallbac
 
     :raises WrongFormat: it is not UTF-8. What else may be raised is listed at ``load_file``.
     """
-    data = _read(uri, channel, progress)
+    data = load_whole(uri, channel=channel, progress=progress)
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -95,7 +106,7 @@ def load_json(uri: str, *, channel: str | None = None, progress: ProgressCallbac
 
     :raises WrongFormat: it is not JSON. What else may be raised is listed at ``load_file``.
     """
-    data = _read(uri, channel, progress)
+    data = load_whole(uri, channel=channel, progress=progress)
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -223,9 +234,3 @@ def load_pkl(uri: str, *, channel: str | None = None, progress: ProgressCallback
     path = load(uri, channel=channel, progress=progress).path
     with translated("reading", path), Path(path).open("rb") as file:
         return load_pickle(file, what=uri)
-
-
-def _read(uri: str, channel: str | None, progress: ProgressCallback | None) -> bytes:
-    path = Path(load(uri, channel=channel, progress=progress).path)
-    with translated("reading", path):
-        return path.read_bytes()

@@ -320,13 +320,11 @@ def _load_result(result: object, channel: str | None) -> Any:
     if not isinstance(result, dict) or not isinstance(result.get("file"), str):
         raise NodeError(what="a result is neither JSON nor a file")
     uri, file_format = result["file"], result.get("format")
-    if file_format == "bytes":
-        from .files import load_bytes
-
-        return load_bytes(uri, channel=channel)
     from . import formats
 
-    load = {"npy": formats.load_npy, "json": formats.load_json, "text": formats.load_text}.get(str(file_format))
+    loads: dict[str, Callable[..., Any]] = {"npy": formats.load_npy, "bytes": formats.load_whole,
+                                            "json": formats.load_json, "text": formats.load_text}
+    load = loads.get(str(file_format))
     if load is None:
         raise NodeError(what=f"the result is a file of the unknown format {file_format!r}; it is {uri}")
     return load(uri, channel=channel)

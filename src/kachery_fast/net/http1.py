@@ -1,4 +1,4 @@
-"""One HTTP/1.1 exchange at a time on one blocking socket, run in a thread.
+"""One HTTP/1.1 exchange at a time on one socket, run in a thread; a small one also on an event loop.
 
 The page faults of a mapping and the reads of a disk would block an event loop, so bulk data moves in threads; the
 interpreter lock is released in each system call. h11 reads the heads and the small bodies; a large body goes past
@@ -14,17 +14,19 @@ import select
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple
+from typing import Any
 
 import h11
 
 from ..errors import BucketUnreachable, FileChanged, InvalidArgument, PartialTransfer, Stalled, TooLarge, WrongSize
 from ..splice import FileRefused
+from .plain import PLAIN_SIZE_BYTES_MAX, NotPlain, Origin, Received, Request, Response, plain_answer
 from .targets import Sink, Target, disk_error, open_sink, size_of
+from .waiting import poll, readable
 
-__all__ = ["Connection", "Origin", "Progress", "Received", "Request", "Response", "StaleConnection"]
+__all__ = ["Connection", "Progress", "StaleConnection"]
 
 #: Called from the worker thread with the number of bytes moved since the last call.
 Progress = Callable[[int], None]
@@ -32,40 +34,6 @@ Progress = Callable[[int], None]
 ERROR_BODY_SIZE_BYTES_MAX = 65536
 _HEAD_READ_BYTES = 65536
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
-
-
-class Origin(NamedTuple):
-    """Where a connection leads; connections are pooled by it."""
-
-    scheme: str
-    host: str
-    port: int
-
-
-class Request(NamedTuple):
-    """A request without its body. ``name`` is what errors call the object; header names are lower case."""
-
-    method: str
-    origin: Origin
-    target: str
-    headers: Mapping[str, str]
-    name: str
-
-
-class Response(NamedTuple):
-    """Status, headers (names in lower case) and the body of a small answer, cut off at 64 KiB when an error."""
-
-    status: int
-    headers: dict[str, str]
-    body: bytes = b""
-
-
-class Received(NamedTuple):
-    """What ``receive`` did: bytes put into memory (all or 0), and the whole object's size where the answer tells."""
-
-    response: Response
-    received_bytes: int
-    object_size_bytes: int | None
 
 
 class StaleConnection(Exception):
@@ -139,7 +107,7 @@ class Connection:
 
     def went_away(self) -> bool:
         """Whether an idle connection was closed, or spoken on, by the server meanwhile."""
-        return self._socket is None or bool(_poll(self._socket, select.POLLIN, 0.0))
+        return self._socket is None or bool(poll(self._socket, select.POLLIN, 0.0))
 
     def receive(self, request: Request, target: Target, *, start: int | None, total: int | None,
                 progress: Progress | None) -> Received:
@@ -182,15 +150,53 @@ class Connection:
         :raises TooLarge: the body of a 200 answer is longer than ``limit_bytes``.
         """
         with self._exchange(request, None, None):
-            head = self._ask()
-            length = _headers(head).get("content-length", "0")
-            if head.status_code != 200:
-                return self._small_answer(head, ERROR_BODY_SIZE_BYTES_MAX)
-            answer = self._small_answer(head, limit_bytes + 1)
-            size = max(len(answer.body), int(length) if request.method == "GET" else 0)
-            if size > limit_bytes:
-                raise TooLarge(what=request.name, size=size, limit=limit_bytes, setting="the reader's limit")
-            return answer
+            self._sock.sendall(self._head_bytes())
+            return self._fetched(limit_bytes)
+
+    async def fetch_on_loop(self, request: Request, data: bytes, limit_bytes: int,
+                            in_thread: Callable[[Callable[[], Response]], Awaitable[Response]]) -> Response:
+        """As ``fetch``, over a kept connection without TLS; an answer that is not plain, or long, is read in a thread.
+
+        :param data: the ``plain_request``.
+        """
+        with self._exchange(request, None, None):
+            self._sock.settimeout(0)
+            self._sock.sendall(data)
+            answer, begun = await self._plain_answer()
+            self._sock.settimeout(self._stall_seconds)
+            if answer is not None and len(answer.body) <= limit_bytes:
+                self.reusable = True
+                return answer
+            self._head_bytes()  # for the parser, which has to know what is answered
+            if begun:
+                self._feed(begun)
+            return await in_thread(lambda: self._fetched(limit_bytes))
+
+    async def _plain_answer(self) -> tuple[Response | None, bytes]:
+        """Wait for an answer, and return it, or what there is of it when it is not plain."""
+        data = b""
+        with suppress(NotPlain):
+            while True:
+                await readable(self._sock, self._stall_seconds)
+                with suppress(BlockingIOError):
+                    piece = self._sock.recv(PLAIN_SIZE_BYTES_MAX)
+                    data += piece
+                    self._heard = self._heard or bool(piece)
+                    answer = plain_answer(data)
+                    if answer is not None or not piece:
+                        return answer, data
+        return None, data
+
+    def _fetched(self, limit_bytes: int) -> Response:
+        head, request = self._read_head(), self._request
+        length = _headers(head).get("content-length", "0")
+        if head.status_code != 200:
+            return self._small_answer(head, ERROR_BODY_SIZE_BYTES_MAX)
+        answer = self._small_answer(head, limit_bytes + 1)
+        size = max(len(answer.body), int(length) if request.method == "GET" else 0)
+        if size > limit_bytes:
+            raise TooLarge(what=request.name, size=size, limit=limit_bytes, setting="the reader's limit")
+        return answer
 
     def send(self, request: Request, source: int | bytes, offset: int, length: int, progress: Progress | None
              ) -> Response:
@@ -201,7 +207,7 @@ class Connection:
             early: h11.Response | None = None
             try:
                 while self._moved < length and early is None:
-                    events = _poll(self._sock, select.POLLIN | select.POLLOUT, self._stall_seconds)
+                    events = poll(self._sock, select.POLLIN | select.POLLOUT, self._stall_seconds)
                     if not events:
                         raise TimeoutError
                     if events & ~select.POLLOUT:
@@ -270,9 +276,12 @@ class Connection:
                 self._tell(1)  # what came before a failure is there too
 
     def _ask(self) -> h11.Response:
-        data = self._parser.send(_h11_request(self._request)) or b""
-        self._sock.sendall(data + (self._parser.send(h11.EndOfMessage()) or b""))
+        self._sock.sendall(self._head_bytes())
         return self._read_head()
+
+    def _head_bytes(self) -> bytes:
+        """The whole of a request that has no body."""
+        return (self._parser.send(_h11_request(self._request)) or b"") + (self._parser.send(h11.EndOfMessage()) or b"")
 
     def _read_head(self) -> h11.Response:
         while True:
@@ -342,8 +351,7 @@ class Connection:
 
 
 def _h11_request(request: Request) -> h11.Request:
-    host = request.origin.host if ":" not in request.origin.host else f"[{request.origin.host}]"
-    headers = [("host", f"{host}:{request.origin.port}"), *request.headers.items()]
+    headers = [("host", request.origin.authority), *request.headers.items()]
     return h11.Request(method=request.method, target=request.target, headers=headers)
 
 
@@ -353,14 +361,6 @@ def _headers(head: h11.Response) -> dict[str, str]:
 
 def _keeps_alive(head: h11.Response, headers: Mapping[str, str]) -> bool:
     return head.http_version == b"1.1" and "close" not in headers.get("connection", "").lower()
-
-
-def _poll(sock: socket.socket, events: int, timeout_seconds: float) -> int:
-    """Wait for ``events`` on the socket; returns those that came, 0 when none did in time."""
-    poller = select.poll()
-    poller.register(sock, events)
-    found = poller.poll(timeout_seconds * 1000)
-    return found[0][1] if found else 0
 
 
 def _object_size(request: Request, head: h11.Response, headers: Mapping[str, str], length: int,

@@ -10,15 +10,16 @@ import asyncio
 import logging
 import socket
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from ..config import Settings
 from ..errors import BucketUnreachable, InvalidArgument
-from .http1 import Connection, Origin, Progress, Received, Request, Response, StaleConnection
+from .http1 import Connection, Progress, StaleConnection
+from .plain import Origin, Received, Request, Response, plain_request
 from .targets import FileSpan, Target, size_of
 
 __all__ = ["FileSpan", "Meter", "Progress", "RangeClient", "Received", "Response", "Target"]
@@ -113,9 +114,12 @@ class RangeClient:
         :raises TooLarge: it has more than ``limit_bytes``. :raises Stalled, BucketUnreachable:
         """
         request = _request("GET", url, {"accept-encoding": "identity", **(headers or {})})
+        plain = plain_request(request) if request.origin.scheme == "http" else None
         async with self._small:
-            return await self._exchange(request, lambda connection: connection.fetch(request, limit_bytes),
-                                        Meter(None))
+            return await self._exchange(
+                request, lambda connection: connection.fetch(request, limit_bytes), Meter(None),
+                None if plain is None else lambda connection: connection.fetch_on_loop(
+                    request, plain, limit_bytes, lambda work: self._in_thread(connection, work)))
 
     async def close(self) -> None:
         """Break off what is under way (its callers get an error), close every connection, end the threads."""
@@ -129,11 +133,17 @@ class RangeClient:
 
     # --- connections
 
-    async def _exchange(self, request: Request, work: Callable[[Connection], T], meter: Meter) -> T:
+    async def _exchange(self, request: Request, work: Callable[[Connection], T], meter: Meter,
+                        work_on_loop: Callable[[Connection], Awaitable[T]] | None = None) -> T:
+        """Run ``work`` in a thread, or ``work_on_loop`` where a connection was kept: each hand-over to a thread takes a
+        tenth of a small exchange."""
         connection = self._take(request.origin)
         if connection is not None:
             try:
-                return await self._in_thread(connection, lambda: work(connection))
+                with self._using(connection):
+                    if work_on_loop is not None:
+                        return await work_on_loop(connection)
+                    return await self._in_thread(connection, lambda: work(connection))
             except StaleConnection:
                 _log.debug("%s closed an idle connection; taking a fresh one", request.origin.host)
                 meter.undo()
@@ -154,13 +164,23 @@ class RangeClient:
                 raise BucketUnreachable(object=request.name, why=why, attempts=1, received=0) from error
             return work(fresh)
 
-        return await self._in_thread(fresh, connect_and_work)
+        with self._using(fresh):
+            return await self._in_thread(fresh, connect_and_work)
+
+    @contextmanager
+    def _using(self, connection: Connection) -> Iterator[None]:
+        """Have ``close`` reach the connection meanwhile, and keep it afterwards if it can be used again."""
+        self._active.add(connection)
+        try:
+            yield
+        finally:
+            self._active.discard(connection)
+            self._give_back(connection)
 
     async def _in_thread(self, connection: Connection, work: Callable[[], T]) -> T:
         """Run ``work`` in a thread; on cancellation end its system call and wait for it before raising."""
         if self._closed:
             raise BucketUnreachable(object=connection.origin.host, why="this client is closed", attempts=0)
-        self._active.add(connection)
         thread = asyncio.wrap_future(self._threads.submit(work))
         try:
             return await asyncio.shield(thread)
@@ -172,9 +192,6 @@ class RangeClient:
             if not thread.cancelled():
                 thread.exception()  # collected: the cancellation is what the caller hears of
             raise
-        finally:
-            self._active.discard(connection)
-            self._give_back(connection)
 
     def _take(self, origin: Origin) -> Connection | None:
         now = asyncio.get_running_loop().time()

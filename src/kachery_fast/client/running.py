@@ -67,8 +67,7 @@ def run_job(job: Job) -> Outcome:
     token = _current.set(job)
     try:
         if job.once and not _takes_ticket(job.token):
-            return Outcome("crashed", error=error_report(
-                "WorkerLost", "the Dask worker that had begun it was lost; how far it got, nobody knows"))
+            return Outcome("cancelled", error=error_report("WorkerLost", "Dask lost the worker that had begun it"))
         _tell(job, {})
         value = job.function(**job.kwargs)
     except BaseException as error:  # SystemExit too: a function does not end the process it runs in

@@ -299,7 +299,7 @@ class TaskProvider:
         job.stage = "ending"
         error = error_of(report)
         if report.status == "cancelled":
-            self._break_off(job, "its task backend broke it off", now)
+            self._break_off(job, (error or {}).get("message") or "its task backend broke it off", now)
         elif job.kind == "action":
             self._effects.append(SignReceipt(job.place, job.task, job.run, job.function, job.kwargs, error))
         elif error is None and report.result is not None:

@@ -93,6 +93,16 @@ def act(path: str) -> object:
     return object()  # which nobody wants
 
 
+@kf.taskfunction("test/slow-action", type="action", timeout_seconds=0.2)
+def slow_action() -> None:
+    time.sleep(1.0)
+
+
+@kf.taskfunction("test/slow-idempotent", type="action", timeout_seconds=0.2, idempotent=True)
+def slow_idempotent() -> None:
+    time.sleep(1.0)
+
+
 @kf.taskfunction("test/hang-action", type="action")
 def slow_act(path: str) -> None:
     time.sleep(2.0)

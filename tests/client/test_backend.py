@@ -160,6 +160,15 @@ def test_a_hanging_function_is_told_of_whoever_runs_it(scripted: ScriptedNode, t
         assert scripted.ended()["result"] == {"json": 2}
 
 
+def test_an_action_that_cannot_be_broken_off_may_yet_succeed(scripted: ScriptedNode) -> None:
+    with ThreadPoolExecutor(2) as threads, serving(executor=threads):
+        for function, status in (("test/slow-action", "cancelled"), ("test/slow-idempotent", "hung")):
+            scripted.run(function, function, kind="action")
+            report = scripted.ended()
+            assert (report["run"], report["status"]) == (function, status)
+            assert "within 0.2 s; the executor may still be at it" in report["error"]["message"]
+
+
 def test_a_function_that_kills_its_process_is_told_of(scripted: ScriptedNode) -> None:
     with serving():
         for how in ("exit", "kill"):

@@ -298,7 +298,9 @@ class _Backend:
             heard = self._listener.latest(token)
             limit = run.function.timeout_seconds
             if self._pool is None and limit and heard.begun_at is not None and now - heard.begun_at > limit:
-                self._end(token, Outcome("hung", error=error_report(
+                # An action may yet succeed there, so it is not said to have failed.
+                once = run.function.kind == "action" and not run.function.idempotent
+                self._end(token, Outcome("cancelled" if once else "hung", error=error_report(
                     "TimeoutError", f"it did not end within {limit:g} s; the executor may still be at it")))
             elif heard.count > run.told:
                 run.told = heard.count

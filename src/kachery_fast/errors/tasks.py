@@ -36,7 +36,7 @@ class TaskCrashed(TaskFailed):
 
 
 class TaskHung(TaskFailed):
-    """{function!r} did not end within its {seconds} s, and was broken off."""
+    """{function!r} hangs: {reason}"""
 
     exit_code = 8
     http_status = 504

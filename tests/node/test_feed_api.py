@@ -214,6 +214,16 @@ def test_what_cannot_be_appended_is_refused_and_changes_nothing(loop_kind: str, 
     alone(loop_kind, tmp_path, work, feed_message_size_bytes_max=2048, feed_batch_size_bytes_max=64_000)
 
 
+def test_a_batch_of_too_many_messages_is_refused_whole(loop_kind: str, tmp_path: Path) -> None:
+    async def work(client: Client) -> None:
+        place = {"feedId": (await ask(client, "create"))["feedId"], "subfeed": "main"}
+        status, error, text = await refused(client, "append", **place, messages=[{}] * 100_001)
+        assert (status, error) == (400, "InvalidArgument")
+        assert "100000" in text
+        assert (await ask(client, "read", **place))["count"] == 0
+    alone(loop_kind, tmp_path, work)
+
+
 def test_a_batch_may_be_longer_than_other_bodies(loop_kind: str, tmp_path: Path) -> None:
     async def work(client: Client) -> None:
         feed_id = (await ask(client, "create"))["feedId"]

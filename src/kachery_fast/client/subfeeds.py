@@ -125,7 +125,7 @@ class Subfeed:
         return self.append_messages([message]).start
 
     def append_messages(self, messages: Sequence[dict[str, Any]]) -> range:
-        """Append messages, all of them or none, and return their numbers; see ``append_message``."""
+        """Append messages, all of them or none, 100,000 at most, and return their numbers; see ``append_message``."""
         if not self.is_writeable:
             why = "it is a snapshot" if self.is_snapshot else "this node does not own it"
             raise FeedNotWritable(feed_id=self._feed.feed_id or "?", why=why)

@@ -42,6 +42,8 @@ __all__ = ["FeedApi"]
 _LOCAL = "*local*"
 _WATCHES_MAX = 1000
 _MESSAGES_MAX = 2**40
+# Messages that are appended in one call: a few seconds of signing, in which other appends wait, and 100 MB of memory.
+_BATCH_MESSAGES_MAX = 100_000
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 _WaitMsec = Annotated[float, msgspec.Meta(ge=0, le=24 * 3600 * 1000)]
@@ -167,9 +169,13 @@ class FeedApi:
             raise TooLarge(what="The batch of messages", size=length or f"more than {limit}", limit=limit,
                            setting="feed_batch_size_bytes_max") from None
         try:
-            return _append_decoder.decode(data)
+            asked = _append_decoder.decode(data)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise BadMessage(why=f"the body of {request.path} is not as documented ({error})") from None
+        if len(asked.messages) > _BATCH_MESSAGES_MAX:
+            raise InvalidArgument(what=f"{len(asked.messages)} messages are too many; append at most "
+                                       f"{_BATCH_MESSAGES_MAX} in a call.")
+        return asked
 
     async def _read(self, request: web.Request) -> web.Response:
         asked = await read_body(request, _Read)

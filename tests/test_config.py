@@ -57,6 +57,44 @@ def test_a_relative_directory_becomes_absolute(tmp_path: Path, monkeypatch: pyte
     assert load_settings({"KACHERY_STORAGE_DIR": "store"}).storage_dir == tmp_path / "store"
 
 
+def test_what_changes_between_two_calls_counts_in_the_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("KACHERY_STORAGE_DIR", "store")
+    monkeypatch.setenv("KACHERY_CHANNEL", "lab")
+    monkeypatch.chdir(tmp_path)
+    first = load_settings()
+    assert load_settings() is first
+    assert (first.storage_dir, first.channel) == (tmp_path / "store", "lab")
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    assert load_settings().storage_dir == tmp_path / "below" / "store"
+    monkeypatch.setenv("KACHERY_STORAGE_DIR", "~/store")
+    assert load_settings().storage_dir == tmp_path / "home" / "store"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load_settings().storage_dir == tmp_path / "store"
+    monkeypatch.setenv("KACHERY_CHANNEL", "other")
+    assert load_settings().channel == "other"
+    assert load_settings(channel="lab").channel == "lab"
+    assert load_settings({}).channel == ""
+    assert load_settings().channel == "other"
+    monkeypatch.setenv("KACHERY_DAEMON_PORT", "x")
+    for _ in range(2):
+        with pytest.raises(InvalidSetting, match="KACHERY_DAEMON_PORT"):
+            load_settings()
+    monkeypatch.delenv("KACHERY_DAEMON_PORT")
+    monkeypatch.delenv("HOME")
+    assert load_settings().storage_dir == Path("~/store").expanduser()
+
+
+def test_settings_are_read_where_the_working_directory_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    monkeypatch.setenv("KACHERY_STORAGE_DIR", str(tmp_path / "store"))
+    (tmp_path / "gone").rmdir()
+    assert load_settings().storage_dir == load_settings().storage_dir == tmp_path / "store"
+    monkeypatch.chdir(tmp_path)  # so that it can be gone back to
+
+
 @pytest.mark.parametrize("setting", NUMBERS, ids=lambda setting: setting.name)
 @pytest.mark.parametrize("text", ["x", "-1e9", "nan", "inf", "-inf", "1e300", "9" * 20,
                                   "1,5", " "])

@@ -247,8 +247,11 @@ def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) ->
     :raises InvalidSetting: a value is not of the setting's type, not from its minimum to its maximum, or of an unknown
         name.
     """
-    # A copy: looking up what os.environ lacks costs a microsecond each, and clients read the settings at every call.
-    environ = dict(os.environ) if environ is None else environ
+    if environ is None:
+        # A copy: looking up what os.environ lacks costs a microsecond each, and clients read the settings at each call.
+        environ = dict(os.environ)
+        if not overrides and "HOME" in environ:
+            return _read_again(environ)
     known = {setting.name for setting in SETTINGS}
     for name in overrides:
         if name not in known:
@@ -270,6 +273,22 @@ def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) ->
         raise InvalidSetting(name="chunk_size_bytes", value=settings.chunk_size_bytes, source="the settings",
                              why="it must be a multiple of 64")
     return settings
+
+
+_latest: tuple[Mapping[str, str], str, Settings] | None = None
+
+
+def _read_again(environ: Mapping[str, str]) -> Settings:
+    """Return the settings: those of the last call, in half the time, while what they depend on is the same."""
+    global _latest
+    try:
+        folder = str(Path.cwd())  # where relative paths begin
+    except OSError:
+        folder = ""
+    latest = _latest
+    if latest is None or latest[1] != folder or latest[0] != environ:
+        latest = _latest = (environ, folder, load_settings(environ))
+    return latest[2]
 
 
 def _convert(setting: Setting, value: Any, source: str) -> Any:

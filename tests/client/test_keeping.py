@@ -123,6 +123,23 @@ def test_a_body_may_be_text_and_long(peer: Peer) -> None:
     assert connection().call("/api/x", text) == json.loads(text)
 
 
+@pytest.mark.parametrize("text", [
+    '{"x": "\\ud800"}', '{"x": [NaN, -Infinity, 1e400]}', '{"x": 1, "x": 2}',
+    '{"\\u00e9\\/": [0.1, -0.0, 1E5, 5e-324]}',
+    '{"x": [18446744073709551616, -9223372036854775809, 1.0, 123456789012345678901234567890]}', ' {"x":\ttrue }\n',
+    '{"x": ' + 200 * "[" + 200 * "]" + "}",
+])
+def test_an_answer_is_read_as_python_reads_json(peer: Peer, text: str) -> None:
+    found = connection().call("/api/x", text.encode())
+    assert repr(found) == repr(json.loads(text))
+
+
+@pytest.mark.parametrize("data", [b"", b"[1]", b"{", b"{} {}", b'{"x": 01}', b'{"x": "\xff"}', b"{'x': 1}"])
+def test_an_answer_that_is_no_object_is_a_fault_of_the_node(peer: Peer, data: bytes) -> None:
+    with pytest.raises(errors.NodeError):
+        connection().call("/api/x", data)
+
+
 def test_a_connection_that_was_closed_while_idle_is_replaced_before_anything_is_sent(peer: Peer) -> None:
     node = connection()
     node.call("/api/x", {"n": 1})

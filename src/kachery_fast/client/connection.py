@@ -163,7 +163,7 @@ class NodeConnection:
                 reply = self._exchange_kept(path, data, timeout, withdrawal)
             if reply.status != 200:
                 raise _error_of(reply.status, reply.body)
-            return _object_of(reply.body)
+            return _object_of(reply.body, _read_quickly)
 
     def _exchange_kept(self, path: str, data: bytes, timeout: float, withdrawal: Withdrawal | None) -> Reply:
         try:
@@ -354,8 +354,19 @@ def _error_of(status: int, data: bytes, reason: str = "") -> KacheryError:
     return NodeError(what=f"HTTP {status} {text or reason}")
 
 
-def _object_of(data: bytes) -> dict[str, Any]:
-    content = json.loads(data)
+def _read_quickly(data: bytes) -> Any:
+    """Read JSON as ``json.loads`` does, in a tenth of the time where msgspec can: not a NaN, say, or half a surrogate.
+    """
+    import msgspec  # takes 10 ms, which who does not call by path is spared
+
+    try:
+        return msgspec.json.decode(data)
+    except msgspec.MsgspecError:
+        return json.loads(data)
+
+
+def _object_of(data: bytes, read: Callable[[bytes], Any] = json.loads) -> dict[str, Any]:
+    content = read(data)
     if not isinstance(content, dict):
         raise NodeError(what="its answer is not a JSON object")
     return content

@@ -103,7 +103,8 @@ HUB_MALFORMED: dict[str, dict[str, list[Any]]] = {
     "claimTask": {"task": BAD_IDS, "kind": [*BAD_TEXTS, "pure"], "function": [*BAD_TEXTS, "f" * 201],
                   "idempotent": [5, "yes"], "attempt": ["r" * 65, 5]},
     "keepTasks": {"tasks": [5, "text", [5], [""], ["r" * 65]]},
-    "finishTask": {"task": BAD_IDS, "state": [5, None, "", "running", "claimed"], "receipt": BAD_OBJECTS},
+    "finishTask": {"task": BAD_IDS, "state": [5, None, "", "running", "claimed"], "receipt": BAD_OBJECTS,
+                   "attempt": ["r" * 65, 5]},
     "findTask": {"task": BAD_IDS},
 }
 
@@ -262,6 +263,17 @@ def test_a_request_signed_by_another_node_is_refused() -> None:
     data["nodeId"] = public_id(KEY)
     with pytest.raises(SignatureInvalid):
         m.decode_hub_request(json.dumps(data).encode())
+
+
+def test_numbers_that_take_long_to_read_hold_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = {"type": "findTask", "time": 1, "id": "i", "channel": "lab", "task": "t", "more": [1e300] * 1000}
+    request = {"body": body, "nodeId": public_id(KEY), "signature": sign(body, KEY)}
+    said = {"body": {**body, "type": "taskCancel", "request": "r"}, "fromNodeId": public_id(KEY),
+            "signature": "0" * 128}
+    monkeypatch.setattr(msgspec.json, "decode", lambda *_arguments, **_named: pytest.fail("30 ms for 6 kB"))
+    assert m.decode_hub_request(json.dumps(request).encode())[1] == public_id(KEY)
+    (refused,) = m.decode_band(json.dumps(said).encode(), size_bytes_max=100_000)
+    assert isinstance(refused, SignatureInvalid)
 
 
 def test_an_unknown_request_is_named() -> None:

@@ -237,9 +237,16 @@ def test_arbitrary_bytes_are_refused(data: bytes) -> None:
 
 def test_long_arguments_are_refused_before_their_canonical_form_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes long to make, and whoever may provide tasks can put such a result into another one's place."""
-    long = resigned({"kwargs": {"a": [1.5e300] * 20_000}})
+    long = resigned({"kwargs": {"a": [1.5e-9] * 30_000}})
     monkeypatch.setattr(tasks, "canonical_bytes", lambda _value: pytest.fail("it was made"))
     assert "kwargs are no object, or longer" in refusal(long)
+
+
+def test_numbers_that_take_long_to_read_are_few_in_a_result() -> None:
+    assert check_result(made({"json": [1e300] * 3000}), PURE, LAB).result == {"json": [1e300] * 3000}
+    with pytest.raises(InvalidArgument, match="1e±270"):
+        made({"json": [1e300] * 3001})
+    assert "1e±270" in refusal(resigned({"result": {"json": [1e300] * 3001}}))
 
 
 def test_deep_nesting_is_refused_and_no_crash() -> None:

@@ -15,6 +15,7 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ..errors import BadMessage, SignatureInvalid
+from . import plain_json
 from .bodies import (
     Assign,
     Cancel,
@@ -76,7 +77,7 @@ def decode_band(data: bytes, *, size_bytes_max: int, concerns: Callable[[dict[st
     if len(data) > size_bytes_max:
         return [BadMessage(why=f"it is {len(data)} bytes; {size_bytes_max} are allowed")]
     try:
-        payload = msgspec.json.decode(data)
+        payload = plain_json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return [BadMessage(why=f"it is not JSON ({error})")]
     envelopes = payload.get("messages", [payload]) if isinstance(payload, dict) else [payload]
@@ -107,7 +108,7 @@ def decode_hub_request(data: bytes) -> tuple[HubBody, str]:
     :raises SignatureInvalid: not signed by the node it names.
     """
     try:
-        envelope = msgspec.json.decode(data)
+        envelope = plain_json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadMessage(why=f"it is not JSON ({error})") from None
     entry = _open(envelope, "nodeId", _hub_bodies)

@@ -26,6 +26,7 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ..errors import BadMessage, InvalidArgument, InvalidName, InvalidUri, ResultRefused, SignatureInvalid, TooLarge
+from . import plain_json
 from .canonical import canonical_bytes
 from .names import check_channel_name, is_node_id, parse_file_uri
 from .signing import public_id, sign, verify, verify_bytes
@@ -46,8 +47,7 @@ RECEIPT_OUTCOMES = ("finished", "error")
 FUNCTION_LENGTH_MAX = 200
 """Characters of the id of a function."""
 
-# Of arguments in a result, twice what a message carries: their canonical form takes up to 1.3 us a byte to make.
-_KWARGS_SIZE_BYTES_MAX = 128 * 1024
+_KWARGS_SIZE_BYTES_MAX = 128 * 1024  # in a result, twice what a message carries: to make them canonical takes long
 _INTEGER_MAX = 2**53 - 1
 _DEPTH_MAX = 200
 _SIGNATURE = re.compile(rb"[0-9a-f]{128}")
@@ -258,6 +258,7 @@ def sign_result(*, channel: str, task: str, function: str, kind: str, kwargs: di
     check_result_value(result)
     body = msgspec.json.encode(_ResultBody(1, channel, task, function, kind, msgspec.Raw(msgspec.json.encode(kwargs)),
                                            result, public_id(key), started_ms, finished_ms))
+    plain_json.check_numbers(body)
     return _HEAD + body + _MIDDLE + key.sign(body).hex().encode() + _TAIL
 
 
@@ -279,6 +280,7 @@ def check_result(data: bytes, result_id: str, channel: str) -> TaskResult:
         refuse("it is not a body and a signature")
     signed = data[len(_HEAD):start]
     try:
+        plain_json.check_numbers(signed)
         body = msgspec.json.decode(signed, type=_ResultBody)
         kwargs = _read_kwargs(body.kwargs)
         value = _check_shape(body.result)

@@ -277,6 +277,16 @@ def test_a_function_that_cannot_travel_is_refused_at_once(program: Program) -> N
         WorkerPool(1, [TaskFunction("test/locked", "query", lambda: lock, None, False)])
 
 
+def test_workers_bear_whatever_stands_in_the_path_of_modules(program: Program, tmp_path: Path,
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path, tmp_path])  # Python itself passes over what is no text
+    pool = WorkerPool(1, registered_functions())
+    try:
+        assert run(pool, "test/add", x=1).result == {"json": 2}
+    finally:
+        pool.close()
+
+
 def test_a_function_whose_module_is_gone_is_an_error_of_the_task(program: Program, tmp_path: Path,
                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "passing_by.py").write_text("def f(): return 1\n")

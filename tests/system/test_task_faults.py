@@ -246,6 +246,35 @@ def test_a_killed_backend_leaves_calculations_to_the_next_and_its_action_unknown
         assert not [process for process in family if process.is_running()], "workers end with their backend"
 
 
+def test_a_backend_that_is_started_anew_takes_up_what_the_one_before_was_at(patient: Lab, tmp_path: Path) -> None:
+    log, end = tmp_path / "log", tmp_path / "end"
+    node = patient.add_node("restarts-backend", permissions=ALL)
+    with backend(node, tmp_path / "first", functions=MORE_FUNCTIONS):
+        task = kf.request_task("lab/sum", {"log": str(log), "end": str(end)})
+        wait_until(lambda: count(log) == 1, "it runs", 60)
+    wait_until(lambda: task.status == "waiting", "nobody has it", 60)
+    with backend(node, tmp_path / "second", functions=MORE_FUNCTIONS):
+        wait_until(lambda: count(log) == 2, "it runs again", 60)
+        end.touch()
+        assert task.wait(60), task
+        assert task.result == 3
+
+
+def test_a_result_waits_for_a_hub_that_is_away(patient: Lab, tmp_path: Path) -> None:
+    log, end = tmp_path / "log", tmp_path / "end"
+    node = patient.add_node("keeps-result", permissions=ALL)
+    with backend(node, tmp_path / "backend", functions=MORE_FUNCTIONS):
+        task = kf.request_task("lab/sum", {"log": str(log), "end": str(end)})
+        wait_until(lambda: count(log) == 1, "it runs", 60)
+        patient.hub.kill()
+        end.touch()
+        wait_until(lambda: node.connection.info()["taskBackends"]["backends"][0]["runs"] == 0, "it has ended", 60)
+        patient.start_hub()
+        assert task.wait(60), task
+        assert task.result == 3
+        assert count(log) == 1
+
+
 def test_a_hub_that_is_killed_and_comes_back_forgets_no_claim(patient: Lab, tmp_path: Path) -> None:
     log = tmp_path / "log"
     node = patient.add_node("outlives-hub", permissions=ALL)

@@ -161,7 +161,7 @@ class _Worker:
             # Not a fork of this process, which may have threads; nor does it read the user's main module again.
             self._process = subprocess.Popen(  # noqa: S603 - our own program
                 # -u: what a function prints is seen at once, and not lost when its process is ended.
-                [sys.executable, "-u", "-c", _PROGRAM.format(path=sys.path), str(theirs.fileno())],
+                [sys.executable, "-u", "-c", _PROGRAM.format(path=[*map(str, sys.path)]), str(theirs.fileno())],
                 pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True)
             self._connection = Connection(ours.detach())
         self._known: set[str] = set()

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -211,6 +212,24 @@ def test_a_code_that_changes_meanwhile_is_read_again(node: Program, monkeypatch:
     answer = connection().store(body, len(data))
     assert answer["sha1"] == hashlib.sha1(data).hexdigest()
     assert sent == [data, data]
+
+
+def test_a_code_that_appears_while_it_is_missed_is_read(node: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    connection = NodeConnection(load_settings())
+    path = load_settings().storage_dir / "client-auth"
+    code = path.read_text(encoding="ascii")
+    path.unlink()
+    probe = connection.probe
+
+    def begun() -> dict[str, Any]:
+        path.write_text(code, encoding="ascii")
+        return probe()
+
+    monkeypatch.setattr(connection, "probe", begun)
+    try:
+        assert "feeds" in connection.call("/api/feed/list", {})
+    finally:
+        path.write_text(code, encoding="ascii")
 
 
 def test_another_storage_directory_is_pointed_out(

@@ -189,6 +189,24 @@ def test_a_damaged_configuration_is_an_error_at_start_that_leaves_nothing(loop_k
         run_on(loop_kind, work(), 60)
 
 
+def test_who_finds_a_node_listening_finds_its_code(loop_kind: str, tmp_path: Path) -> None:
+    async def work() -> None:
+        settings = node_settings(tmp_path / "a")
+        node = Node(settings)
+        listen, found = node._api.start, []
+
+        async def start() -> None:
+            found.append((settings.storage_dir / "client-auth").read_text(encoding="ascii"))
+            await listen()
+
+        node._api.start = start  # type: ignore[method-assign]
+        await node.start()
+        assert [node.client_auth.accepts(code) for code in found] == [True]
+        await node.stop()
+    with nothing_left(tmp_path):
+        run_on(loop_kind, work(), 60)
+
+
 def test_the_client_code_changes_as_time_goes_by(loop_kind: str, tmp_path: Path) -> None:
     async def work() -> None:
         async with running_node(node_settings(tmp_path / "a", client_auth_seconds=1.0), connected=False) as a:

@@ -170,7 +170,7 @@ class NodeConnection:
             self._code = self._code or self._read_code()
         except ClientAuthRefused:
             self.probe()  # that no node runs is the better reason
-            raise
+            self._code = self._read_code()  # a node that began in this moment had written it before it listened
         try:
             return self._kept.exchange(path, self._code, data, timeout_seconds=timeout,
                                        answer_size_bytes_max=_ANSWER_SIZE_BYTES_MAX, withdrawal=withdrawal)

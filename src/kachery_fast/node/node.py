@@ -138,8 +138,9 @@ class Node:
         if any(cleaned):
             log.info("leftovers of earlier runs removed: %s", cleaned)
         await self.feeds.open()
-        await self._api.start()
+        # First the code: a client that finds the node listening finds it too.
         await loop.run_in_executor(self._disk_threads, self.client_auth.rotate)
+        await self._api.start()
         self._rotation = loop.create_task(self._rotate_for_ever())
         await self._read_hubs()
 

@@ -203,7 +203,8 @@ def test_ill_formed_messages_are_refused_alone(messages: list[dict[str, Any]]) -
 @pytest.mark.parametrize("frame", [
     "", "{", "[]", "null", '{"action":"x"}', '{"action":15}', '{"action":15,"channel":"lab-requestFiles"}',
     "[" * 5000, '{"action":10,"channel":"' + "\\ud800" + '"}', b"\xc1", b"\x80",
-])
+    '{"action":15,"messages":[{"x":[' + ",".join(["1e300"] * 5000) + ']}]}',
+], ids=lambda frame: repr(frame)[:40])
 def test_a_frame_that_cannot_be_read_ends_its_connection_alone(frame: str | bytes) -> None:
     async def scenario() -> None:
         async with serving() as server, raw_client(server) as client, raw_client(server) as other:

@@ -159,3 +159,12 @@ def test_any_bytes_are_an_index_or_refused(data: bytes) -> None:
     except BadMessage:
         return
     assert found.count >= 0
+
+
+def test_numbers_that_take_long_to_read_are_read_in_another_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    message = {"body": {"message": {"x": [1e300] * 100}}, "signature": "0"}
+    data = encode_segment([json.dumps(message).encode()] * 1000)
+    monkeypatch.setattr(msgspec.json, "decode", lambda *_arguments, **_named: pytest.fail("3 s"))
+    assert parse_segment(data) == [message] * 1000
+    with pytest.raises(BadMessage, match="something else"):
+        parse_segment(data + b"[]\n")

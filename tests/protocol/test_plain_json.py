@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kachery_fast.protocol.plain_json import decode, has_extreme_numbers
+from kachery_fast.protocol.plain_json import decode, decode_lines, has_extreme_numbers
 
 # What msgspec is slow to read, in all ways of writing it.
 EXTREMES = ["1e300", "-1.5e308", "5e-324", "2.2E-308", "1e+295", "1e-0300", "12.25e299"]
@@ -46,6 +46,12 @@ def test_what_is_common_is_read_the_quick_way(monkeypatch: pytest.MonkeyPatch) -
 def test_both_ways_read_the_same(value: Any) -> None:
     data = json.dumps([value, [1e300] * 400]).encode()
     assert decode(data) == [*msgspec.json.decode(json.dumps([value]).encode()), [1e300] * 400]
+
+
+def test_many_short_lines_are_read_as_one_long_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert decode_lines(b'{"a":1}\n[2]') == [{"a": 1}, [2]]
+    monkeypatch.setattr(msgspec.json, "decode", lambda _data: pytest.fail("it takes too long"))
+    assert decode_lines(b"\n".join([b"[1e300,2]"] * 400)) == [[1e300, 2]] * 400
 
 
 @pytest.mark.parametrize("broken", [

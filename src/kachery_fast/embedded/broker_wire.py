@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from ..errors import BadMessage
+from ..protocol.plain_json import has_extreme_numbers
 
 __all__ = ["MODES", "Action", "Fault", "Inbound", "Outbound", "decode", "frame",
            "message_size_bytes", "read_message"]
@@ -98,6 +99,8 @@ def decode(data: str | bytes) -> Inbound:
     :raises BadMessage: it is neither, or its fields are not of their types.
     """
     try:
+        if isinstance(data, str) and has_extreme_numbers(data.encode()):
+            raise BadMessage(why="it has many numbers that take long to read")
         return _json_decoder.decode(data) if isinstance(data, str) else _msgpack_decoder.decode(data)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise BadMessage(why=str(error)) from None

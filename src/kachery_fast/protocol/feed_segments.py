@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from ..errors import BadMessage
+from . import plain_json
 from .feed_bodies import Segment
 from .names import is_sha1
 
@@ -52,7 +53,6 @@ class _WireIndex(msgspec.Struct, gc=False):
 
 _index_decoder = msgspec.json.Decoder(_WireIndex)
 _head_decoder = msgspec.json.Decoder(dict[str, Any] | None)
-_message_decoder = msgspec.json.Decoder(dict[str, Any])
 
 
 def cut(sizes: Iterable[int], first: int) -> Iterator[tuple[int, int, int, bool]]:
@@ -87,9 +87,12 @@ def parse_segment(data: bytes) -> list[dict[str, Any]]:
     if data.count(b"\n") > SEGMENT_MESSAGES_MAX or not data.endswith(b"\n"):
         raise BadMessage(why=f"a segment is 1 to {SEGMENT_MESSAGES_MAX} lines, each ended by a line feed")
     try:
-        return [_message_decoder.decode(line) for line in data[:-1].split(b"\n")]
+        messages = plain_json.decode_lines(data[:-1])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadMessage(why=f"a segment is lines of JSON objects ({error})") from None
+    if not all(isinstance(message, dict) for message in messages):
+        raise BadMessage(why="a segment is lines of JSON objects, and one is of something else")
+    return messages
 
 
 def encode_index(count: int, head: dict[str, Any] | None, segments: Sequence[Segment]) -> bytes:

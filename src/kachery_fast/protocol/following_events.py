@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
-
 from ..errors import KacheryError
+from . import plain_json
 from .feed_bodies import FeedFailed, FeedMessages, FeedShared, Segment
 from .feeds import Head, Index
 
@@ -132,7 +131,7 @@ class Take:
 
     def messages(self) -> list[Any]:
         """Read them; it takes a while for many."""
-        return [message for part in self.parts for message in msgspec.json.decode(part)]
+        return [message for part in self.parts for message in plain_json.decode(part)]
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,7 @@ def test_any_text_or_dict_names_a_subfeed_and_its_uri_leads_there(feed: kf.Feed,
 
 @pytest.mark.parametrize("name", [None, 7, ["main"], "~short", "~" + "AB" * 20, "\ud800", {"x": math.nan}, {"x": {1}}])
 def test_nothing_else_names_one(feed: kf.Feed, name: Any) -> None:
-    with pytest.raises(errors.InvalidName):
+    with pytest.raises(errors.InvalidName, match="the name of a subfeed"):
         feed.load_subfeed(name)
 
 

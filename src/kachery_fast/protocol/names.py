@@ -133,7 +133,10 @@ def subfeed_hash(name: Any) -> str:
     """
     if isinstance(name, str):
         if name.startswith("~"):
-            return check_sha1(name[1:])
+            if not is_sha1(name[1:]):
+                raise InvalidName(name=name[:100], kind="subfeed",
+                                  why="after ~ stands the hash of a name, 40 hex digits in lower case")
+            return name[1:]
         text = name
     elif isinstance(name, dict):
         try:

@@ -20,11 +20,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import msgspec
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from ..errors import BadMessage, FeedChainBroken, FeedInvalid, HeadInvalid, InvalidArgument, KacheryError, TooLarge
+from . import plain_json
 from .canonical import canonical_bytes
 from .feed_segments import (
     INDEX_SIZE_BYTES_MAX,
@@ -183,7 +183,7 @@ def extend(tail: Tail, first: int, messages: Sequence[object], known: Callable[[
 
 def payload(signed: bytes | dict[str, Any]) -> dict[str, Any]:
     """Return the message inside a signed message that was verified before."""
-    plain = msgspec.json.decode(signed) if isinstance(signed, bytes) else signed
+    plain = plain_json.decode(signed) if isinstance(signed, bytes) else signed
     message: dict[str, Any] = plain["body"]["message"]
     return message
 
@@ -195,7 +195,7 @@ def signature_of(signed: bytes) -> str:
 
 def tail_after(feed_id: str, subfeed: str, signed: bytes) -> Tail:
     """Return the tail of a chain whose last message is ``signed``, which was verified before."""
-    body = msgspec.json.decode(signed)["body"]
+    body = plain_json.decode(signed)["body"]
     return Tail(feed_id, subfeed, body["messageNumber"] + 1, signature_of(signed), body.get("version", 0))
 
 
@@ -258,7 +258,7 @@ def _check(body: dict[str, Any], number: int) -> None:
 
 def _diverging(tail: Tail, other: _Signed, held: bytes, known: Callable[[int], bytes | None], new: list[bytes],
                ) -> Extension | Fork:
-    number = int(msgspec.json.decode(held)["body"]["messageNumber"])
+    number = int(plain_json.decode(held)["body"]["messageNumber"])
     if other.version < VERSION:
         before = known(number - 1) if number else None
         if before is None or signature_of(before) != other.previous:

@@ -209,7 +209,8 @@ def get_feed_id(feed_name: str, *, create: bool = False) -> str:
 def delete_feed(feed_name_or_uri: str) -> None:
     """Delete a feed from this node: its key, so that nobody can ever append to it again, and its messages.
 
-    Copies that other nodes hold stay, and what was shared stays in the bucket. Of another node's feed it deletes the copy here.
+    Copies that other nodes hold stay, and what was shared stays in the bucket. Of another node's feed it deletes the
+    copy here.
 
     :raises FeedUnknown: this node has no such feed.
     """

@@ -415,6 +415,7 @@ def test_a_band_that_was_out_of_reach_is_caught_up_with(loop_kind: str, tmp_path
 
 _OWNER = """
 import asyncio, sys
+from kachery_fast.config import load_settings
 from kachery_fast.node.node import Node
 
 async def main():

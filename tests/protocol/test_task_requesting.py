@@ -312,6 +312,25 @@ def test_lost_and_found_and_lost_again_comes_to_an_end() -> None:
     assert "has lost it" in rig.failure(TaskNotTaken).message
 
 
+def test_what_is_lost_in_a_queue_is_asked_for_as_long_as_somebody_would_take_it() -> None:
+    for patient in (True, False):
+        rig = Rig(providers={A: "rig"})
+        rig.miss()
+        begun, losses = rig.now, 0
+        while not rig.machine.ended and (not patient or rig.now - begun < LIMITS.patience_seconds - 4):
+            losses += 1
+            rig.says(A, "queued")
+            if not rig.declines(A, "hub", "the hub is down"):
+                rig.until(Ask())
+        assert 10 < losses < 30  # not in a frenzy
+        if patient:
+            rig.says(A, "running")
+            assert rig.status == "running"
+        else:
+            assert rig.now - begun < LIMITS.patience_seconds + 4
+            assert "gave it back" in rig.failure(TaskNotTaken).message
+
+
 def test_who_gives_it_back_is_not_waited_for() -> None:
     rig = Rig()
     rig.miss()

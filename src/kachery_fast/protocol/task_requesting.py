@@ -49,8 +49,6 @@ __all__ = ["TaskRequester"]
 
 # How often a result that is said to be there is looked for.
 _LOOKS_MAX = 3
-# How often in a row a task that was lost is asked for anew: executors that die, or lie, one after the other.
-_RESTARTS_MAX = 5
 _PERMISSION_EXIT_CODE = 4
 _PASSING_EXIT_CODES = (5, 8)  # unreachable, timed out
 
@@ -79,8 +77,7 @@ class TaskRequester:
         self._looking = self._finding = False
         self._due_at: float | None = None  # when to look or to ask the hub; None: that is under way
         self._alive_at = 0.0  # when somebody last was known to have it
-        self._restarted_at = float("-inf")
-        self._looks = self._finds = self._restarts = 0
+        self._looks = self._finds = 0
         self._taken = False  # somebody has had it
         self._failed = False  # it has run and failed, and nobody has said how
         self._giving_up = ""  # why
@@ -162,13 +159,11 @@ class TaskRequester:
 
     def _ask_again(self, why: str, now: float) -> None:
         """Whoever had it has it no more."""
-        if now > self._restarted_at + self._limits.patience_seconds:
-            self._restarts = 0
-        self._restarted_at, self._restarts = now, self._restarts + 1
-        if self._restarts > _RESTARTS_MAX:
+        at = self._rounds.again_at(now, ran=self.view.status == "running")
+        if at is None:
             self._give_up(why)
         else:
-            self._ask_from(now + pause_seconds(self._limits, self._restarts))
+            self._ask_from(at)
 
     def _ask(self, now: float) -> None:
         if self.account.nobody:

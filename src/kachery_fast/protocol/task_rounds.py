@@ -9,6 +9,9 @@ __all__ = ["TaskRounds", "pause_seconds"]
 
 # However short the pauses are set: nobody is asked more often than this.
 _PAUSE_SECONDS_MIN = 0.1
+# How often in a row a task is asked for anew that was lost while it ran: executors that die of it, or lie, one after
+# the other. One that was lost in queues has killed nobody: it is asked for anew for ``patience_seconds`` at least.
+_LOSSES_MAX = 5
 _PASSING_REASONS = ("busy", "hub")
 _LASTING_REASONS = {
     "unregistered": "no task backend there has registered it",
@@ -33,6 +36,8 @@ class TaskRounds:
         self._count = 0
         self._due_at: float | None = None
         self._wait_until: float | None = None
+        self._lost_at = self._lost_since = float("-inf")
+        self._lost = self._runs_lost = 0
 
     @property
     def deadline(self) -> float | None:
@@ -42,6 +47,19 @@ class TaskRounds:
     def begin(self, at: float) -> None:
         """Ask from the time ``at`` on, beginning with a first round."""
         self._count, self._due_at, self._wait_until = 0, at, None
+
+    def again_at(self, now: float, *, ran: bool) -> float | None:
+        """Return when to ask anew for a task that whoever had it has lost; None: not again.
+
+        :param ran: it was lost while it ran, or when it was said to have finished.
+        """
+        if now > self._lost_at + self._limits.patience_seconds:
+            self._lost_since, self._lost, self._runs_lost = now, 0, 0
+        self._lost_at, self._lost, self._runs_lost = now, self._lost + 1, self._runs_lost + ran
+        too_long = now > self._lost_since + self._limits.patience_seconds
+        if self._runs_lost > _LOSSES_MAX or (self._lost > _LOSSES_MAX and too_long):
+            return None
+        return now + pause_seconds(self._limits, self._lost)
 
     def interrupted(self, now: float) -> None:
         """Messages may have been lost: ask at once; the round under way counts for nothing."""

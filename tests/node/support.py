@@ -388,7 +388,8 @@ def nothing_left(under: Path) -> Iterator[None]:
     yield
     assert open_files(under) == []
     left = {thread.name for thread in threading.enumerate()} - before
-    assert not [name for name in left if name.startswith(("disk", "verify", "hash", "api", "feeds", "writer", "kachery"))]
+    ours = ("disk", "verify", "hash", "api", "feeds", "writer", "kachery")
+    assert not [name for name in left if name.startswith(ours)]
 
 
 def other_tasks() -> list[str]:

@@ -26,8 +26,9 @@ demo: $(STAMP)
 	@if [ -n "$$FILE" ]; then exec $(BIN)/kachery-fast demo $$ARGS "$$FILE"; \
 	else exec $(BIN)/kachery-fast demo $$ARGS; fi
 
+# Most tests wait for processes and sockets, so as many run at once as there are CPUs, up to four; a file's in turn.
 test: lint
-	$(BIN)/python -m pytest $$ARGS
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --benchmark-disable $$ARGS
 
 # cython-lint looks for pycodestyle on the PATH.
 lint: $(STAMP)

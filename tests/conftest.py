@@ -162,12 +162,32 @@ def _fail(report: pytest.TestReport | pytest.CollectReport) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Complain of what the tests left: processes, and entries of the directory for temporary files."""
+    """Complain of what the tests left: processes, and entries of the directory for temporary files.
+
+    Where xdist shares the tests among processes, each of these looks after its own, and the first passes it on.
+    """
     if _surroundings is None:
         return
     complaints = _surroundings.complaints
+    if not getattr(session.config.option, "numprocesses", None):
+        _look_for_leftovers(_surroundings)
+    if complaints and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["complaints"] = complaints
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """xdist: one of the processes that run the tests has ended."""
+    if _surroundings is not None:
+        _surroundings.complaints += getattr(node, "workeroutput", {}).get("complaints", [])
+
+
+def _look_for_leftovers(surroundings: _Surroundings) -> None:
+    complaints = surroundings.complaints
     end = time.monotonic() + _END_SECONDS
-    left = _surroundings.processes()
+    left = surroundings.processes()
     while left and time.monotonic() < end:  # ended by their tests, but not gone yet
         time.sleep(0.05)
         left = [process for process in left if _lives(process)]
@@ -175,9 +195,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         complaints.append(f"process {process.pid} was left running: {' '.join(_command(process))}")
         process.kill()
     complaints += [f"left in the directory for temporary files: {path.name}"
-                   for path in sorted((_surroundings.root / "tmp").iterdir())]
-    if complaints and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+                   for path in sorted((surroundings.root / "tmp").iterdir())]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

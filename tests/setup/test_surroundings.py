@@ -14,16 +14,20 @@ CONFTEST = Path(__file__).parents[1] / "conftest.py"
 HEAD = "import os, socket, subprocess, sys, tempfile, pytest\nfrom pathlib import Path\n"
 
 
-def run_suite(place: Path, test: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    """Run one test file under our conftest, with these variables besides."""
+def run_suite(place: Path, test: str, *options: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run one test file under our conftest, with these options and variables besides."""
     shutil.copy(CONFTEST, place / "conftest.py")
     (place / "pytest.ini").write_text("[pytest]\nmarkers = live\n")
     (place / "test_it.py").write_text(HEAD + test)
     given = {name: value for name, value in os.environ.items() if not name.startswith(("KACHERY_", "PYTEST_"))}
     environ = {**given, "PYTEST_DEBUG_TEMPROOT": str(place), **environ}
-    return subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_it.py"], cwd=place,
-                          env=environ, capture_output=True, text=True, timeout=60)
+    return subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, "test_it.py"],
+                          cwd=place, env=environ, capture_output=True, text=True, timeout=60)
 
+
+# One test after the other, and as make test runs them.
+SHARED: list[tuple[str, ...]] = [(), ("-n", "2", "--benchmark-disable")]
+shared = pytest.mark.parametrize("options", SHARED, ids=["one process", "two processes"])
 
 SKIPPING = {
     "called": "def test_it():\n    pytest.skip('not here')\n",
@@ -36,9 +40,10 @@ SKIPPING = {
 @pytest.mark.parametrize("how", SKIPPING)
 def test_a_skip_is_a_failure_when_none_is_allowed(tmp_path: Path, how: str) -> None:
     assert run_suite(tmp_path, SKIPPING[how]).returncode in (0, 5)
-    strict = run_suite(tmp_path, SKIPPING[how], KACHERY_TEST_NO_SKIP="1")
-    assert strict.returncode not in (0, 5)
-    assert "not here" in strict.stdout
+    for options in SHARED:
+        strict = run_suite(tmp_path, SKIPPING[how], *options, KACHERY_TEST_NO_SKIP="1")
+        assert strict.returncode not in (0, 5)
+        assert "not here" in strict.stdout
 
 
 def test_a_live_test_may_skip_and_an_expected_failure_is_no_skip(tmp_path: Path) -> None:
@@ -72,11 +77,12 @@ def test_nothing_listens_beyond_loopback(tmp_path: Path) -> None:
     assert run_suite(tmp_path, child.replace("0.0.0.0", "127.0.0.1")).returncode == 0
 
 
-def test_a_process_that_is_left_fails_the_run_and_is_ended(tmp_path: Path) -> None:
+@shared
+def test_a_process_that_is_left_fails_the_run_and_is_ended(tmp_path: Path, options: tuple[str, ...]) -> None:
     test = ("def test_it():\n"
             "    p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True)\n"
             "    print(f'left {p.pid} left')\n    p.returncode = 0\n    assert sys.argv\n")
-    done = run_suite(tmp_path, test.replace("assert sys.argv", "Path('pid').write_text(str(p.pid))"))
+    done = run_suite(tmp_path, test.replace("assert sys.argv", "Path('pid').write_text(str(p.pid))"), *options)
     assert done.returncode == 1
     assert "was left running" in done.stdout
     pid = int((tmp_path / "pid").read_text())
@@ -84,9 +90,11 @@ def test_a_process_that_is_left_fails_the_run_and_is_ended(tmp_path: Path) -> No
     assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
-def test_a_temporary_directory_that_is_left_fails_the_run(tmp_path: Path) -> None:
-    done = run_suite(tmp_path, "def test_it():\n    tempfile.mkdtemp(prefix='stray-')\n")
+@shared
+def test_a_temporary_directory_that_is_left_fails_the_run(tmp_path: Path, options: tuple[str, ...]) -> None:
+    done = run_suite(tmp_path, "def test_it():\n    tempfile.mkdtemp(prefix='stray-')\n", *options)
     assert done.returncode == 1
     assert "stray-" in done.stdout
-    clean = run_suite(tmp_path, "def test_it(tmp_path):\n    with tempfile.TemporaryDirectory():\n        pass\n")
+    clean = run_suite(tmp_path, "def test_it(tmp_path):\n    with tempfile.TemporaryDirectory():\n        pass\n",
+                      *options)
     assert clean.returncode == 0, clean.stdout

@@ -159,7 +159,7 @@ def test_a_large_array_is_not_copied(store: FileStore) -> None:
     "thing",
     [np.zeros(8)[::2], np.asfortranarray(np.zeros((3, 4))), np.array([object()]), "text", 5, None,
      np.array([(1, None)], dtype=[("a", "i4"), ("b", "O")])],
-    ids=str,
+    ids=lambda thing: str(thing).partition(" at 0x")[0],
 )
 def test_what_has_no_bytes_in_a_row_is_refused(store: FileStore, thing: Any) -> None:
     with pytest.raises(InvalidArgument):

@@ -13,9 +13,11 @@ from __future__ import annotations
 import ipaddress
 import os
 import shutil
+import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Generator
@@ -49,6 +51,9 @@ class _Surroundings:
             os.environ[variable] = str(self.root / folder)
         os.environ[_MARK] = self.mark
         tempfile.tempdir = None
+        # A shell's background job ignores Ctrl-C, and so would every program that a test starts and interrupts.
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def restore(self) -> None:
         os.environ.clear()

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kachery_fast.errors import BucketUnreachable, CorruptFile, KacheryError, NotAvailable
@@ -355,6 +355,10 @@ def test_every_schedule_ends_in_success_or_a_named_error_in_bounded_time(
     assert play(schedule, good=False).seconds <= (1 + LIMITS.corrupt_retries_max * spoilers) * SECONDS_MAX
 
 
+# One offer came twice, the second time after the bands were restored and before the channel was asked anew: only the
+# node that damages objects was still known, and it alone was asked for the chunk again and again.
+@example((142595796, 2, ["honest", "spoiler"], Net(duplication=0.3, reorder=0.3, faults_end=1.0),
+          [(0.5, "bands", 0), (0.0, "crash", 0)], False))
 @settings(max_examples=150, deadline=None)
 @given(schedules())
 def test_a_good_provider_and_a_working_bucket_suffice(

@@ -520,15 +520,16 @@ def test_a_query_is_run_though_there_is_an_earlier_result() -> None:
 
 def test_without_anybody_the_earlier_result_is_given_with_its_time() -> None:
     for providers in ({}, {A: "rig"}):
-        rig = Rig("query", providers)
-        if providers:
-            rig.until(Look(fresh=True))
-        else:
-            assert rig.effects == [Look(fresh=True)]
-        rig.do(rig.has("old", task="ee" * 16, finished_ms=ASKED_MS - 500))
-        view = rig.machine.view
-        assert (view.status, view.cached, view.result_ms, view.result) == (
-            "finished", True, ASKED_MS - 500, {"json": "old"})
+        for finished_ms in (ASKED_MS - 500, ASKED_MS):
+            rig = Rig("query", providers)
+            if providers:
+                rig.until(Look(fresh=True))
+            else:
+                assert rig.effects == [Look(fresh=True)]
+            rig.do(rig.has("old", task="ee" * 16, finished_ms=finished_ms))
+            view = rig.machine.view
+            assert (view.status, view.cached, view.result_ms, view.result) == (
+                "finished", True, finished_ms, {"json": "old"})
 
 
 def test_without_anybody_and_any_result_both_are_told() -> None:

@@ -307,9 +307,13 @@ class ProviderPool:
         return shares
 
     def call_for_help(self, now: float) -> bool:
-        """Whether to ask the channel anew though all is dealt: nobody has brought anything for long. Not too often."""
-        if now > self._called_at + self._limits.patience_seconds and all(
-                self._is_stuck(provider, now) for provider in self._crew.values()):
+        """Whether to ask the channel anew though all is dealt. Not too often.
+
+        That is when nobody has brought anything for long, or what everybody here has brought of some chunk was damaged.
+        """
+        if now > self._called_at + self._limits.patience_seconds and (
+                all(self._is_stuck(provider, now) for provider in self._crew.values())
+                or any(blamed.keys() >= self._crew.keys() for blamed in self._blamed.values())):
             self._called_at = now
             return True
         return False

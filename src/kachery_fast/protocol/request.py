@@ -348,8 +348,8 @@ class Requester:
                 self._ask(now)
         elif self.book.count_in(State.ASSIGNED):
             shares = self._pool.reassign(self._cut, now)
-            if self._pool.call_for_help(now):
-                self._want()
+        if self.book.count_in(State.ASSIGNED) and self._pool.call_for_help(now):
+            self._want()
         for node_id, indices in (shares or {}).items():
             self._say(Assign, provider=node_id, chunks=compress(indices))
 

@@ -275,10 +275,12 @@ class TaskRequester:
         if self.phase not in (Phase.CACHE, Phase.FETCH, Phase.FALLBACK):
             return  # somebody has turned up meanwhile
         found = event.result
-        earlier = found is not None and self.kind == "query" and not (
-            found.task == self.task or found.finished_ms >= self._asked_ms)
+        # In place of the result of a query there may be that of a later one, which is as good; or that of an earlier one.
+        another = found if found is not None and self.kind == "query" and found.task != self.task else None
+        earlier = another is not None and another.finished_ms < self._asked_ms
         if found is not None and not (earlier and self.phase is Phase.FETCH):
-            self._end(of_result(found, cached=earlier or self.phase is Phase.CACHE))
+            fallback = self.phase is Phase.FALLBACK and another is not None
+            self._end(of_result(found, cached=fallback or self.phase is Phase.CACHE))
             return
         self.account.bucket = event.why if event.error is None else event.error.message
         self.account.bucket = "an earlier result" if earlier else self.account.bucket

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,14 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from kachery_fast.cli.lab import free_port
+
+__all__ = ["PROGRAM", "Program", "environment", "free_port"]
+
 PROGRAM = [sys.executable, "-m", "kachery_fast"]
-
-
-def free_port() -> int:
-    """A port of loopback that nobody listened on just now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def environment(storage_dir: Path, port: int, **more: str) -> dict[str, str]:

@@ -23,7 +23,7 @@ from ..config import load_settings
 from ..errors import KacheryError, NodeError
 from .background import log_tail
 
-__all__ = ["Lab", "LabNode", "Program"]
+__all__ = ["Lab", "LabNode", "Program", "free_port"]
 
 _READY_SECONDS = 60.0
 _STOP_SECONDS = 20.0
@@ -280,7 +280,16 @@ def result_of(done: subprocess.CompletedProcess[bytes]) -> Any:
 
 
 def free_port() -> int:
-    """Return a port of the loopback interface that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port of the loopback interface that nobody listens on, and that for a minute nobody else is given.
+
+    The first end of a connection to close waits in TIME_WAIT (RFC 9293 §3.6): the system gives that end's port to
+    nobody who asks for any port, but to a server, which asks for it with SO_REUSEADDR.
+    """
+    with socket.socket() as listener, socket.socket() as visitor:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what waits must allow it as well
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        visitor.connect(listener.getsockname())
+        listener.accept()[0].close()
+        visitor.recv(1)  # the other end has closed, and so before this one
+        return int(listener.getsockname()[1])

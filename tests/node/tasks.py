@@ -7,6 +7,9 @@ import itertools
 import json
 import secrets
 import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from kachery_fast.node.slots import AdaptiveSlots
@@ -18,7 +21,8 @@ from kachery_fast.protocol.task_bodies import TaskCancel, TaskDeclined, TaskRequ
 from kachery_fast.protocol.task_events import FunctionInfo, Report
 from kachery_fast.protocol.tasks import TaskResult, check_result, result_id, task_id
 from kachery_fast.store.tasks import TaskLedger
-from tests.node.support import Peer, until
+from tests.network import run_on
+from tests.node.support import Network, Peer, network, nothing_left, until
 
 FUNCTIONS = [FunctionInfo("sum.1", "pure-calculation"), FunctionInfo("now.1", "query"),
              FunctionInfo("mail.1", "action"), FunctionInfo("touch.1", "action", idempotent=True)]
@@ -57,6 +61,12 @@ class Runner:
 
     def report(self, backend: Backend, run: dict[str, Any], status: str, **fields: Any) -> None:
         self.backends.report(backend.info.id, Report(run["run"], status, **fields))
+
+    async def ends(self, backend: Backend, asker: Asker, status: str = "finished", *, heard: str = "",
+                   **fields: Any) -> Any:
+        """The backend's next run ends so; return what the asker hears of it, which has the status ``heard``."""
+        self.report(backend, await self.told(backend), status, **fields)
+        return await asker.heard(heard or status)
 
     async def close(self) -> None:
         await self.providing.close()
@@ -108,3 +118,24 @@ class Asker:
         return check_result(data, result_id(self.kind, self.function, self.kwargs), self.peer.network.channel)
 
 
+@asynccontextmanager
+async def running(root: Path, *names: str, **settings: Any) -> AsyncIterator[tuple[Network, list[Runner]]]:
+    """A channel with an asker ``b`` and nodes that run functions."""
+    async with network(root) as net:
+        await net.peer("b", ["requestTasks"])
+        runners = [Runner(await net.peer(name, **settings)) for name in names or ("a",)]
+        try:
+            yield net, runners
+        finally:
+            for runner in runners:
+                await runner.close()
+
+
+def served(loop_kind: str, root: Path, work: Callable[[Network, Runner, Backend], Awaitable[None]],
+           **settings: Any) -> None:
+    """Run ``work`` with an asker ``b``, and a node ``a`` that has a backend with one worker."""
+    async def run() -> None:
+        async with running(root, **settings) as (net, (a,)):
+            await work(net, a, a.connect())
+    with nothing_left(root):
+        run_on(loop_kind, run(), 60)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,30 +12,17 @@ from typing import Any
 import pytest
 
 from kachery_fast.errors import BucketUnreachable, DiskError, HubUnreachable, NotPermitted, TaskUnknown, UrlExpired
-from kachery_fast.net.memory import MemoryBucket
+from kachery_fast.node.task_backends import Backend
 from kachery_fast.protocol import claims
 from kachery_fast.protocol.tasks import check_receipt, sign_receipt, sign_result
 from kachery_fast.store.files import FileStore
 from tests.network import LOOPS, run_on
-from tests.node.support import CHANNEL, CHUNK, Network, data_of, identity_of, network, nothing_left, other_tasks, until
-from tests.node.tasks import Asker, Runner
+from tests.node.support import CHANNEL, CHUNK, Network, data_of, identity_of, nothing_left, other_tasks, until
+from tests.node.tasks import Asker, Runner, running, served
 
 pytestmark = pytest.mark.parametrize("loop_kind", LOOPS)
 TASK = "ab" * 16
-
-
-@asynccontextmanager
-async def running(root: Path, bucket: MemoryBucket | None = None, *names: str, **settings: Any) -> AsyncIterator[
-        tuple[Network, list[Runner]]]:
-    """A channel with an asker ``b`` and nodes that run functions."""
-    async with network(root, bucket) as net:
-        await net.peer("b", ["requestTasks"])
-        runners = [Runner(await net.peer(name, **settings)) for name in names or ("a",)]
-        try:
-            yield net, runners
-        finally:
-            for runner in runners:
-                await runner.close()
+NOT_THERE = "sha1://" + "ab" * 20
 
 
 def state(net: Network, task: str) -> str:
@@ -54,32 +39,29 @@ def has_state(net: Network, task: str, wanted: str) -> bool:
 
 
 def test_a_calculation_is_run_once_and_its_signed_result_is_in_the_bucket(loop_kind: str, tmp_path: Path) -> None:
-    async def work() -> None:
-        async with running(tmp_path) as (net, (a,)):
-            backend = a.connect()
-            askers = [Asker(net.peers[0], n=1) for _ in range(100)]
-            asker = askers[0]
-            run = await a.told(backend)
-            assert (run["function"], run["kwargs"], run["channel"], run["kind"]) == (
-                "sum.1", {"n": 1}, CHANNEL, "pure-calculation")
-            a.report(backend, run, "running", progress=0.5, text="half")
-            await until(lambda: any(getattr(body, "text", "") == "half" for body in asker.answers))
-            a.report(backend, run, "finished", result={"json": {"sum": 0.1}})
-            await asyncio.gather(*(each.heard("finished") for each in askers))
-            assert asker.statuses() == ["queued", "running", "finished"]
-            found = asker.result()
-            assert (found.node_id, found.result, found.kwargs) == (a.peer.identity.node_id, {"json": {"sum": 0.1}},
-                                                                   {"n": 1})
-            assert 0 < found.started_ms <= found.finished_ms
-            await until(lambda: state(net, asker.task) == "finished")
-            assert len(net.hub.granted) == 1
-    with nothing_left(tmp_path):
-        run_on(loop_kind, work(), 60)
+    async def work(net: Network, a: Runner, backend: Backend) -> None:
+        askers = [Asker(net.peers[0], n=1) for _ in range(100)]
+        asker = askers[0]
+        run = await a.told(backend)
+        assert (run["function"], run["kwargs"], run["channel"], run["kind"]) == (
+            "sum.1", {"n": 1}, CHANNEL, "pure-calculation")
+        a.report(backend, run, "running", progress=0.5, text="half")
+        await until(lambda: any(getattr(body, "text", "") == "half" for body in asker.answers))
+        a.report(backend, run, "finished", result={"json": {"sum": 0.1}})
+        await asyncio.gather(*(each.heard("finished") for each in askers))
+        assert asker.statuses() == ["queued", "running", "finished"]
+        found = asker.result()
+        assert (found.node_id, found.result, found.kwargs) == (a.peer.identity.node_id, {"json": {"sum": 0.1}},
+                                                               {"n": 1})
+        assert 0 < found.started_ms <= found.finished_ms
+        await until(lambda: state(net, asker.task) == "finished")
+        assert len(net.hub.granted) == 1
+    served(loop_kind, tmp_path, work)
 
 
 def test_of_several_nodes_one_runs_it(loop_kind: str, tmp_path: Path) -> None:
     async def work() -> None:
-        async with running(tmp_path, None, "a", "c", "d") as (net, runners):
+        async with running(tmp_path, "a", "c", "d") as (net, runners):
             backends = [runner.connect() for runner in runners]
             asker = Asker(net.peers[0], n=1)
             lines = [asyncio.ensure_future(runner.told(backend))
@@ -98,184 +80,153 @@ def test_of_several_nodes_one_runs_it(loop_kind: str, tmp_path: Path) -> None:
 
 
 def test_a_result_that_is_there_by_now_is_not_computed_again(loop_kind: str, tmp_path: Path) -> None:
-    async def work() -> None:
-        async with running(tmp_path) as (net, (a,)):
-            backend = a.connect()
-            asker = Asker(net.peers[0], n=1)
-            run = await a.told(backend)
-            a.report(backend, run, "finished", result={"json": 1})
-            await asker.heard("finished")
-            again = Asker(net.peers[0], n=1)
-            await again.heard("finished")
-            assert len(net.hub.granted) == 2
-            assert len(net.bucket.puts) == 1
-    run_on(loop_kind, work(), 60)
+    async def work(net: Network, a: Runner, backend: Backend) -> None:
+        asker = Asker(net.peers[0], n=1)
+        await a.ends(backend, asker, result={"json": 1})
+        again = Asker(net.peers[0], n=1)
+        await again.heard("finished")
+        assert len(net.hub.granted) == 2
+        assert len(net.bucket.puts) == 1
+    served(loop_kind, tmp_path, work)
 
 
 def test_a_result_of_a_node_that_may_not_give_one_is_reported_and_replaced(loop_kind: str, tmp_path: Path) -> None:
-    async def work() -> None:
-        async with running(tmp_path) as (net, (a,)):
-            backend = a.connect()
-            asker = Asker(net.peers[0], n=1)
-            run = await a.told(backend)
-            net.bucket.objects[asker.object_name] = sign_result(
-                channel=CHANNEL, task=asker.task, function="sum.1", kind="pure-calculation", kwargs={"n": 1},
-                result={"json": "a lie"}, started_ms=1, finished_ms=2, key=identity_of("stranger").key)
-            a.report(backend, run, "finished", result={"json": "the truth"})
-            await asker.heard("finished")
-            assert asker.result().result == {"json": "the truth"}
-            assert net.hub.bad_results == [asker.task]
-            # Also before a run.
-            net.bucket.objects[asker.object_name] = b"rubbish"
-            again = Asker(net.peers[0], n=1)
-            a.report(backend, await a.told(backend), "finished", result={"json": 2})
-            await again.heard("finished")
-            assert asker.result().result == {"json": 2}
-    run_on(loop_kind, work(), 60)
+    async def work(net: Network, a: Runner, backend: Backend) -> None:
+        asker = Asker(net.peers[0], n=1)
+        run = await a.told(backend)
+        net.bucket.objects[asker.object_name] = sign_result(
+            channel=CHANNEL, task=asker.task, function="sum.1", kind="pure-calculation", kwargs={"n": 1},
+            result={"json": "a lie"}, started_ms=1, finished_ms=2, key=identity_of("stranger").key)
+        a.report(backend, run, "finished", result={"json": "the truth"})
+        await asker.heard("finished")
+        assert asker.result().result == {"json": "the truth"}
+        assert net.hub.bad_results == [asker.task]
+        # Also before a run.
+        net.bucket.objects[asker.object_name] = b"rubbish"
+        again = Asker(net.peers[0], n=1)
+        await a.ends(backend, again, result={"json": 2})
+        assert asker.result().result == {"json": 2}
+    served(loop_kind, tmp_path, work)
 
 
 def test_a_query_is_run_each_time_and_its_result_replaces_the_one_before(loop_kind: str, tmp_path: Path) -> None:
-    async def work() -> None:
-        async with running(tmp_path) as (net, (a,)):
-            backend = a.connect()
-            for number in range(3):
-                asker = Asker(net.peers[0], "query", "now.1", day="Monday")
-                a.report(backend, await a.told(backend), "finished", result={"json": number})
-                await asker.heard("finished")
-                found = asker.result()
-                assert (found.result, found.task) == ({"json": number}, asker.task)
-    run_on(loop_kind, work(), 60)
+    async def work(net: Network, a: Runner, backend: Backend) -> None:
+        for number in range(3):
+            asker = Asker(net.peers[0], "query", "now.1", day="Monday")
+            await a.ends(backend, asker, result={"json": number})
+            found = asker.result()
+            assert (found.result, found.task) == ({"json": number}, asker.task)
+    served(loop_kind, tmp_path, work)
 
 
 def test_the_file_of_a_result_is_in_the_bucket_before_the_result_is(loop_kind: str, tmp_path: Path) -> None:
-    async def work() -> None:
-        async with running(tmp_path, None, sign_batch_max=4) as (net, (a,)):
-            backend = a.connect()
-            data = data_of(10 * CHUNK + 5)
-            uri = a.peer.put(data)
-            there = data[CHUNK:2 * CHUNK]  # one chunk was uploaded before
-            net.bucket.objects[net.object(a.peer.store.put_bytes(there).sha1)] = there
-            net.bucket.puts.clear()
-            asker = Asker(net.peers[0], n=1)
-            a.report(backend, await a.told(backend), "finished", result={"file": str(uri), "format": "bytes"})
-            await asker.heard("finished")
-            assert asker.result().result == {"file": str(uri), "format": "bytes"}
-            assert net.bucket.puts[-1] == asker.object_name
-            assert len(net.bucket.puts) == 1 + 10 + 1  # the manifest, the chunks that were not there, the result
-            assert max(len(batch) for batch in net.hub.signed) == 4
-            assert a.peer.traffic.uploaded_objects == 11
-            c = await net.peer("c")
-            a.peer.providing.heard = lambda *_: None  # type: ignore[method-assign]
-            assert await c.load(uri) == data  # from the bucket alone
-    run_on(loop_kind, work(), 60)
+    async def work(net: Network, a: Runner, backend: Backend) -> None:
+        data = data_of(10 * CHUNK + 5)
+        uri = a.peer.put(data)
+        there = data[CHUNK:2 * CHUNK]  # one chunk was uploaded before
+        net.bucket.objects[net.object(a.peer.store.put_bytes(there).sha1)] = there
+        net.bucket.puts.clear()
+        asker = Asker(net.peers[0], n=1)
+        await a.ends(backend, asker, result={"file": str(uri), "format": "bytes"})
+        assert asker.result().result == {"file": str(uri), "format": "bytes"}
+        assert net.bucket.puts[-1] == asker.object_name
+        assert len(net.bucket.puts) == 1 + 10 + 1  # the manifest, the chunks that were not there, the result
+        assert max(len(batch) for batch in net.hub.signed) == 4
+        assert a.peer.traffic.uploaded_objects == 11
+        c = await net.peer("c")
+        a.peer.providing.heard = lambda *_: None  # type: ignore[method-assign]
+        assert await c.load(uri) == data  # from the bucket alone
+    served(loop_kind, tmp_path, work, sign_batch_max=4)
 
 
 def test_a_small_result_file_has_no_manifest_and_equal_chunks_go_once(loop_kind: str, tmp_path: Path) -> None:
-    async def work() -> None:
-        async with running(tmp_path) as (net, (a,)):
-            backend = a.connect()
-            for number, (data, puts) in enumerate([(b"small", 2), (b"", 2), (bytes(5 * CHUNK), 3)]):
-                net.bucket.puts.clear()
-                uri = a.peer.put(data)
-                asker = Asker(net.peers[0], n=number)
-                a.report(backend, await a.told(backend), "finished", result={"file": str(uri), "format": "text"})
-                await asker.heard("finished")
-                assert len(net.bucket.puts) == puts
-    run_on(loop_kind, work(), 60)
+    async def work(net: Network, a: Runner, backend: Backend) -> None:
+        for number, (data, puts) in enumerate([(b"small", 2), (b"", 2), (bytes(5 * CHUNK), 3)]):
+            net.bucket.puts.clear()
+            uri = a.peer.put(data)
+            asker = Asker(net.peers[0], n=number)
+            await a.ends(backend, asker, result={"file": str(uri), "format": "text"})
+            assert len(net.bucket.puts) == puts
+    served(loop_kind, tmp_path, work)
 
 
 def test_a_result_file_that_cannot_be_uploaded_is_the_error_of_the_task(loop_kind: str, tmp_path: Path) -> None:
-    async def work() -> None:
-        async with running(tmp_path, patience_seconds=0.2) as (net, (a,)):
-            backend = a.connect()
-            uri = a.peer.put(data_of(3 * CHUNK))
-            chunk = net.object(a.peer.store.put_bytes(data_of(3 * CHUNK)[:CHUNK]).sha1)
-            net.bucket.fail(chunk, *[BucketUnreachable(object=chunk, why="gone", attempts=1)] * 1000)
-            asker = Asker(net.peers[0], n=1)
-            a.report(backend, await a.told(backend), "finished", result={"file": str(uri), "format": "bytes"})
-            error = (await asker.heard("error")).error
-            assert error["type"] == "BucketUnreachable"
-            assert error["message"].startswith("its result could not be shared: ")
-            assert chunk in error["message"]
-            assert asker.object_name not in net.bucket.objects
-            await until(lambda: state(net, asker.task) == "released")
-            missing = Asker(net.peers[0], n=2)
-            a.report(backend, await a.told(backend), "finished",
-                     result={"file": "sha1://" + "ab" * 20, "format": "bytes"})
-            assert (await missing.heard("error")).error["type"] == "NotInStore"
-    with nothing_left(tmp_path):
-        run_on(loop_kind, work(), 60)
+    async def work(net: Network, a: Runner, backend: Backend) -> None:
+        uri = a.peer.put(data_of(3 * CHUNK))
+        chunk = net.object(a.peer.store.put_bytes(data_of(3 * CHUNK)[:CHUNK]).sha1)
+        net.bucket.fail(chunk, *[BucketUnreachable(object=chunk, why="gone", attempts=1)] * 1000)
+        asker = Asker(net.peers[0], n=1)
+        error = (await a.ends(backend, asker, heard="error", result={"file": str(uri), "format": "bytes"})).error
+        assert error["type"] == "BucketUnreachable"
+        assert error["message"].startswith("its result could not be shared: ")
+        assert chunk in error["message"]
+        assert asker.object_name not in net.bucket.objects
+        await until(lambda: state(net, asker.task) == "released")
+        missing = Asker(net.peers[0], n=2)
+        told = await a.ends(backend, missing, heard="error", result={"file": NOT_THERE, "format": "bytes"})
+        assert told.error["type"] == "NotInStore"
+    served(loop_kind, tmp_path, work, patience_seconds=0.2)
 
 
 def test_a_result_outlives_a_hub_and_a_bucket_that_are_away(loop_kind: str, tmp_path: Path,
                                                             monkeypatch: pytest.MonkeyPatch) -> None:
-    async def work() -> None:
-        async with running(tmp_path, patience_seconds=30) as (net, (a,)):
-            backend = a.connect()
-            asker = Asker(net.peers[0], n=1)
-            run = await a.told(backend)
-            trouble = BucketUnreachable(object=asker.object_name, why="gone", attempts=1)
-            net.bucket.fail(asker.object_name, trouble, trouble)
-            troubles = [HubUnreachable(url="http://hub", why="connection refused")] * 2
-            sign = a.peer.link.hub.sign_task_result
+    async def work(net: Network, a: Runner, backend: Backend) -> None:
+        asker = Asker(net.peers[0], n=1)
+        run = await a.told(backend)
+        trouble = BucketUnreachable(object=asker.object_name, why="gone", attempts=1)
+        net.bucket.fail(asker.object_name, trouble, trouble)
+        troubles = [HubUnreachable(url="http://hub", why="connection refused")] * 2
+        sign = a.peer.link.hub.sign_task_result
 
-            async def signed(*arguments: Any, **named: Any) -> Any:
-                if troubles:
-                    raise troubles.pop()
-                return await sign(*arguments, **named)
+        async def signed(*arguments: Any, **named: Any) -> Any:
+            if troubles:
+                raise troubles.pop()
+            return await sign(*arguments, **named)
 
-            monkeypatch.setattr(a.peer.link.hub, "sign_task_result", signed)
-            a.report(backend, run, "finished", result={"json": 1})
-            await asker.heard("finished")
-            found = asker.result()
-            assert found.result == {"json": 1}
-            assert 0 < found.started_ms <= found.finished_ms
-            assert not troubles
-    with nothing_left(tmp_path):
-        run_on(loop_kind, work(), 60)
+        monkeypatch.setattr(a.peer.link.hub, "sign_task_result", signed)
+        a.report(backend, run, "finished", result={"json": 1})
+        await asker.heard("finished")
+        found = asker.result()
+        assert found.result == {"json": 1}
+        assert 0 < found.started_ms <= found.finished_ms
+        assert not troubles
+    served(loop_kind, tmp_path, work, patience_seconds=30)
 
 
 def test_a_result_that_is_too_long_for_an_answer_is_an_error(loop_kind: str, tmp_path: Path) -> None:
-    async def work() -> None:
-        async with running(tmp_path, None, task_result_size_bytes_max=1000) as (net, (a,)):
-            backend = a.connect()
-            asker = Asker(net.peers[0], n=1)
-            a.report(backend, await a.told(backend), "finished", result={"json": "x" * 70_000})
-            assert (await asker.heard("error")).error["type"] == "TooLarge"
-    run_on(loop_kind, work(), 60)
+    async def work(net: Network, a: Runner, backend: Backend) -> None:
+        asker = Asker(net.peers[0], n=1)
+        told = await a.ends(backend, asker, heard="error", result={"json": "x" * 70_000})
+        assert told.error["type"] == "TooLarge"
+    served(loop_kind, tmp_path, work, task_result_size_bytes_max=1000)
 
 
 def test_an_expired_url_for_a_result_is_signed_anew_and_not_for_ever(loop_kind: str, tmp_path: Path) -> None:
-    async def work() -> None:
-        async with running(tmp_path) as (net, (a,)):
-            backend = a.connect()
-            asker = Asker(net.peers[0], n=1)
-            name = asker.object_name
-            run = await a.told(backend)
-            net.bucket.fail(name, *[UrlExpired(object=name, why="expired")] * 2)
-            a.report(backend, run, "finished", result={"json": 1})
-            await asker.heard("finished")
-            asker = Asker(net.peers[0], n=2)
-            name = asker.object_name
-            run = await a.told(backend)
-            net.bucket.fail(name, *[UrlExpired(object=name, why="expired")] * 3)
-            a.report(backend, run, "finished", result={"json": 1})
-            assert (await asker.heard("error")).error["type"] == "UrlExpired"
-    run_on(loop_kind, work(), 60)
+    async def work(net: Network, a: Runner, backend: Backend) -> None:
+        asker = Asker(net.peers[0], n=1)
+        name = asker.object_name
+        run = await a.told(backend)
+        net.bucket.fail(name, *[UrlExpired(object=name, why="expired")] * 2)
+        a.report(backend, run, "finished", result={"json": 1})
+        await asker.heard("finished")
+        asker = Asker(net.peers[0], n=2)
+        name = asker.object_name
+        run = await a.told(backend)
+        net.bucket.fail(name, *[UrlExpired(object=name, why="expired")] * 3)
+        a.report(backend, run, "finished", result={"json": 1})
+        assert (await asker.heard("error")).error["type"] == "UrlExpired"
+    served(loop_kind, tmp_path, work)
 
 
 def test_a_function_that_raised_is_told_with_its_traceback(loop_kind: str, tmp_path: Path) -> None:
-    async def work() -> None:
-        async with running(tmp_path) as (net, (a,)):
-            backend = a.connect()
-            asker = Asker(net.peers[0], n=1)
-            error = {"type": "ValueError", "message": "\x00" * 5000, "traceback": "\x1b é" * 50_000}
-            a.report(backend, await a.told(backend), "error", error=error)
-            told = (await asker.heard("error")).error
-            assert told["type"] == "ValueError"
-            assert told["traceback"].endswith("\x1b é")
-            await until(lambda: state(net, asker.task) == "failed")
-    run_on(loop_kind, work(), 60)
+    async def work(net: Network, a: Runner, backend: Backend) -> None:
+        asker = Asker(net.peers[0], n=1)
+        error = {"type": "ValueError", "message": "\x00" * 5000, "traceback": "\x1b é" * 50_000}
+        told = (await a.ends(backend, asker, "error", error=error)).error
+        assert told["type"] == "ValueError"
+        assert told["traceback"].endswith("\x1b é")
+        await until(lambda: state(net, asker.task) == "failed")
+    served(loop_kind, tmp_path, work)
 
 
 def test_a_report_that_is_not_a_backends_own_is_refused(loop_kind: str, tmp_path: Path) -> None:
@@ -300,41 +251,36 @@ def test_a_report_that_is_not_a_backends_own_is_refused(loop_kind: str, tmp_path
 
 
 def test_an_action_has_a_receipt_that_the_hub_has_too(loop_kind: str, tmp_path: Path) -> None:
-    async def work() -> None:
-        async with running(tmp_path) as (net, (a,)):
-            backend = a.connect()
-            for outcome, hub_state in (("finished", "finished"), ("error", "failed")):
-                asker = Asker(net.peers[0], "action", "mail.1", to="x")
-                run = await a.told(backend)
-                assert [entry.state for entry in a.ledger.left(net.hub.url, CHANNEL)] == ["started"]
-                a.report(backend, run, outcome, error={"type": "E"} if outcome == "error" else None)
-                receipt = check_receipt((await asker.heard(outcome)).receipt, CHANNEL, asker.task)
-                assert (receipt.outcome, receipt.node_id) == (outcome, a.peer.identity.node_id)
-                await until(partial(has_state, net, asker.task, hub_state))
-                await until(lambda: a.ledger.left(net.hub.url, CHANNEL) == [])
-            assert net.bucket.objects == {}  # an action has no result
-    with nothing_left(tmp_path):
-        run_on(loop_kind, work(), 60)
+    async def work(net: Network, a: Runner, backend: Backend) -> None:
+        for outcome, hub_state in (("finished", "finished"), ("error", "failed")):
+            asker = Asker(net.peers[0], "action", "mail.1", to="x")
+            run = await a.told(backend)
+            assert [entry.state for entry in a.ledger.left(net.hub.url, CHANNEL)] == ["started"]
+            a.report(backend, run, outcome, error={"type": "E"} if outcome == "error" else None)
+            receipt = check_receipt((await asker.heard(outcome)).receipt, CHANNEL, asker.task)
+            assert (receipt.outcome, receipt.node_id) == (outcome, a.peer.identity.node_id)
+            await until(partial(has_state, net, asker.task, hub_state))
+            await until(lambda: a.ledger.left(net.hub.url, CHANNEL) == [])
+        assert net.bucket.objects == {}  # an action has no result
+    served(loop_kind, tmp_path, work)
 
 
 def test_an_action_that_the_disk_cannot_note_is_not_started(
         loop_kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def work() -> None:
-        async with running(tmp_path) as (net, (a,)):
-            backend = a.connect()
-            keep = a.ledger.set
+    async def work(net: Network, a: Runner, backend: Backend) -> None:
+        keep = a.ledger.set
 
-            def full(hub: str, channel: str, task: str, now: str, *more: Any) -> None:
-                if now == "started":
-                    raise DiskError(action="writing", path="tasks.db", why="no space left")
-                keep(hub, channel, task, now, *more)
+        def full(hub: str, channel: str, task: str, now: str, *more: Any) -> None:
+            if now == "started":
+                raise DiskError(action="writing", path="tasks.db", why="no space left")
+            keep(hub, channel, task, now, *more)
 
-            monkeypatch.setattr(a.ledger, "set", full)
-            asker = Asker(net.peers[0], "action", "mail.1")
-            assert "no space left" in (await asker.heard("busy")).detail
-            await until(lambda: state(net, asker.task) == "released")
-            assert backend.runs == set()
-    run_on(loop_kind, work(), 60)
+        monkeypatch.setattr(a.ledger, "set", full)
+        asker = Asker(net.peers[0], "action", "mail.1")
+        assert "no space left" in (await asker.heard("busy")).detail
+        await until(lambda: state(net, asker.task) == "released")
+        assert backend.runs == set()
+    served(loop_kind, tmp_path, work)
 
 
 def test_a_receipt_that_the_disk_does_not_take_is_told_all_the_same(
@@ -342,30 +288,28 @@ def test_a_receipt_that_the_disk_does_not_take_is_told_all_the_same(
     def full(*_arguments: Any) -> None:
         raise DiskError(action="writing", path="tasks.db", why="no space left")
 
-    async def work() -> None:
-        async with running(tmp_path) as (net, (a,)):
-            backend = a.connect()
-            asker = Asker(net.peers[0], "action", "mail.1")
-            run = await a.told(backend)
-            with monkeypatch.context() as patched:
-                patched.setattr(a.ledger, "set", full)
-                patched.setattr(a.ledger, "remove", full)
-                a.report(backend, run, "finished")
-                check_receipt((await asker.heard("finished")).receipt, CHANNEL, asker.task)
-                await until(lambda: state(net, asker.task) == "finished")
-                await asyncio.sleep(0.05)
-            # The next run of the node says that it does not know; the hub knows better.
-            await a.providing.close()
-            assert [entry.state for entry in a.ledger.left(net.hub.url, CHANNEL)] == ["started"]
-            a.serve()
-            await until(lambda: a.ledger.left(net.hub.url, CHANNEL) == [])
-            assert state(net, asker.task) == "finished"
-    run_on(loop_kind, work(), 60)
+    async def work(net: Network, a: Runner, backend: Backend) -> None:
+        asker = Asker(net.peers[0], "action", "mail.1")
+        run = await a.told(backend)
+        with monkeypatch.context() as patched:
+            patched.setattr(a.ledger, "set", full)
+            patched.setattr(a.ledger, "remove", full)
+            a.report(backend, run, "finished")
+            check_receipt((await asker.heard("finished")).receipt, CHANNEL, asker.task)
+            await until(lambda: state(net, asker.task) == "finished")
+            await asyncio.sleep(0.05)
+        # The next run of the node says that it does not know; the hub knows better.
+        await a.providing.close()
+        assert [entry.state for entry in a.ledger.left(net.hub.url, CHANNEL)] == ["started"]
+        a.serve()
+        await until(lambda: a.ledger.left(net.hub.url, CHANNEL) == [])
+        assert state(net, asker.task) == "finished"
+    served(loop_kind, tmp_path, work)
 
 
 def test_an_action_that_another_node_has_is_forgotten_here(loop_kind: str, tmp_path: Path) -> None:
     async def work() -> None:
-        async with running(tmp_path, None, "a", "c") as (net, (a, c)):
+        async with running(tmp_path, "a", "c") as (net, (a, c)):
             await c.peer.link.hub.claim_task(CHANNEL, TASK, "action", "mail.1", attempt="x" * 16)
             backend = a.connect()
             asker = Asker(net.peers[0], "action", "mail.1", task=TASK)
@@ -392,37 +336,33 @@ def test_a_claim_that_the_hub_refuses_is_forgotten(loop_kind: str, tmp_path: Pat
 
 
 def test_a_receipt_outlives_a_hub_that_is_away(loop_kind: str, tmp_path: Path) -> None:
-    async def work() -> None:
-        async with running(tmp_path) as (net, (a,)):
-            backend = a.connect()
-            asker = Asker(net.peers[0], "action", "mail.1")
-            run = await a.told(backend)
-            net.hub.down = True
-            a.report(backend, run, "finished")
-            check_receipt((await asker.heard("finished")).receipt, CHANNEL, asker.task)
-            await asyncio.sleep(0.2)
-            assert [entry.state for entry in a.ledger.left(net.hub.url, CHANNEL)] == ["finished"]
-            net.hub.down = False
-            await until(lambda: state(net, asker.task) == "finished")
-            await until(lambda: a.ledger.left(net.hub.url, CHANNEL) == [])
-    run_on(loop_kind, work(), 60)
+    async def work(net: Network, a: Runner, backend: Backend) -> None:
+        asker = Asker(net.peers[0], "action", "mail.1")
+        run = await a.told(backend)
+        net.hub.down = True
+        a.report(backend, run, "finished")
+        check_receipt((await asker.heard("finished")).receipt, CHANNEL, asker.task)
+        await asyncio.sleep(0.2)
+        assert [entry.state for entry in a.ledger.left(net.hub.url, CHANNEL)] == ["finished"]
+        net.hub.down = False
+        await until(lambda: state(net, asker.task) == "finished")
+        await until(lambda: a.ledger.left(net.hub.url, CHANNEL) == [])
+    served(loop_kind, tmp_path, work)
 
 
 def test_an_action_whose_backend_goes_is_unknown_for_ever(loop_kind: str, tmp_path: Path) -> None:
-    async def work() -> None:
-        async with running(tmp_path) as (net, (a,)):
-            backend = a.connect()
-            asker = Asker(net.peers[0], "action", "mail.1")
-            await a.told(backend)
-            backend.close()
-            await asker.heard("unknown")
-            await until(lambda: state(net, asker.task) == "unknown")
-            second = a.connect()
-            again = Asker(net.peers[0], "action", "mail.1", task=asker.task)
-            await again.heard("unknown")
-            assert len(net.hub.granted) == 1
-            assert second.runs == set()
-    run_on(loop_kind, work(), 60)
+    async def work(net: Network, a: Runner, backend: Backend) -> None:
+        asker = Asker(net.peers[0], "action", "mail.1")
+        await a.told(backend)
+        backend.close()
+        await asker.heard("unknown")
+        await until(lambda: state(net, asker.task) == "unknown")
+        second = a.connect()
+        again = Asker(net.peers[0], "action", "mail.1", task=asker.task)
+        await again.heard("unknown")
+        assert len(net.hub.granted) == 1
+        assert second.runs == set()
+    served(loop_kind, tmp_path, work)
 
 
 @pytest.mark.parametrize(("kind", "function"), [("query", "now.1"), ("action", "touch.1")])
@@ -435,8 +375,7 @@ def test_what_may_run_twice_is_taken_up_by_the_next_backend(
             await a.told(first)
             second = a.connect()
             first.close()
-            a.report(second, await a.told(second), "finished", result={"json": 1})
-            await asker.heard("finished")
+            await a.ends(second, asker, result={"json": 1})
             await until(lambda: state(net, asker.task) == "finished")
             await until(lambda: a.ledger.left(net.hub.url, CHANNEL) == [])
     run_on(loop_kind, work(), 60)
@@ -444,7 +383,7 @@ def test_what_may_run_twice_is_taken_up_by_the_next_backend(
 
 def test_another_node_takes_over_what_a_backend_left(loop_kind: str, tmp_path: Path) -> None:
     async def work() -> None:
-        async with running(tmp_path, None, "a", "c") as (net, (a, c)):
+        async with running(tmp_path, "a", "c") as (net, (a, c)):
             first = a.connect()
             asker = Asker(net.peers[0], n=1)
             await a.told(first)
@@ -453,8 +392,7 @@ def test_another_node_takes_over_what_a_backend_left(loop_kind: str, tmp_path: P
             await asker.heard("unregistered")
             await until(lambda: state(net, asker.task) == "released")
             asker.ask()
-            c.report(second, await c.told(second), "finished", result={"json": 1})
-            await asker.heard("finished")
+            await c.ends(second, asker, result={"json": 1})
             assert asker.result().node_id == c.peer.identity.node_id
     run_on(loop_kind, work(), 60)
 
@@ -491,8 +429,7 @@ def test_the_next_run_of_a_node_tells_what_it_knows(
             await until(lambda: a.ledger.left(net.hub.url, CHANNEL) == [])
             again = Asker(net.peers[0], "action", "mail.1", task=TASK)
             if told == "released":
-                a.report(backend, await a.told(backend), "finished")
-                await again.heard("finished")
+                await a.ends(backend, again)
             else:
                 await again.heard(told)
                 assert backend.runs == set()
@@ -511,8 +448,7 @@ def test_a_ledger_that_cannot_be_read_stops_actions_alone(
             action = Asker(net.peers[0], "action", "mail.1")
             assert "kachery-fast-tasks.db" in (await action.heard("hub")).detail
             asker = Asker(net.peers[0], n=1)
-            a.report(backend, await a.told(backend), "finished", result={"json": 1})
-            await asker.heard("finished")
+            await a.ends(backend, asker, result={"json": 1})
             assert "earlier runs of this node" in caplog.text
     run_on(loop_kind, work(), 60)
 
@@ -530,64 +466,58 @@ def test_what_the_hub_does_not_take_is_not_told_for_ever(loop_kind: str, tmp_pat
 
 def test_a_claim_whose_answer_is_lost_is_given_back(loop_kind: str, tmp_path: Path,
                                                     monkeypatch: pytest.MonkeyPatch) -> None:
-    async def work() -> None:
-        async with running(tmp_path) as (net, (a,)):
-            backend = a.connect()
-            hub = a.peer.link.hub
-            claim = hub.claim_task
+    async def work(net: Network, a: Runner, backend: Backend) -> None:
+        hub = a.peer.link.hub
+        claim = hub.claim_task
 
-            async def lost(*arguments: Any, **named: Any) -> Any:
-                await claim(*arguments, **named)
-                net.hub.down = True
-                await net.hub.reached()
+        async def lost(*arguments: Any, **named: Any) -> Any:
+            await claim(*arguments, **named)
+            net.hub.down = True
+            await net.hub.reached()
 
-            for kind, function in (("action", "mail.1"), ("query", "now.1")):
-                monkeypatch.setattr(hub, "claim_task", lost, raising=False)
-                asker = Asker(net.peers[0], kind, function)
-                assert "connection refused" in (await asker.heard("hub")).detail
-                net.hub.down = False
-                if kind == "action":
-                    await until(partial(has_state, net, asker.task, "released"))
-                    await until(lambda: a.ledger.left(net.hub.url, CHANNEL) == [])
-                monkeypatch.setattr(hub, "claim_task", claim)
-                asker.ask()
-                a.report(backend, await a.told(backend), "finished", result={"json": 1})
-                await asker.heard("finished")
-    run_on(loop_kind, work(), 60)
+        for kind, function in (("action", "mail.1"), ("query", "now.1")):
+            monkeypatch.setattr(hub, "claim_task", lost, raising=False)
+            asker = Asker(net.peers[0], kind, function)
+            assert "connection refused" in (await asker.heard("hub")).detail
+            net.hub.down = False
+            if kind == "action":
+                await until(partial(has_state, net, asker.task, "released"))
+                await until(lambda: a.ledger.left(net.hub.url, CHANNEL) == [])
+            monkeypatch.setattr(hub, "claim_task", claim)
+            asker.ask()
+            await a.ends(backend, asker, result={"json": 1})
+    served(loop_kind, tmp_path, work)
 
 
 def test_an_action_whose_claim_lapsed_while_the_machine_slept_is_not_begun(
         loop_kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def work() -> None:
-        async with running(tmp_path) as (net, (a,)):
-            backend = a.connect()
-            note, slept = a.ledger.set, 0.0
+    async def work(net: Network, a: Runner, backend: Backend) -> None:
+        note, slept = a.ledger.set, 0.0
 
-            def sleeping(hub: str, channel: str, task: str, state: str, receipt: Any = None) -> None:
-                note(hub, channel, task, state, receipt)
-                if state == "started":
-                    net.hub.clock = lambda: time.time() + slept
-                    if asked:
-                        found = net.hub.claims[CHANNEL, task]
-                        net.hub.claims[CHANNEL, task] = claims.look(found, net.hub.now_ms())
-
-            monkeypatch.setattr(a.ledger, "set", sleeping)
-            for asked in (True, False):
-                slept += net.hub.lease_seconds + 1
-                asker = Asker(net.peers[0], "action", "mail.1")
+        def sleeping(hub: str, channel: str, task: str, state: str, receipt: Any = None) -> None:
+            note(hub, channel, task, state, receipt)
+            if state == "started":
+                net.hub.clock = lambda: time.time() + slept
                 if asked:
-                    assert "lapsed" in (await asker.heard("busy")).detail
-                    await until(lambda: a.ledger.left(net.hub.url, CHANNEL) == [])
-                    assert (backend.runs, state(net, asker.task)) == (set(), "unknown")
-                else:  # nobody has noticed: the claim is renewed, and the action begins
-                    a.report(backend, await a.told(backend), "finished")
-                    await asker.heard("finished")
-    run_on(loop_kind, work(), 60)
+                    found = net.hub.claims[CHANNEL, task]
+                    net.hub.claims[CHANNEL, task] = claims.look(found, net.hub.now_ms())
+
+        monkeypatch.setattr(a.ledger, "set", sleeping)
+        for asked in (True, False):
+            slept += net.hub.lease_seconds + 1
+            asker = Asker(net.peers[0], "action", "mail.1")
+            if asked:
+                assert "lapsed" in (await asker.heard("busy")).detail
+                await until(lambda: a.ledger.left(net.hub.url, CHANNEL) == [])
+                assert (backend.runs, state(net, asker.task)) == (set(), "unknown")
+            else:  # nobody has noticed: the claim is renewed, and the action begins
+                await a.ends(backend, asker)
+    served(loop_kind, tmp_path, work)
 
 
 def test_claims_are_kept_alive_for_as_long_as_the_function_runs(loop_kind: str, tmp_path: Path) -> None:
     async def work() -> None:
-        async with running(tmp_path, None, task_lease_seconds=0.6) as (net, (a,)):
+        async with running(tmp_path, task_lease_seconds=0.6) as (net, (a,)):
             net.hub.lease_seconds = 0.6
             backend = a.connect()
             asker = Asker(net.peers[0], "action", "mail.1")
@@ -606,35 +536,31 @@ def test_claims_are_kept_alive_for_as_long_as_the_function_runs(loop_kind: str, 
 
 def test_a_receipt_turns_unknown_into_knowledge(
         loop_kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    async def work() -> None:
-        async with running(tmp_path, None, task_lease_seconds=0.6) as (net, (a,)):
-            backend = a.connect()
-            asker = Asker(net.peers[0], "action", "mail.1")
-            run = await a.told(backend)
-            clock = net.hub.clock
-            net.hub.clock = lambda: clock() + 100.0  # nobody has kept the claim
-            assert (await net.hub.find_task(CHANNEL, asker.task)).state == "unknown"
-            await until(lambda: "has lapsed while it runs" in caplog.text)
-            a.report(backend, run, "finished")
-            await until(lambda: state(net, asker.task) == "finished")
-    run_on(loop_kind, work(), 60)
+    async def work(net: Network, a: Runner, backend: Backend) -> None:
+        asker = Asker(net.peers[0], "action", "mail.1")
+        run = await a.told(backend)
+        clock = net.hub.clock
+        net.hub.clock = lambda: clock() + 100.0  # nobody has kept the claim
+        assert (await net.hub.find_task(CHANNEL, asker.task)).state == "unknown"
+        await until(lambda: "has lapsed while it runs" in caplog.text)
+        a.report(backend, run, "finished")
+        await until(lambda: state(net, asker.task) == "finished")
+    served(loop_kind, tmp_path, work, task_lease_seconds=0.6)
 
 
 # --- withdrawing and ending
 
 
 def test_a_run_that_nobody_waits_for_is_broken_off(loop_kind: str, tmp_path: Path) -> None:
-    async def work() -> None:
-        async with running(tmp_path) as (net, (a,)):
-            backend = a.connect()
-            asker = Asker(net.peers[0], n=1)
-            run = await a.told(backend)
-            asker.cancel()
-            assert await a.told(backend, "cancel") == {"type": "cancel", "run": run["run"]}
-            a.report(backend, run, "cancelled")
-            await until(lambda: state(net, asker.task) == "released")
-            assert a.backends.describe()["running"] == 0
-    run_on(loop_kind, work(), 60)
+    async def work(net: Network, a: Runner, backend: Backend) -> None:
+        asker = Asker(net.peers[0], n=1)
+        run = await a.told(backend)
+        asker.cancel()
+        assert await a.told(backend, "cancel") == {"type": "cancel", "run": run["run"]}
+        a.report(backend, run, "cancelled")
+        await until(lambda: state(net, asker.task) == "released")
+        assert a.backends.describe()["running"] == 0
+    served(loop_kind, tmp_path, work)
 
 
 def test_closing_tells_the_hub_and_leaves_nothing_running(loop_kind: str, tmp_path: Path) -> None:
@@ -656,22 +582,19 @@ def test_closing_tells_the_hub_and_leaves_nothing_running(loop_kind: str, tmp_pa
 
 
 def test_closing_in_the_middle_of_an_upload_breaks_it_off(loop_kind: str, tmp_path: Path) -> None:
-    async def work() -> None:
-        async with running(tmp_path) as (net, (a,)):
-            backend = a.connect()
-            uri = a.peer.put(data_of(5 * CHUNK))
-            asker = Asker(net.peers[0], n=1)
-            run = await a.told(backend)
-            net.bucket.gate.clear()
-            a.report(backend, run, "finished", result={"file": str(uri), "format": "bytes"})
-            await asyncio.sleep(0.05)
-            await asyncio.wait_for(a.providing.close(), 10)
-            assert net.bucket.puts == []
-            assert asker.statuses()[-1] == "running"
-            net.bucket.gate.set()
-            a.serve()
-    with nothing_left(tmp_path):
-        run_on(loop_kind, work(), 60)
+    async def work(net: Network, a: Runner, backend: Backend) -> None:
+        uri = a.peer.put(data_of(5 * CHUNK))
+        asker = Asker(net.peers[0], n=1)
+        run = await a.told(backend)
+        net.bucket.gate.clear()
+        a.report(backend, run, "finished", result={"file": str(uri), "format": "bytes"})
+        await asyncio.sleep(0.05)
+        await asyncio.wait_for(a.providing.close(), 10)
+        assert net.bucket.puts == []
+        assert asker.statuses()[-1] == "running"
+        net.bucket.gate.set()
+        a.serve()
+    served(loop_kind, tmp_path, work)
 
 
 def test_closing_does_not_wait_until_a_long_file_has_been_read(
@@ -684,21 +607,18 @@ def test_closing_does_not_wait_until_a_long_file_has_been_read(
             reading.set()
             time.sleep(0.001)
 
-    async def work() -> None:
-        async with running(tmp_path) as (net, (a,)):
-            backend = a.connect()
-            uri = a.peer.put(data_of(5 * CHUNK))
-            asker = Asker(net.peers[0], n=1)
-            run = await a.told(backend)
-            with monkeypatch.context() as patched:
-                patched.setattr(FileStore, "manifest_for", endless)
-                a.report(backend, run, "finished", result={"file": str(uri), "format": "bytes"})
-                await until(reading.is_set)
-                await asyncio.wait_for(a.providing.close(), 10)
-            assert asker.statuses()[-1] == "running"
-            a.serve()
-    with nothing_left(tmp_path):
-        run_on(loop_kind, work(), 60)
+    async def work(net: Network, a: Runner, backend: Backend) -> None:
+        uri = a.peer.put(data_of(5 * CHUNK))
+        asker = Asker(net.peers[0], n=1)
+        run = await a.told(backend)
+        with monkeypatch.context() as patched:
+            patched.setattr(FileStore, "manifest_for", endless)
+            a.report(backend, run, "finished", result={"file": str(uri), "format": "bytes"})
+            await until(reading.is_set)
+            await asyncio.wait_for(a.providing.close(), 10)
+        assert asker.statuses()[-1] == "running"
+        a.serve()
+    served(loop_kind, tmp_path, work)
 
 
 def test_a_fault_of_the_program_is_an_answer_too(
@@ -706,15 +626,12 @@ def test_a_fault_of_the_program_is_an_answer_too(
     def broken(*_arguments: Any) -> None:
         raise RuntimeError("broken")
 
-    async def work() -> None:
-        async with running(tmp_path) as (net, (a,)):
-            backend = a.connect()
-            monkeypatch.setattr(a.ledger, "begin", broken)
-            action = Asker(net.peers[0], "action", "mail.1")
-            assert "fault of the program" in (await action.heard("hub")).detail
-            monkeypatch.setattr(FileStore, "find", broken)
-            asker = Asker(net.peers[0], n=1)
-            a.report(backend, await a.told(backend), "finished",
-                     result={"file": "sha1://" + "ab" * 20, "format": "bytes"})
-            assert "fault of the program" in (await asker.heard("error")).error["message"]
-    run_on(loop_kind, work(), 60)
+    async def work(net: Network, a: Runner, backend: Backend) -> None:
+        monkeypatch.setattr(a.ledger, "begin", broken)
+        action = Asker(net.peers[0], "action", "mail.1")
+        assert "fault of the program" in (await action.heard("hub")).detail
+        monkeypatch.setattr(FileStore, "find", broken)
+        asker = Asker(net.peers[0], n=1)
+        told = await a.ends(backend, asker, heard="error", result={"file": NOT_THERE, "format": "bytes"})
+        assert "fault of the program" in told.error["message"]
+    served(loop_kind, tmp_path, work)

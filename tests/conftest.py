@@ -6,6 +6,7 @@
   started is looked at when the test has run.
 * With ``KACHERY_TEST_NO_SKIP=1`` a skipped test is a failure, unless it is marked ``live``.
 * At the end no process started by a test may be left, nor a directory for temporary files of theirs.
+* Hypothesis makes the same examples on every run; ``--hypothesis-profile=explore`` makes new ones.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import psutil
 import pytest
 
@@ -74,6 +76,11 @@ class _Surroundings:
 
 
 _surroundings: _Surroundings | None = None
+
+# A change is judged by what it does, not by the luck of the draw.
+hypothesis.settings.register_profile("fixed", derandomize=True, database=None)
+hypothesis.settings.register_profile("explore", derandomize=False)
+hypothesis.settings.load_profile("fixed")
 
 
 def pytest_configure(config: pytest.Config) -> None:

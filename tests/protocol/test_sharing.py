@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from kachery_fast.protocol.feed_bodies import FeedFailed, FeedMessages, FeedShared, FeedSubscribe, Segment
@@ -88,6 +89,15 @@ def test_who_begins_at_the_beginning_gets_segments_however_short_it_is() -> None
     ((kind, fields),) = said(machine.handle(SharedSome(PLACE, ["part"], HEAD), 0.1))  # type: ignore[list-item]
     assert (kind, fields["request"], fields["segments"]) == (FeedShared, "b1", ["part"])
     assert machine.handle(ShareEnded(PLACE, 8), 0.2) == []
+
+
+def test_numbers_that_take_long_to_read_do_not_hold_up_who_passes_them_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    (slow,) = ours([{"v": [1e300] * 350}])
+    machine = listening()
+    monkeypatch.setattr(msgspec.json, "decode", lambda _data: pytest.fail("it takes too long"))
+    machine.handle(asked(5, "c", request="c1"), 0.0)
+    answers = said([*machine.handle(rest(5, [slow]), 0.0), *machine.handle(appended(8, [slow]), 1.0)])
+    assert [fields["messages"][0]["body"]["message"]["v"] for _, fields in answers] == [[1e300] * 350] * 2
 
 
 def test_an_empty_subfeed_is_not_put_into_the_bucket() -> None:

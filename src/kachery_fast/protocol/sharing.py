@@ -16,8 +16,7 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
-
+from . import plain_json
 from .feed_bodies import FeedFailed, FeedMessages, FeedShared
 from .sharing_events import (
     Appended,
@@ -244,7 +243,7 @@ class FeedSharer:
             self._fail(place, asks, rest.reason, rest.detail, now)
             return
         if rest.messages is not None and (rest.position > 0 or not rest.messages or not asks[0].sender):
-            messages = [msgspec.json.decode(signed) for signed in rest.messages]
+            messages = [plain_json.decode(signed) for signed in rest.messages]
             self._say(place, FeedMessages, _asker(asks), first=rest.position, messages=messages, head=rest.head)
             if any(not ask.sender for ask in asks):
                 self._push_the_rest(place, rest.position + len(messages), now)
@@ -299,7 +298,7 @@ class FeedSharer:
                 self._effects.append(ReadRest(place.key, position))
         push_at = place.pushed_at + self._limits.push_interval_seconds
         if place.queue and push_at <= now:
-            messages = [msgspec.json.decode(signed) for signed in place.queue]
+            messages = [plain_json.decode(signed) for signed in place.queue]
             self._effects.append(Said(FeedMessages, {
                 "request": "", "feed_id": place.key[0], "subfeed": place.key[1], "first": place.queue_first,
                 "messages": messages, "head": place.queue_head}))

@@ -307,16 +307,13 @@ class ProviderPool:
         return shares
 
     def call_for_help(self, now: float) -> bool:
-        """Whether to ask the channel anew though all is dealt. Not too often.
-
-        That is when nobody has brought anything for long, or what everybody here has brought of some chunk was damaged.
-        """
-        if now > self._called_at + self._limits.patience_seconds and (
-                all(self._is_stuck(provider, now) for provider in self._crew.values())
-                or any(blamed.keys() >= self._crew.keys() for blamed in self._blamed.values())):
-            self._called_at = now
-            return True
-        return False
+        """Whether to ask anew, not too often: nobody has brought anything for long, or of some chunk only damage."""
+        stuck = all(self._is_stuck(provider, now) for provider in self._crew.values())
+        spoiled = any(blamed.keys() >= self._crew.keys() for blamed in self._blamed.values())
+        if now <= self._called_at + self._limits.patience_seconds or not (stuck or spoiled):
+            return False
+        self._called_at = now
+        return True
 
     def reassign(self, cut: Cut, now: float) -> dict[str, list[int]]:
         """When all is dealt: let idle providers help with what others still owe; return the new shares by node."""
@@ -368,10 +365,9 @@ class ProviderPool:
 
     def _recruit(self, cut: Cut, count_max: int) -> None:
         bench = self._bench.get(cut, {})
-        if bench and len(self._crew) < count_max:
-            for provider in nsmallest(count_max - len(self._crew), bench.values(), key=self._rank):
-                self._crew[provider.node_id] = bench[provider.node_id]
-                self._leave_bench(provider.node_id, cut)
+        for provider in nsmallest(max(0, count_max - len(self._crew)), bench.values(), key=self._rank):
+            self._crew[provider.node_id] = provider
+            self._leave_bench(provider.node_id, cut)
 
     def _owe(self, provider: _Provider, index: int, now: float) -> None:
         if not provider.owed:

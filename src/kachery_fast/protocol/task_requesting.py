@@ -275,7 +275,7 @@ class TaskRequester:
         if self.phase not in (Phase.CACHE, Phase.FETCH, Phase.FALLBACK):
             return  # somebody has turned up meanwhile
         found = event.result
-        # In place of the result of a query there may be that of a later one, which is as good; or that of an earlier one.
+        # In place of the result of a query there may be that of a later one, as good, or that of an earlier one.
         another = found if found is not None and self.kind == "query" and found.task != self.task else None
         earlier = another is not None and another.finished_ms < self._asked_ms
         if found is not None and not (earlier and self.phase is Phase.FETCH):

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from typing import Any
 import kachery_fast as kf
 
 calls: list[Any] = []
+# What functions in threads of the test wait for; a function that outlives its test would hold these up.
+release = threading.Event()
+_RELEASE_SECONDS = 60.0
 
 
 @kf.taskfunction("test/add")
@@ -93,14 +97,25 @@ def act(path: str) -> object:
     return object()  # which nobody wants
 
 
+@kf.taskfunction("test/endless")
+def endless(pid_file: str) -> None:
+    """As ``hang``, without a time limit."""
+    hang(pid_file)
+
+
+@kf.taskfunction("test/until-released")
+def until_released() -> None:
+    release.wait(_RELEASE_SECONDS)
+
+
 @kf.taskfunction("test/slow-action", type="action", timeout_seconds=0.2)
 def slow_action() -> None:
-    time.sleep(1.0)
+    release.wait(_RELEASE_SECONDS)
 
 
 @kf.taskfunction("test/slow-idempotent", type="action", timeout_seconds=0.2, idempotent=True)
 def slow_idempotent() -> None:
-    time.sleep(1.0)
+    release.wait(_RELEASE_SECONDS)
 
 
 @kf.taskfunction("test/hang-action", type="action")

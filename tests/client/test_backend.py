@@ -59,6 +59,14 @@ def serving(**arguments: Any) -> Iterator[threading.Event]:
         raise raised[0]
 
 
+@pytest.fixture
+def release() -> Iterator[threading.Event]:
+    """What the functions of ``task_functions`` wait for that run in threads; at the end of the test they do not."""
+    task_functions.release.clear()
+    yield task_functions.release
+    task_functions.release.set()
+
+
 # --- registering
 
 
@@ -160,13 +168,37 @@ def test_a_hanging_function_is_told_of_whoever_runs_it(scripted: ScriptedNode, t
         assert scripted.ended()["result"] == {"json": 2}
 
 
-def test_an_action_that_cannot_be_broken_off_may_yet_succeed(scripted: ScriptedNode) -> None:
+def test_an_action_that_cannot_be_broken_off_may_yet_succeed(
+        scripted: ScriptedNode, release: threading.Event) -> None:
     with ThreadPoolExecutor(2) as threads, serving(executor=threads):
         for function, status in (("test/slow-action", "cancelled"), ("test/slow-idempotent", "hung")):
             scripted.run(function, function, kind="action")
             report = scripted.ended()
             assert (report["run"], report["status"]) == (function, status)
             assert "within 0.2 s; the executor may still be at it" in report["error"]["message"]
+        release.set()
+
+
+def test_what_has_ended_is_not_told_to_hang_however_late_the_backend_looks(
+        scripted: ScriptedNode, release: threading.Event) -> None:
+    busy, go_on = threading.Event(), threading.Event()
+    offered: list[list[str]] = []
+
+    def ready(channels: list[str]) -> None:
+        offered.append(channels)
+        if len(offered) == 2:
+            busy.set()
+            go_on.wait(60)
+
+    with ThreadPoolExecutor(1) as threads, serving(executor=threads, on_ready=ready):
+        scripted.run("1", "test/slow-idempotent", kind="action")
+        scripted.tell({"type": "registered", "backend": "b0", "channels": ["lab"]})
+        assert busy.wait(60)
+        release.set()
+        threads.submit(int).result(60)  # it has ended
+        time.sleep(0.3)  # its time limit has passed since it began
+        go_on.set()
+        assert scripted.ended()["status"] == "finished"
 
 
 def test_a_function_that_kills_its_process_is_told_of(scripted: ScriptedNode) -> None:
@@ -276,14 +308,15 @@ def test_what_nobody_needs_any_more_is_broken_off(scripted: ScriptedNode, tmp_pa
         assert scripted.ended()["run"] == "2"
 
 
-def test_what_cannot_be_broken_off_is_given_up(scripted: ScriptedNode) -> None:
+def test_what_cannot_be_broken_off_is_given_up(scripted: ScriptedNode, release: threading.Event) -> None:
     with ThreadPoolExecutor(1) as threads, serving(executor=threads):
-        scripted.run("1", "test/pid", seconds=1.5)
+        scripted.run("1", "test/until-released")
         scripted.run("2", "test/pid")
         scripted.reports.get(timeout=30)
         scripted.tell({"type": "cancel", "run": "2"})
         scripted.tell({"type": "cancel", "run": "1"})
         assert [scripted.ended()["run"], scripted.ended()["run"]] == ["2", "1"]
+        release.set()
         scripted.run("3", "test/add", x=1)
         assert scripted.ended()["run"] == "3"
 
@@ -314,7 +347,7 @@ def test_calculations_end_with_the_connection_and_actions_do_not(scripted: Scrip
     with serving():
         scripted.registered.get(timeout=30)
         scripted.run("1", "test/hang-action", kind="action", path=str(slow_act))
-        scripted.run("2", "test/hang", pid_file=str(tmp_path / "pids"))
+        scripted.run("2", "test/endless", pid_file=str(tmp_path / "pids"))
         wait_until((tmp_path / "pids").exists, "both run")
         scripted.tell(CLOSE)
         scripted.registered.get(timeout=30)

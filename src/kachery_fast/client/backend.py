@@ -295,6 +295,8 @@ class _Backend:
             self._retry_at = None
             self._session = self._connect()
         for token, run in list(self._runs.items()):
+            if run.future is not None and run.future.done():
+                continue  # in time or not, it has ended, and how is told in its turn
             heard = self._listener.latest(token)
             limit = run.function.timeout_seconds
             if self._pool is None and limit and heard.begun_at is not None and now - heard.begun_at > limit:

@@ -183,7 +183,9 @@ class _Worker:
                     begun_at = time.monotonic()
                 elif _is_over(self._process.pid) and not self._connection.poll(0):
                     raise EOFError  # not told by the socket, which a process that it left behind may hold
-                if timeout_seconds and begun_at is not None and time.monotonic() - begun_at > timeout_seconds:
+                # What it has said meanwhile counts, however late this thread comes to look.
+                if (timeout_seconds and begun_at is not None and time.monotonic() - begun_at > timeout_seconds
+                        and not self._connection.poll(0)):
                     self.end()
                     return Outcome("hung", error=error_report(
                         "TimeoutError", f"it did not end within {timeout_seconds:g} s, and was broken off"))

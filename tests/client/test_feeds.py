@@ -362,7 +362,7 @@ def test_a_cancelled_async_iterator_ends_at_once_and_loses_nothing(main: kf.Subf
             await task
         return time.monotonic() - begun
 
-    assert asyncio.run(cancel()) < 2
+    assert asyncio.run(cancel()) < 4  # what it had asked would have been answered after 5 s
     end = time.monotonic() + 20
     while any(thread.name == "kachery-fast feed" for thread in threading.enumerate()):
         assert time.monotonic() < end, "the thread that asked still waits"

@@ -7,9 +7,10 @@ import shutil
 import sqlite3
 import stat
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -317,6 +318,37 @@ def test_appends_while_the_feed_is_deleted_are_durable_or_refused(log: FeedLog) 
     for future in futures[50:]:
         with pytest.raises(FeedUnknown):
             future.result(60)
+
+
+def test_copies_that_come_while_feeds_are_deleted_are_known(relay: FeedLog) -> None:
+    places = [f"{number:040x}" for number in range(400)]
+    batches = {place: history("a", tail=Tail(FEED, place)) for place in places}
+
+    def copy(place: str) -> None:
+        assert relay.extend(FEED, place, 0, batches[place]).error is None
+
+    def come_and_go() -> None:
+        while not over.is_set():
+            feed_id, _ = relay.create()
+            relay.delete(feed_id)
+            assert not relay.owns(feed_id)
+
+    over = threading.Event()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            for place in places[:200]:
+                copy(place)
+            deleting = [pool.submit(come_and_go) for _ in range(4)]
+            copying = [pool.submit(copy, place) for place in places[200:]]
+            wait(copying)
+            over.set()
+        for done in (*copying, *deleting):
+            done.result(0)
+    finally:
+        sys.setswitchinterval(interval)
+    assert [place for place in places if not relay.has(FEED, place)] == []
 
 
 def test_a_closed_log_takes_nothing(tmp_path: Path) -> None:

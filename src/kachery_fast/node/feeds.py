@@ -78,7 +78,6 @@ class Feeds:
         self._segments = asyncio.Semaphore(_SEGMENTS_MAX)
         self._indexes = asyncio.Semaphore(_INDEXES_MAX)
         self._log: FeedLog | None = None
-        self._own: set[str] = set()
         self._followings: OrderedDict[tuple[ChannelLink, str, str], Following] = OrderedDict()
         self._sharings: list[FeedSharing] = []
         self._readers: dict[tuple[str, str], set[asyncio.Future[None]]] = {}
@@ -87,12 +86,9 @@ class Feeds:
 
     async def open(self) -> None:
         """Open the log. :raises DatabaseUnusable, DiskError: it is damaged, or the disk refuses."""
-        def begin() -> tuple[FeedLog, set[str]]:
-            opened = FeedLog(self._settings.storage_dir,
-                             message_size_bytes_max=self._settings.feed_message_size_bytes_max)
-            return opened, {info.feed_id for info in opened.feeds() if info.writable}
-
-        self._log, self._own = await self._in_thread(begin)
+        self._log = await self._in_thread(partial(
+            FeedLog, self._settings.storage_dir,
+            message_size_bytes_max=self._settings.feed_message_size_bytes_max))
 
     async def close(self) -> None:
         """Stop following, make durable what was appended, and close the log."""
@@ -111,7 +107,7 @@ class Feeds:
 
     def owns(self, feed_id: str) -> bool:
         """Whether this node made a feed, and extends it."""
-        return feed_id in self._own
+        return self.log.owns(feed_id)
 
     def concerns(self, body: dict[str, Any]) -> bool:
         """Whether a question on a band, not yet verified, is of another kind, or about a subfeed that is here."""
@@ -125,9 +121,7 @@ class Feeds:
 
     async def create(self, name: str | None) -> tuple[str, bool]:
         """As ``FeedLog.create``."""
-        feed_id, made = await self._in_thread(self.log.create, name)
-        self._own.add(feed_id)
-        return feed_id, made
+        return await self._in_thread(self.log.create, name)
 
     async def find(self, name: str) -> str:
         """As ``FeedLog.find``."""
@@ -150,7 +144,6 @@ class Feeds:
         await asyncio.gather(*(following.close() for (_, followed, _), following in list(self._followings.items())
                                if followed == feed_id))
         await self._in_thread(self.log.delete, feed_id)
-        self._own.discard(feed_id)
         for sharing in self._sharings:
             sharing.forget(feed_id)
 

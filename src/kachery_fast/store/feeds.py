@@ -48,7 +48,8 @@ _EXTEND_TRIES_MAX = 100
 
 
 class FeedLog:
-    """The feeds of one storage directory. Thread-safe; all methods but ``append`` and ``has`` wait for the disk.
+    """The feeds of one storage directory. Thread-safe; all methods but ``append``, ``owns`` and ``has`` wait for the
+    disk.
 
     Every method raises DiskError or DiskFull when the disk refuses, DatabaseUnusable when the file is damaged.
 
@@ -122,7 +123,10 @@ class FeedLog:
         """
         self._write(partial(self._jobs.delete, feed_id))
         self._own.discard(feed_id)
-        self._held = {place for place in self._held if place[0] != feed_id}
+        # Copies are whole; other threads add to the sets meanwhile.
+        self._held -= {place for place in self._held.copy() if place[0] == feed_id}
+        for place in [place for place in self._open_segments.copy() if place[0] == feed_id]:
+            self._open_segments.pop(place, None)
         self._sweep_later()
 
     # --- messages
@@ -196,6 +200,10 @@ class FeedLog:
                     break
                 found.append(message)
         return found
+
+    def owns(self, feed_id: str) -> bool:
+        """Whether this node made a feed, and extends it. From memory, as ``has``."""
+        return feed_id in self._own
 
     def has(self, feed_id: str, subfeed: str) -> bool:
         """Whether this node can say something of a subfeed: it owns the feed, holds messages, or saw a fork.

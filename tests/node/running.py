@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,11 @@ from kachery_fast.config import Settings
 from kachery_fast.net.hub import HubClient
 from kachery_fast.node.identity import load_identity
 from kachery_fast.node.node import Node
-from tests.hub.support import CHANNEL, World
-from tests.node.support import ALL, settings_for, until
+from tests.hub.support import CHANNEL, World, running_world
+from tests.network import run_on
+from tests.node.support import ALL, nothing_left, settings_for, until
+
+A_AND_B: Mapping[str, list[str] | None] = {"a": None, "b": None}
 
 
 def node_settings(storage_dir: Path, **overrides: Any) -> Settings:
@@ -32,12 +35,21 @@ async def enroll(world: World, settings: Settings, permissions: list[str] | None
     (settings.storage_dir / "kachery-fast.json").write_text(json.dumps({"label": name, "hubs": [{"url": world.url}]}))
 
 
-class Client:
-    """A client of a node's API."""
+async def enrolled(world: World, root: Path, nodes: Mapping[str, list[str] | None], **settings: Any) -> list[Settings]:
+    """Make nodes members of the channel; return their settings. ``nodes``: their permissions, None for all."""
+    found = [node_settings(root / name, **settings) for name in nodes]
+    for of_node, permissions in zip(found, nodes.values(), strict=True):
+        await enroll(world, of_node, permissions)
+    return found
 
-    def __init__(self, node: Node, session: aiohttp.ClientSession) -> None:
+
+class Client:
+    """A client of a node's API. ``end`` ends the node before its block does."""
+
+    def __init__(self, node: Node, session: aiohttp.ClientSession, end: Callable[[], Awaitable[None]]) -> None:
         self.node = node
         self.session = session
+        self.end = end
         self.url = f"http://127.0.0.1:{node.port}"
 
     def headers(self, **headers: str) -> dict[str, str]:
@@ -72,11 +84,38 @@ class Client:
 async def running_node(settings: Settings, *, connected: bool = True) -> AsyncIterator[Client]:
     """Start a node; with ``connected``, wait until it is on every channel of its hubs."""
     node = Node(settings)
-    try:
+    async with AsyncExitStack() as life:
+        life.push_async_callback(node.stop)
         await node.start()
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as session:
-            if connected:
-                await until(lambda: node.links() and all(link.connected for link in node.links()))
-            yield Client(node, session)
-    finally:
-        await node.stop()
+        session = await life.enter_async_context(
+            aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)))
+        if connected:
+            await until(lambda: node.links() and all(link.connected for link in node.links()))
+        yield Client(node, session, life.aclose)
+
+
+def alone(loop_kind: str, root: Path, work: Callable[[Client], Awaitable[None]], **settings: Any) -> None:
+    """Run ``work`` with a node that has no hub."""
+    async def run() -> None:
+        of_node = node_settings(root / "n", **{"channel": "", **settings})
+        async with running_node(of_node, connected=False) as client:
+            await work(client)
+    with nothing_left(root):
+        run_on(loop_kind, run(), 60)
+
+
+def together(loop_kind: str, root: Path, work: Callable[..., Awaitable[None]],
+             nodes: Mapping[str, list[str] | None] = A_AND_B, **settings: Any) -> None:
+    """Run ``work(world, *clients)`` with a hub and nodes on its channel. ``nodes``: their permissions, None for all."""
+    async def run() -> None:
+        async with AsyncExitStack() as stack:
+            world = await stack.enter_async_context(running_world(root))
+            clients: list[Client] = []
+            for name, permissions in nodes.items():
+                (of_node,) = await enrolled(world, root, {name: permissions}, **settings)
+                clients.append(await stack.enter_async_context(running_node(of_node)))
+            for client in clients[:-1]:  # which do not know of those that came after them
+                await client.ask("POST", "/api/reload", {})
+            await work(world, *clients)
+    with nothing_left(root):
+        run_on(loop_kind, run(), 100)

@@ -6,8 +6,6 @@ import asyncio
 import io
 import json
 import threading
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,40 +19,13 @@ from kachery_fast.errors import ClientAuthRefused, FileChanged, NodeError
 from kachery_fast.node.destination import Destination
 from kachery_fast.node.node import Node
 from kachery_fast.store.streams import StreamWriter
-from tests.hub.support import CHANNEL, World, running_world
+from tests.hub.support import CHANNEL, World
 from tests.network import LOOPS, run_on
-from tests.node.running import Client, enroll, node_settings, running_node
-from tests.node.support import CHUNK, data_of, nothing_left, other_tasks, sha1_of, until
+from tests.node.running import Client, alone, node_settings, together
+from tests.node.support import CHUNK, data_of, other_tasks, sha1_of, until
 
 pytestmark = pytest.mark.parametrize("loop_kind", LOOPS)
 UNKNOWN = "sha1://" + "ab" * 20
-
-
-def alone(loop_kind: str, tmp_path: Path, work: Callable[[Client], Awaitable[None]], **settings: Any) -> None:
-    """Run ``work`` with a node that has no hub."""
-    async def run() -> None:
-        of_node = node_settings(tmp_path / "n", **{"channel": "", **settings})
-        async with running_node(of_node, connected=False) as client:
-            await work(client)
-    with nothing_left(tmp_path):
-        run_on(loop_kind, run(), 60)
-
-
-def together(loop_kind: str, tmp_path: Path, work: Callable[[World, Client, Client], Awaitable[None]],
-             **settings: Any) -> None:
-    """Run ``work`` with a hub and the nodes a and b on its channel."""
-    async def run() -> None:
-        async with AsyncExitStack() as stack:
-            world = await stack.enter_async_context(running_world(tmp_path))
-            clients = []
-            for name in "ab":
-                of_node = node_settings(tmp_path / name, **settings)
-                await enroll(world, of_node)
-                clients.append(await stack.enter_async_context(running_node(of_node)))
-            await clients[0].ask("POST", "/api/reload", {})
-            await work(world, *clients)
-    with nothing_left(tmp_path):
-        run_on(loop_kind, run(), 60)
 
 
 def put(client: Client, data: bytes) -> str:

@@ -6,8 +6,8 @@ import asyncio
 import itertools
 import json
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,10 @@ from kachery_fast.node.link import ChannelLink
 from kachery_fast.protocol.names import result_object_name
 from kachery_fast.protocol.task_bodies import TaskRequest, TaskStatus
 from kachery_fast.protocol.tasks import check_receipt, check_result, task_id
-from tests.hub.support import CHANNEL, World, running_world
-from tests.network import LOOPS, run_on
-from tests.node.running import Client, enroll, node_settings, running_node
-from tests.node.support import CHUNK, data_of, nothing_left, until
+from tests.hub.support import CHANNEL, World
+from tests.network import LOOPS
+from tests.node.running import Client, together
+from tests.node.support import CHUNK, data_of, until
 
 pytestmark = pytest.mark.parametrize("loop_kind", LOOPS)
 SUM = {"id": "sum.1", "kind": "pure-calculation"}
@@ -66,14 +66,6 @@ async def connected(client: Client, *functions: dict[str, Any], channels: list[s
         yield backend
 
 
-class Ending(Client):
-    """A client of a node that a test may end early."""
-
-    def __init__(self, client: Client, end: Callable[[], Awaitable[None]]) -> None:
-        super().__init__(client.node, client.session)
-        self.end = end
-
-
 class Asker:
     """Asks for a task by hand at node b's end of the channel."""
 
@@ -106,24 +98,6 @@ class Asker:
             body.status if isinstance(body, TaskStatus) else body.reason for body in self.answers)]
 
 
-def together(loop_kind: str, tmp_path: Path, work: Callable[[World, Ending, Client], Awaitable[None]],
-             permissions: list[str] | None = None, **settings: Any) -> None:
-    """Run ``work`` with a hub, the node a, which has these permissions, and the node b, which asks."""
-    async def run() -> None:
-        async with AsyncExitStack() as stack:
-            world = await stack.enter_async_context(running_world(tmp_path))
-            clients: list[Ending] = []
-            for name, granted in (("a", permissions), ("b", None)):
-                of_node = node_settings(tmp_path / name, **settings)
-                await enroll(world, of_node, granted)
-                life = await stack.enter_async_context(AsyncExitStack())
-                clients.append(Ending(await life.enter_async_context(running_node(of_node)), life.aclose))
-            await clients[0].ask("POST", "/api/reload", {})
-            await work(world, *clients)
-    with nothing_left(tmp_path):
-        run_on(loop_kind, run(), 90)
-
-
 def link_of(client: Client) -> ChannelLink:
     return client.node.links()[0]
 
@@ -136,7 +110,7 @@ async def result_of(client: Client, task: str) -> Any:
 
 
 def test_a_calculation_goes_all_the_way(loop_kind: str, tmp_path: Path) -> None:
-    async def work(world: World, a: Ending, b: Client) -> None:
+    async def work(world: World, a: Client, b: Client) -> None:
         async with connected(a, channels=[CHANNEL]) as backend:
             asker = await Asker(link_of(b), "pure-calculation", "sum.1", n=1).ask()
             run = await backend.line()
@@ -164,7 +138,7 @@ def test_a_calculation_goes_all_the_way(loop_kind: str, tmp_path: Path) -> None:
 
 
 def test_of_two_nodes_and_twenty_requests_one_runs_it_once(loop_kind: str, tmp_path: Path) -> None:
-    async def work(world: World, a: Ending, b: Client) -> None:
+    async def work(world: World, a: Client, b: Client) -> None:
         async with connected(a) as at_a, connected(b) as at_b:  # a node runs also what it asks for itself
             await Asker(link_of(b), "pure-calculation", "sum.1", n=0).ask()
             askers = [Asker(link_of(b), "pure-calculation", "sum.1", n=1) for _ in range(20)]
@@ -190,7 +164,7 @@ def test_of_two_nodes_and_twenty_requests_one_runs_it_once(loop_kind: str, tmp_p
 
 
 def test_an_action_has_its_receipt_at_the_hub(loop_kind: str, tmp_path: Path) -> None:
-    async def work(world: World, a: Ending, b: Client) -> None:
+    async def work(world: World, a: Client, b: Client) -> None:
         async with connected(a) as backend:
             asker = await Asker(link_of(b), "action", "mail.1", to="x").ask()
             await backend.report(await backend.line(), "finished")
@@ -204,7 +178,7 @@ def test_an_action_has_its_receipt_at_the_hub(loop_kind: str, tmp_path: Path) ->
 
 
 def test_a_backend_that_closes_its_connection_is_gone(loop_kind: str, tmp_path: Path) -> None:
-    async def work(world: World, a: Ending, b: Client) -> None:
+    async def work(world: World, a: Client, b: Client) -> None:
         async with connected(a, workers=2) as backend:
             action = await Asker(link_of(b), "action", "mail.1").ask()
             calculation = await Asker(link_of(b), "pure-calculation", "sum.1", n=1).ask()
@@ -228,7 +202,7 @@ def test_a_backend_that_closes_its_connection_is_gone(loop_kind: str, tmp_path: 
 def test_the_node_shows_that_it_is_alive(loop_kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(task_backends, "_ALIVE_SECONDS", 0.01)
 
-    async def work(world: World, a: Ending, b: Client) -> None:
+    async def work(world: World, a: Client, b: Client) -> None:
         async with connected(a) as backend:
             for _ in range(3):
                 assert json.loads(await backend._answer.content.readline()) == {"type": "alive"}
@@ -246,7 +220,7 @@ def test_the_node_shows_that_it_is_alive(loop_kind: str, tmp_path: Path, monkeyp
 ])
 def test_a_registration_that_makes_no_sense_is_refused(
         loop_kind: str, tmp_path: Path, change: dict[str, Any], error: str) -> None:
-    async def work(world: World, a: Ending, b: Client) -> None:
+    async def work(world: World, a: Client, b: Client) -> None:
         body = {"channels": None, "functions": [SUM], "name": "test", "workers": 1, **change}
         _, answer = await a.ask("POST", "/api/backend", body)
         assert answer["error"] == error
@@ -262,7 +236,7 @@ def test_a_registration_that_makes_no_sense_is_refused(
 ])
 def test_a_report_that_makes_no_sense_is_refused_and_the_run_goes_on(
         loop_kind: str, tmp_path: Path, report: dict[str, Any]) -> None:
-    async def work(world: World, a: Ending, b: Client) -> None:
+    async def work(world: World, a: Client, b: Client) -> None:
         async with connected(a) as backend:
             asker = await Asker(link_of(b), "pure-calculation", "sum.1", n=1).ask()
             run = await backend.line()
@@ -274,7 +248,7 @@ def test_a_report_that_makes_no_sense_is_refused_and_the_run_goes_on(
 
 
 def test_without_the_permission_nothing_is_run_and_with_it_at_once(loop_kind: str, tmp_path: Path) -> None:
-    async def work(world: World, a: Ending, b: Client) -> None:
+    async def work(world: World, a: Client, b: Client) -> None:
         node_id = a.node.identity.node_id
         body = {"channels": [CHANNEL], "functions": [SUM]}
         status, answer = await a.ask("POST", "/api/backend", body)
@@ -300,11 +274,11 @@ def test_without_the_permission_nothing_is_run_and_with_it_at_once(loop_kind: st
             await asyncio.sleep(0.3)
             assert a.node.task_backends.describe()["backends"][0]["runs"] == 0
             assert (await link_of(b).hub.find_task(CHANNEL, late.task)).state == "none"
-    together(loop_kind, tmp_path, work, permissions=["requestFiles"])
+    together(loop_kind, tmp_path, work, {"a": ["requestFiles"], "b": None})
 
 
 def test_a_backend_ends_with_the_node(loop_kind: str, tmp_path: Path) -> None:
-    async def work(world: World, a: Ending, b: Client) -> None:
+    async def work(world: World, a: Client, b: Client) -> None:
         async with connected(a) as backend:
             action = await Asker(link_of(b), "action", "mail.1").ask()
             await backend.line()

@@ -8,8 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,8 @@ from kachery_fast.protocol.feeds import Tail, extend
 from kachery_fast.protocol.names import subfeed_hash, subfeed_object_name
 from tests.hub.support import CHANNEL, World, running_world
 from tests.network import LOOPS, run_on
-from tests.node.running import Client, enroll, node_settings, running_node
-from tests.node.support import ALL, nothing_left, until
+from tests.node.running import Client, alone, enrolled, running_node, together
+from tests.node.support import ALL, until
 
 pytestmark = pytest.mark.parametrize("loop_kind", LOOPS)
 FEEDS: dict[str, Any] = {"feed_relay_wait_seconds": 0.1, "feed_renew_seconds": 1.0}
@@ -60,31 +59,12 @@ async def read_to(client: Client, feed_id: str, end: int, position: int = 0, wai
     return found
 
 
-def alone(loop_kind: str, tmp_path: Path, work: Callable[[Client], Awaitable[None]], **settings: Any) -> None:
-    """Run ``work`` with a node that has no hub."""
-    async def run() -> None:
-        of_node = node_settings(tmp_path / "n", **{"channel": "", **settings})
-        async with running_node(of_node, connected=False) as client:
-            await work(client)
-    with nothing_left(tmp_path):
-        run_on(loop_kind, run(), 60)
-
-
-def together(loop_kind: str, tmp_path: Path, work: Callable[[World, Client, Client], Awaitable[None]],
-             permissions: dict[str, list[str]] | None = None, **settings: Any) -> None:
-    """Run ``work`` with a hub and the nodes a and b on its channel."""
-    async def run() -> None:
-        async with AsyncExitStack() as stack:
-            world = await stack.enter_async_context(running_world(tmp_path))
-            clients = []
-            for name in "ab":
-                of_node = node_settings(tmp_path / name, **{**FEEDS, **settings})
-                await enroll(world, of_node, (permissions or {}).get(name))
-                clients.append(await stack.enter_async_context(running_node(of_node)))
-            await clients[0].ask("POST", "/api/reload", {})
-            await work(world, *clients)
-    with nothing_left(tmp_path):
-        run_on(loop_kind, run(), 100)
+async def shared(a: Client, b: Client, count: int = 5) -> str:
+    """Make a feed on a whose messages b has read, and follows; return its id."""
+    feed_id: str = (await ask(a, "create"))["feedId"]
+    await append(a, feed_id, count)
+    await read_to(b, feed_id, count)
+    return feed_id
 
 
 # --- a node by itself
@@ -259,14 +239,12 @@ def test_ten_thousand_messages_reach_a_new_reader(loop_kind: str, tmp_path: Path
         traffic = (await a.ask("GET", "/api/info"))[1]["traffic"]
         assert traffic["uploaded_objects"] < 8
         assert (await ask(b, "info", feedId=feed_id))["writable"] is False
-    together(loop_kind, tmp_path, work)
+    together(loop_kind, tmp_path, work, **FEEDS)
 
 
 def test_messages_are_followed_live_long_ones_too(loop_kind: str, tmp_path: Path) -> None:
     async def work(world: World, a: Client, b: Client) -> None:
-        feed_id = (await ask(a, "create"))["feedId"]
-        await append(a, feed_id, 1)
-        await read_to(b, feed_id, 1)
+        feed_id = await shared(a, b, 1)
         for number in range(1, 6):
             reading = asyncio.ensure_future(read_to(b, feed_id, number + 1, number))
             await asyncio.sleep(0.02)
@@ -277,25 +255,23 @@ def test_messages_are_followed_live_long_ones_too(loop_kind: str, tmp_path: Path
         await reading
         assert (await refused(b, "append", feedId=feed_id, subfeed="main", messages=[{}]))[:2] == (
             403, "FeedNotWritable")
-    together(loop_kind, tmp_path, work, feed_renew_seconds=20.0)
+    together(loop_kind, tmp_path, work, **{**FEEDS, "feed_renew_seconds": 20.0})
 
 
 def test_a_feed_is_read_with_nobody_alive(loop_kind: str, tmp_path: Path) -> None:
     async def run() -> None:
         async with running_world(tmp_path) as world:
-            settings = {name: node_settings(tmp_path / name, **FEEDS) for name in "abc"}
-            for name in "abc":
-                await enroll(world, settings[name])
-            async with running_node(settings["a"]) as a:
+            of_a, of_b, of_c = await enrolled(world, tmp_path, dict.fromkeys("abc"), **FEEDS)
+            async with running_node(of_a) as a:
                 feed_id = (await ask(a, "create"))["feedId"]
                 await append(a, feed_id, 50)
-                async with running_node(settings["b"]) as b:
+                async with running_node(of_b) as b:
                     await read_to(b, feed_id, 50)
                 index = (tmp_path / "hub" / "bucket").joinpath(
                     subfeed_object_name(CHANNEL, feed_id, subfeed_hash("main")))
                 await until(lambda: list((tmp_path / "hub").rglob("subfeed.json")), 10)
                 assert index.name == "subfeed.json"
-            async with running_node(settings["c"]) as c:
+            async with running_node(of_c) as c:
                 await read_to(c, feed_id, 50)
                 answer = await ask(c, "read", feedId=feed_id, subfeed="main", position=50, waitMsec=500)
                 assert (answer["messages"], answer["count"], answer["known"]) == ([], 50, True)
@@ -306,17 +282,15 @@ def test_a_feed_is_read_with_nobody_alive(loop_kind: str, tmp_path: Path) -> Non
 def test_a_relay_serves_while_the_owner_is_away(loop_kind: str, tmp_path: Path) -> None:
     async def run() -> None:
         async with running_world(tmp_path) as world:
-            settings = {name: node_settings(tmp_path / name, **FEEDS) for name in "abc"}
-            for name in "abc":
-                await enroll(world, settings[name])
-            async with running_node(settings["b"]) as b:
-                async with running_node(settings["a"]) as a:
+            of_a, of_b, of_c = await enrolled(world, tmp_path, dict.fromkeys("abc"), **FEEDS)
+            async with running_node(of_b) as b:
+                async with running_node(of_a) as a:
                     feed_id = (await ask(a, "create"))["feedId"]
                     await append(a, feed_id, 5)
                     await read_to(b, feed_id, 5)
                     await append(a, feed_id, 3, 5)  # these the bucket has not
                     await read_to(b, feed_id, 8, 5)
-                async with running_node(settings["c"]) as c:
+                async with running_node(of_c) as c:
                     await read_to(c, feed_id, 8)
     run_on(loop_kind, run(), 100)
 
@@ -329,7 +303,7 @@ def test_a_node_needs_the_permission_to_read(loop_kind: str, tmp_path: Path) -> 
         assert (status, error) == (403, "NotPermitted")
         assert "requestFeeds" in text
         assert not list((tmp_path / "hub").rglob("subfeed.json"))
-    together(loop_kind, tmp_path, work, {"b": [name for name in ALL if name != "requestFeeds"]})
+    together(loop_kind, tmp_path, work, {"a": None, "b": [name for name in ALL if name != "requestFeeds"]}, **FEEDS)
 
 
 def test_a_node_needs_the_permission_to_share(loop_kind: str, tmp_path: Path) -> None:
@@ -339,14 +313,12 @@ def test_a_node_needs_the_permission_to_share(loop_kind: str, tmp_path: Path) ->
         answer = await ask(b, "read", feedId=feed_id, subfeed="main", waitMsec=800)
         assert (answer["messages"], answer["known"]) == ([], False)
         assert not list((tmp_path / "hub").rglob("segments"))
-    together(loop_kind, tmp_path, work, {"a": [name for name in ALL if name != "provideFeeds"]})
+    together(loop_kind, tmp_path, work, {"a": [name for name in ALL if name != "provideFeeds"], "b": None}, **FEEDS)
 
 
 def test_a_permission_withdrawn_while_following_ends_the_following(loop_kind: str, tmp_path: Path) -> None:
     async def work(world: World, a: Client, b: Client) -> None:
-        feed_id = (await ask(a, "create"))["feedId"]
-        await append(a, feed_id, 5)
-        await read_to(b, feed_id, 5)
+        feed_id = await shared(a, b)
         reading = asyncio.ensure_future(refused(b, "read", feedId=feed_id, subfeed="main", position=5,
                                                 waitMsec=30_000))
         await asyncio.sleep(0.2)
@@ -358,14 +330,12 @@ def test_a_permission_withdrawn_while_following_ends_the_following(loop_kind: st
         await append(a, feed_id, 1, 5)
         assert (await ask(b, "read", feedId=feed_id, subfeed="main"))["count"] == 5
         assert (await refused(b, "read", feedId=feed_id, subfeed="main", position=5))[:2] == (403, "NotPermitted")
-    together(loop_kind, tmp_path, work)
+    together(loop_kind, tmp_path, work, **FEEDS)
 
 
 def test_a_provider_that_may_share_no_more_is_not_heard_any_more(loop_kind: str, tmp_path: Path) -> None:
     async def work(world: World, a: Client, b: Client) -> None:
-        feed_id = (await ask(a, "create"))["feedId"]
-        await append(a, feed_id, 5)
-        await read_to(b, feed_id, 5)
+        feed_id = await shared(a, b)
         await world.owner.call("revoke", channel=CHANNEL, node=a.node.identity.node_id, permissions=["provideFeeds"])
         for client in (a, b):
             await client.ask("POST", "/api/reload", {})
@@ -376,14 +346,12 @@ def test_a_provider_that_may_share_no_more_is_not_heard_any_more(loop_kind: str,
         for client in (a, b):
             await client.ask("POST", "/api/reload", {})
         await read_to(b, feed_id, 6, 5)
-    together(loop_kind, tmp_path, work)
+    together(loop_kind, tmp_path, work, **FEEDS)
 
 
 def test_a_reader_whose_node_leaves_the_channel_is_told(loop_kind: str, tmp_path: Path) -> None:
     async def work(world: World, a: Client, b: Client) -> None:
-        feed_id = (await ask(a, "create"))["feedId"]
-        await append(a, feed_id, 5)
-        await read_to(b, feed_id, 5)
+        feed_id = await shared(a, b)
         reading = asyncio.ensure_future(refused(b, "read", feedId=feed_id, subfeed="main", position=5,
                                                 waitMsec=30_000))
         await until(lambda: b.node.feeds._readers)
@@ -394,14 +362,12 @@ def test_a_reader_whose_node_leaves_the_channel_is_told(loop_kind: str, tmp_path
         assert not b.node.feeds._followings
         assert (await refused(b, "read", feedId=feed_id, subfeed="main", position=5))[1] == "ChannelUnknown"
         assert (await ask(b, "read", feedId=feed_id, subfeed="main"))["count"] == 5
-    together(loop_kind, tmp_path, work)
+    together(loop_kind, tmp_path, work, **FEEDS)
 
 
 def test_a_band_that_was_out_of_reach_is_caught_up_with(loop_kind: str, tmp_path: Path) -> None:
     async def work(world: World, a: Client, b: Client) -> None:
-        feed_id = (await ask(a, "create"))["feedId"]
-        await append(a, feed_id, 5)
-        await read_to(b, feed_id, 5)
+        feed_id = await shared(a, b)
         link = b.node.links()[0]
         assert link._channel is not None
         await link._channel.close()
@@ -410,7 +376,7 @@ def test_a_band_that_was_out_of_reach_is_caught_up_with(loop_kind: str, tmp_path
         await asyncio.sleep(0.1)
         await link.connect()
         await reading
-    together(loop_kind, tmp_path, work)
+    together(loop_kind, tmp_path, work, **FEEDS)
 
 
 _OWNER = """
@@ -435,9 +401,7 @@ def test_what_was_acknowledged_is_read_although_the_owner_was_killed_before_it_s
         loop_kind: str, tmp_path: Path) -> None:
     async def run() -> None:
         async with running_world(tmp_path) as world:
-            settings = {name: node_settings(tmp_path / name, **FEEDS) for name in "ab"}
-            for name in "ab":
-                await enroll(world, settings[name])
+            of_a, of_b = await enrolled(world, tmp_path, dict.fromkeys("ab"), **FEEDS)
             owner = subprocess.Popen([sys.executable, "-c", _OWNER, str(tmp_path / "a"), subfeed_hash("main")],
                                      stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ})
             loop = asyncio.get_running_loop()
@@ -451,14 +415,16 @@ def test_what_was_acknowledged_is_read_although_the_owner_was_killed_before_it_s
 
             try:
                 feed_id = await line()
-                async with running_node(settings["b"]) as b:
-                    reading = asyncio.ensure_future(read_to(b, feed_id, 20))
+                async with running_node(of_b) as b:
                     for number in range(20):
                         assert await line(f"{number}\n") == str(number)
+                    # Nobody asked before: while it makes an append durable, the owner answers whoever does.
+                    reading = asyncio.ensure_future(read_to(b, feed_id, 20))
+                    await until(lambda: b.node.feeds._followings)
                     owner.send_signal(signal.SIGKILL)
                     await loop.run_in_executor(None, owner.wait)
                     assert not list((tmp_path / "hub").rglob("segments"))
-                    async with running_node(settings["a"]):
+                    async with running_node(of_a):
                         await reading
             finally:
                 owner.kill()

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kachery_fast.config import Settings
 from kachery_fast.node.ending import end_tasks
 from kachery_fast.protocol.task_events import FunctionInfo, Report
 from kachery_fast.protocol.tasks import task_id
-from tests.hub.support import CHANNEL, World, running_world
-from tests.network import LOOPS, run_on
-from tests.node.running import Client, enroll, node_settings, running_node
-from tests.node.support import nothing_left, until
+from tests.hub.support import CHANNEL, World
+from tests.network import LOOPS
+from tests.node.running import Client, alone, together
+from tests.node.support import until
 
 pytestmark = pytest.mark.parametrize("loop_kind", LOOPS)
 FUNCTIONS = [FunctionInfo("sum.1", "pure-calculation"), FunctionInfo("now.1", "query"),
@@ -56,42 +55,6 @@ def adds(run: dict[str, Any]) -> dict[str, Any]:
     return {"status": "finished", "result": {"json": sum(run["kwargs"].values())}}
 
 
-class Scene:
-    """A hub, and nodes by name; ``stop`` ends one early."""
-
-    def __init__(self, world: World) -> None:
-        self.world = world
-        self.nodes: dict[str, Client] = {}
-        self.stacks: dict[str, AsyncExitStack] = {}
-
-    async def add(self, name: str, of_node: Settings, permissions: list[str]) -> None:
-        await enroll(self.world, of_node, permissions)
-        self.stacks[name] = AsyncExitStack()
-        self.nodes[name] = await self.stacks[name].enter_async_context(running_node(of_node))
-
-    async def stop(self, name: str) -> None:
-        await self.stacks[name].aclose()
-
-
-def together(loop_kind: str, tmp_path: Path, work: Callable[..., Awaitable[None]], nodes: dict[str, list[str]],
-             **settings: Any) -> None:
-    """Run ``work(scene, *clients)`` with a hub and nodes that have these permissions."""
-    async def run() -> None:
-        async with running_world(tmp_path) as world:
-            scene = Scene(world)
-            try:
-                for name, permissions in nodes.items():
-                    await scene.add(name, node_settings(tmp_path / name, **settings), permissions)
-                for client in scene.nodes.values():
-                    await client.ask("POST", "/api/reload", {})
-                await work(scene, *scene.nodes.values())
-            finally:
-                for name in scene.stacks:
-                    await scene.stop(name)
-    with nothing_left(tmp_path):
-        run_on(loop_kind, run(), 90)
-
-
 async def ask(client: Client, function: str = "sum.1", kind: str = "pure-calculation", *, wait_msec: float = 30_000,
               **more: Any) -> dict[str, Any]:
     """Ask for a task, and return its state."""
@@ -108,7 +71,7 @@ async def refused(client: Client, path: str, body: dict[str, Any]) -> tuple[int,
 
 
 def test_a_calculation_is_run_elsewhere_once_and_then_had_from_the_bucket(loop_kind: str, tmp_path: Path) -> None:
-    async def work(scene: Scene, a: Client, b: Client, c: Client) -> None:
+    async def work(world: World, a: Client, b: Client, c: Client) -> None:
         async with backend(a, adds) as runs:
             states = await asyncio.gather(*(ask(b) for _ in range(20)))
             for state in states:
@@ -117,7 +80,7 @@ def test_a_calculation_is_run_elsewhere_once_and_then_had_from_the_bucket(loop_k
                 assert not state["cached"]
             assert len({state["request"] for state in states}) == 20
             assert len(runs) == 1
-        await scene.stop("a")
+        await a.end()
         late = await ask(c)  # nobody is alive who could run it
         assert (late["status"], late["cached"], late["result"]) == ("finished", True, {"json": 3.5})
         assert late["resultTime"] == states[0]["resultTime"]
@@ -125,7 +88,7 @@ def test_a_calculation_is_run_elsewhere_once_and_then_had_from_the_bucket(loop_k
 
 
 def test_who_asks_for_many_waits_for_the_look_into_the_bucket_alone(loop_kind: str, tmp_path: Path) -> None:
-    async def work(scene: Scene, a: Client, b: Client, c: Client) -> None:
+    async def work(world: World, a: Client, b: Client, c: Client) -> None:
         async with backend(a, adds):
             await ask(b)
         async with backend(a, lambda _: None):  # which never ends
@@ -140,7 +103,7 @@ def test_who_asks_for_many_waits_for_the_look_into_the_bucket_alone(loop_kind: s
 
 
 def test_queries_and_actions_over_real_engines(loop_kind: str, tmp_path: Path) -> None:
-    async def work(scene: Scene, a: Client, b: Client, c: Client) -> None:
+    async def work(world: World, a: Client, b: Client, c: Client) -> None:
         numbers = iter(range(100))
 
         def perform(run: dict[str, Any]) -> dict[str, Any]:
@@ -159,14 +122,14 @@ def test_queries_and_actions_over_real_engines(loop_kind: str, tmp_path: Path) -
 
 
 def test_an_action_is_not_begun_twice_when_its_node_is_gone(loop_kind: str, tmp_path: Path) -> None:
-    async def work(scene: Scene, a: Client, b: Client, c: Client) -> None:
+    async def work(world: World, a: Client, b: Client, c: Client) -> None:
         async with backend(a, lambda _: None) as runs:
             state = await ask(b, "mail.1", "action", id="cd" * 16, wait_msec=0)
             while state["status"] != "running":
                 state = await wait(b, state)
             async with backend(c, lambda _: {"status": "finished"}) as others:
-                await scene.stop("a")
-                scene.world.clock.now += 30  # its lease is over
+                await a.end()
+                world.clock.now += 30  # its lease is over
                 while state["status"] in ("waiting", "queued", "running"):
                     state = await wait(b, state)
                 assert (state["status"], state["error"]["error"]) == ("unknown", "TaskOutcomeUnknown")
@@ -186,7 +149,7 @@ async def wait(client: Client, state: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_permissions_are_needed_for_asking_and_for_being_believed(loop_kind: str, tmp_path: Path) -> None:
-    async def work(scene: Scene, a: Client, b: Client, c: Client) -> None:
+    async def work(world: World, a: Client, b: Client, c: Client) -> None:
         async with backend(a, adds):
             assert (await ask(b))["status"] == "finished"
             body = {"function": "sum.1", "kwargs": {}, "kind": "query"}
@@ -194,14 +157,14 @@ def test_permissions_are_needed_for_asking_and_for_being_believed(loop_kind: str
             _, error = await c.ask("POST", "/api/task/request", body)
             assert "channel grant lab" in error["message"]
             # Revoked: neither asked any more, nor believed, and what it made goes from the bucket.
-            await scene.world.owner.call("revoke", channel=CHANNEL, node=a.node.identity.node_id, permissions=RUN)
+            await world.owner.call("revoke", channel=CHANNEL, node=a.node.identity.node_id, permissions=RUN)
             for client in (a, b):
                 await client.ask("POST", "/api/reload", {})
             state = await ask(b)
             assert (state["status"], state["error"]["error"]) == ("error", "TaskNotTaken")
             assert "no node there may provide tasks" in state["error"]["message"]
             assert "refused" in state["error"]["message"]
-            await scene.world.owner.call("grant", channel=CHANNEL, node=a.node.identity.node_id, permissions=RUN)
+            await world.owner.call("grant", channel=CHANNEL, node=a.node.identity.node_id, permissions=RUN)
             for client in (a, b):
                 await client.ask("POST", "/api/reload", {})
             await until(lambda: all(link.connected for link in a.node.links()))
@@ -211,7 +174,7 @@ def test_permissions_are_needed_for_asking_and_for_being_believed(loop_kind: str
 
 
 def test_waiting_withdrawing_and_listing(loop_kind: str, tmp_path: Path) -> None:
-    async def work(scene: Scene, a: Client, b: Client) -> None:
+    async def work(world: World, a: Client, b: Client) -> None:
         async with backend(a, lambda _: None):
             state = await ask(b, wait_msec=0)
             while state["status"] != "running":
@@ -226,7 +189,7 @@ def test_waiting_withdrawing_and_listing(loop_kind: str, tmp_path: Path) -> None
 
 
 def test_what_is_wrong_is_said_at_once(loop_kind: str, tmp_path: Path) -> None:
-    async def work(scene: Scene, b: Client) -> None:
+    async def work(world: World, b: Client) -> None:
         good = {"function": "sum.1", "kwargs": {}, "kind": "query"}
         path = "/api/task/request"
         for body, answer in (
@@ -245,8 +208,6 @@ def test_what_is_wrong_is_said_at_once(loop_kind: str, tmp_path: Path) -> None:
 
 
 def test_without_a_channel_to_ask_on_that_is_said(loop_kind: str, tmp_path: Path) -> None:
-    async def work() -> None:
-        async with running_node(node_settings(tmp_path / "n", channel=""), connected=False) as client:
-            assert await refused(client, "/api/task/request", {"function": "sum.1"}) == (404, "NoChannel")
-    with nothing_left(tmp_path):
-        run_on(loop_kind, work(), 60)
+    async def work(client: Client) -> None:
+        assert await refused(client, "/api/task/request", {"function": "sum.1"}) == (404, "NoChannel")
+    alone(loop_kind, tmp_path, work)

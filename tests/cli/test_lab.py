@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 
-from kachery_fast.cli.lab import free_port
+import pytest
+
+from kachery_fast.cli.lab import Lab, free_port
 
 
 def test_a_free_port_is_given_to_nobody_else_before_its_server_starts() -> None:
@@ -18,3 +21,24 @@ def test_a_free_port_is_given_to_nobody_else_before_its_server_starts() -> None:
     assert port not in given
     with socket.create_server(("127.0.0.1", port)) as server, socket.create_connection(server.getsockname()):
         pass
+
+
+# Found by Python in the directory that PYTHONPATH names, before the program begins.
+SLOW_HUB = """
+import asyncio, sys
+if sys.orig_argv[2:5] == ["kachery_fast", "hub", "--dir"]:
+    from kachery_fast.net.hub import OwnerClient
+    call = OwnerClient.call
+    async def slow_call(self, *words, **fields):
+        if words == ("createChannel",):
+            await asyncio.sleep(4)
+        return await call(self, *words, **fields)
+    OwnerClient.call = slow_call
+"""
+
+
+def test_a_hub_that_has_started_has_its_channel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sitecustomize.py").write_text(SLOW_HUB)
+    with Lab(tmp_path / "lab", environ={"PYTHONPATH": str(tmp_path)}) as lab:
+        lab.start_hub()
+        assert lab.invite().startswith(lab.hub_url)

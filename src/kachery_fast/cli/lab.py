@@ -65,6 +65,12 @@ class Program:
                 [sys.executable, "-m", "kachery_fast", *self.arguments], env=self.environ, stdin=subprocess.DEVNULL,
                 stdout=log, stderr=log, start_new_session=True)
 
+    def has_printed(self, text: str) -> bool:
+        """Whether its log holds this text since it was started."""
+        with self.log_path.open("rb") as log:
+            log.seek(self._log_begin)
+            return text.encode() in log.read()
+
     def check(self) -> None:
         """:raises NodeError: it has ended by itself; the error shows the end of its log."""
         if self._process is not None and self._process.poll() is not None:
@@ -208,11 +214,10 @@ class Lab:
         return self.hub_dir / "bucket" / self.channel
 
     def start_hub(self) -> None:
-        """Start the hub, also again on what it has kept, and wait until it is ready."""
-        (self.hub_dir / "address").unlink(missing_ok=True)
+        """Start the hub, also again on what it has kept, and wait until it is ready and the channel exists."""
         self.hub.start()
         end = time.monotonic() + _READY_SECONDS
-        while not ((self.hub_dir / "address").exists() and (self.hub_dir / "owner-token").exists()):
+        while not self.hub.has_printed("kachery-fast node join"):  # said last
             self.hub.check()
             if time.monotonic() > end:
                 raise NodeError(what=f"the hub was not ready in time. {log_tail(self.hub.log_path)}")

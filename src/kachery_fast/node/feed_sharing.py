@@ -8,6 +8,7 @@ import random
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from ..errors import (
@@ -53,12 +54,12 @@ from .link import ChannelLink
 from .rules import feed_key
 from .threads import in_thread
 from .tools import FeedTools
+from .uploading import put_signed
 
 __all__ = ["FeedSharing"]
 
 log = logging.getLogger("kachery_fast.node")
 
-_SIGN_TRIES_MAX = 3
 # Questions that are being looked up; a flood beyond is dropped, and the honest ask again.
 _LOOKUPS_MAX = 1024
 # Subfeeds of whose objects this node remembers that they are in the bucket, and objects of all of them together.
@@ -294,14 +295,12 @@ class FeedSharing:
         missing = [part for part in segments if part.sha1 not in known.segments]
         for start in range(0, len(missing), self._sign_batch_max):
             batch = missing[start:start + self._sign_batch_max]
-            leaves = await self.link.hub.sign_feed_uploads(self.link.name, *key,
-                                                           [(part.sha1, part.size) for part in batch])
-            pending = list(zip(batch, leaves, strict=True))
+            pending = list(zip(batch, await self._sign(key, batch), strict=True))
 
-            async def put_next(pending: list[tuple[Segment, Any]] = pending) -> None:
+            async def put_next(pending: list[tuple[Segment, SignedUpload]] = pending) -> None:
                 while pending:
                     part, leave = pending.pop(0)
-                    await self._put_segment(key, part, SignedUpload(leave.object, leave.url, leave.headers))
+                    await self._put_segment(key, part, leave)
                     known.segments.add(part.sha1)
 
             workers = [self._loop.create_task(put_next()) for _ in range(min(self._upload_concurrency, len(batch)))]
@@ -313,15 +312,7 @@ class FeedSharing:
     async def _put_segment(self, key: tuple[str, str], part: Segment, leave: SignedUpload) -> None:
         async with self._tools.segments:
             data = await in_thread(self._tools.threads, self._segment_bytes, key, part)
-            for attempt in range(_SIGN_TRIES_MAX):
-                try:
-                    await self._put(leave, data)
-                    return
-                except UrlExpired:
-                    if attempt + 1 == _SIGN_TRIES_MAX:
-                        raise
-                    (again,) = await self.link.hub.sign_feed_uploads(self.link.name, *key, [(part.sha1, part.size)])
-                    leave = SignedUpload(again.object, again.url, again.headers)
+            await self._put(leave, data, lambda: self._sign(key, [part]))
 
     def _segment_bytes(self, key: tuple[str, str], part: Segment) -> bytes:
         data = encode_segment(self._tools.log.read(*key, part.first, part.end - part.first, part.size))
@@ -336,12 +327,18 @@ class FeedSharing:
         if known.index == (count, tuple(segments)) or (known.index[0] > count and not self._owns(key[0])):
             return
         data = encode_index(count, head, segments)
-        (leave,) = await self.link.hub.sign_feed_uploads(self.link.name, *key, [], len(data))
-        await self._put(SignedUpload(leave.object, leave.url, leave.headers), data)
+        sign = partial(self._sign, key, [], len(data))
+        (leave,) = await sign()
+        await self._put(leave, data, sign)
         known.index = count, tuple(segments)
 
-    async def _put(self, leave: SignedUpload, data: bytes) -> None:
-        if await self.link.bucket.put_bytes(leave, data):
+    async def _sign(self, key: tuple[str, str], segments: list[Segment], index_size_bytes: int | None = None,
+                    ) -> list[SignedUpload]:
+        return [SignedUpload(leave.object, leave.url, leave.headers) for leave in await self.link.hub.sign_feed_uploads(
+            self.link.name, *key, [(part.sha1, part.size) for part in segments], index_size_bytes)]
+
+    async def _put(self, leave: SignedUpload, data: bytes, sign: Callable[[], Awaitable[list[SignedUpload]]]) -> None:
+        if await put_signed(leave, lambda leave: self.link.bucket.put_bytes(leave, data), sign):
             self._tools.traffic.uploaded_objects += 1
             self._tools.traffic.uploaded_bytes += len(data)
 

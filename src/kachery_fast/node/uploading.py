@@ -6,8 +6,9 @@ import asyncio
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Executor
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from ..config import Settings
@@ -22,7 +23,7 @@ from .slots import AdaptiveSlots
 from .threads import in_thread
 from .tools import Traffic
 
-__all__ = ["Uploader"]
+__all__ = ["Uploader", "put_signed"]
 
 _SIGN_TRIES_MAX = 3
 
@@ -110,18 +111,14 @@ class Uploader:
         try:
             if upload.check:
                 await in_thread(self._threads, self._check, file.fileno(), upload)
-            for attempt in range(_SIGN_TRIES_MAX):
-                try:
-                    length = upload.end - upload.start
-                    if await self._link.bucket.put_from(leave, file.fileno(), upload.start, length,
-                                                        progress=progress):
-                        self._traffic.uploaded_objects += 1
-                        self._traffic.uploaded_bytes += length
-                    return
-                except UrlExpired:
-                    if attempt + 1 == _SIGN_TRIES_MAX:
-                        raise
-                    leave = (await self.sign([upload]))[0]
+            length = upload.end - upload.start
+
+            def put(leave: SignedUpload) -> Awaitable[bool]:
+                return self._link.bucket.put_from(leave, file.fileno(), upload.start, length, progress=progress)
+
+            if await put_signed(leave, put, lambda: self.sign([upload])):
+                self._traffic.uploaded_objects += 1
+                self._traffic.uploaded_bytes += length
         finally:
             file.close()
 
@@ -137,6 +134,19 @@ class Uploader:
         if digest.hexdigest() != upload.sha1:
             raise FileChanged(path=f"sha1://{upload.file_sha1}", why=f"bytes {upload.start} to {upload.end} have "
                                                                      f"another SHA-1 than {upload.sha1}")
+
+
+async def put_signed(leave: SignedUpload, put: Callable[[SignedUpload], Awaitable[bool]],
+                     sign: Callable[[], Awaitable[list[SignedUpload]]]) -> bool:
+    """Upload one object by ``put``, and return what it returns; leave that has expired is asked for anew by ``sign``.
+
+    :raises UrlExpired: the new leave had expired too, again and again. :raises KacheryError: as ``put`` and ``sign``.
+    """
+    for _ in range(_SIGN_TRIES_MAX - 1):
+        with suppress(UrlExpired):
+            return await put(leave)
+        (leave,) = await sign()
+    return await put(leave)
 
 
 async def _all(works: list[Coroutine[Any, Any, T]]) -> list[T]:

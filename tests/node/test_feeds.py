@@ -76,6 +76,7 @@ def test_a_new_reader_gets_all_in_few_objects_and_nothing_is_uploaded_before(loo
         assert net.bucket.puts == []
         assert net.hub.signed == []
         messages = await b.read_to(feed_id, 3000)
+        await until(lambda: index_name(feed_id) in net.bucket.objects)  # it comes after what the reader waits for
         assert messages == a.feeds.log.read(feed_id, SUBFEED, 0, 3000, 1 << 30)
         assert len(segments_in(net)) == 3  # of 1 MiB at most
         assert len(net.bucket.puts) == 4
@@ -136,6 +137,7 @@ def test_new_messages_are_seen_as_they_come(loop_kind: str, tmp_path: Path) -> N
     async def work(net: Network, a: FeedPeer, b: FeedPeer, feed_id: str) -> None:
         await a.append(feed_id, 5)
         await b.read_to(feed_id, 5)
+        await until(lambda: index_name(feed_id) in net.bucket.objects)
         puts = len(net.bucket.puts)
         for end in range(6, 30):
             read = asyncio.ensure_future(b.read_to(feed_id, end, end - 1))
@@ -230,7 +232,7 @@ def test_the_subfeed_that_nobody_has_read_for_the_longest_is_let_go(loop_kind: s
     async def work(net: Network, a: FeedPeer, b: FeedPeer, feed_id: str) -> None:
         names = [f"{number:040x}" for number in range(4)]
         first = asyncio.ensure_future(b.read_once(feed_id, subfeed=names[0]))
-        await asyncio.sleep(0.05)
+        await until(lambda: b.feeds._readers)
         for name in names[1:]:
             await b.read_once(feed_id, 0, 0.0, subfeed=name)
         assert "feed_followed_max" in (await fails(InvalidArgument, first)).message
@@ -243,7 +245,7 @@ def test_no_more_readers_wait_than_the_limit(loop_kind: str, tmp_path: Path, mon
 
     async def work(net: Network, a: FeedPeer, b: FeedPeer, feed_id: str) -> None:
         reads = [asyncio.ensure_future(a.feeds.read([Watch(feed_id, SUBFEED, 0)], 20.0, 1)) for _ in range(2)]
-        await asyncio.sleep(0.05)
+        await until(lambda: a.feeds._waiting == 2)
         await fails(InvalidArgument, a.feeds.read([Watch(feed_id, SUBFEED, 0)], 20.0, 1))
         await a.append(feed_id, 1)
         await asyncio.gather(*reads)
@@ -561,6 +563,7 @@ def test_many_segments_are_uploaded_in_batches_and_announced_as_they_arrive(loop
         heard: list[FeedShared] = []
         b.link.listen(f"{feed_id}/{SUBFEED}", lambda body, _: heard.append(body))
         await b.read_to(feed_id, 40)
+        await until(lambda: index_name(feed_id) in net.bucket.objects)
         assert len(segments_in(net)) == 20
         assert [len(body.segments) for body in heard if isinstance(body, FeedShared)][:2] == [16, 4]
         assert max(map(len, net.hub.signed)) == 7
@@ -578,9 +581,9 @@ def test_an_owner_that_was_restarted_puts_nothing_again_that_the_index_names(loo
         await b.read_to(feed_id, 10)
         await until(lambda: index_name(feed_id) in net.bucket.objects)
         await remove(net, a)
+        net.bucket.puts.clear()
         again = await feed_peer(net, "a")
         await again.append(feed_id, 1, 500_000)
-        net.bucket.puts.clear()
         await b.read_to(feed_id, 11, 10)
         await until(lambda: parse_index(net.bucket.objects[index_name(feed_id)]).count == 11)
         assert len([name for name in net.bucket.puts if "/segments/" in name]) == 1
@@ -627,6 +630,6 @@ def test_a_flood_of_questions_is_bounded(loop_kind: str, tmp_path: Path, monkeyp
         for number in range(50):
             b.link.say(FeedSubscribe, {"request": f"r{number}", "feed_id": feed_id, "subfeed": SUBFEED, "position": 1})
         await b.read_to(feed_id, 5)
-        assert a.sharing._lookups == 0
+        await until(lambda: a.sharing._lookups == 0)
         assert len(a.sharing._tasks) < 5
     between(loop_kind, tmp_path, work)

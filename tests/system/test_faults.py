@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,8 +64,8 @@ def test_another_provider_takes_over_when_one_is_killed(lab: Lab, recording: Pat
     second = lab.add_node("second")
     uri = store(lab.nodes["A"], recording)
     process = begin_load(lab, uri)
-    store(second, recording)
     lab.nodes["A"].program.kill()
+    store(second, recording)
     assert Path(finish(process)["path"]).read_bytes() == recording.read_bytes()
     assert traffic(second)["uploaded_objects"] > 0
 
@@ -173,17 +174,31 @@ def test_a_full_disk_is_an_error_up_front_and_leaves_nothing(lab: Lab, recording
         crowded.program.stop()
 
 
-def test_a_revoked_node_is_refused_at_once(lab: Lab, recording: Path) -> None:
+def test_a_revoked_node_is_refused_at_once(tmp_path: Path, recording: Path) -> None:
+    # So slow that the transfer is under way for ten seconds: revoking takes the time of a command.
+    with Lab(tmp_path / "lab", environ={**QUICK, "KACHERY_BUCKET_RATE_BYTES_MAX": str(RATE_BYTES // 4)}) as lab:
+        lab.start_hub()
+        a, b = lab.add_node("A"), lab.add_node("B")
+        uri = store(a, recording)
+        ids = [str(node.connection.info()["nodeId"]) for node in (a, b)]
+        process = begin_load(lab, uri)
+        lab.owner("revoke", "demo", ids[0], "provideFiles")
+        with pytest.raises(KacheryError) as caught:
+            finish(process)
+        assert "A (" in str(caught.value) or "no other node" in str(caught.value)
+        lab.owner("revoke", "demo", ids[1], "all")
+        wait_until(lambda: b.run("load", uri).returncode in (3, 4), "the revocation has reached B")
+
+
+def test_a_withdrawn_load_leaves_nothing_running_and_resumes_later(lab: Lab, recording: Path) -> None:
     b = lab.nodes["B"]
     uri = store(lab.nodes["A"], recording)
-    node_id = b.json("node", "info")["nodeId"]
     process = begin_load(lab, uri)
-    lab.owner("revoke", "demo", lab.nodes["A"].json("node", "info")["nodeId"], "provideFiles")
-    with pytest.raises(KacheryError) as caught:
-        finish(process)
-    assert "A (" in str(caught.value) or "no other node" in str(caught.value)
-    lab.owner("revoke", "demo", node_id, "all")
-    wait_until(lambda: b.run("load", uri).returncode in (3, 4), "the revocation has reached B")
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    wait_until(lambda: not b.connection.info()["transfers"], "the node has let go")
+    assert Path(load(b, uri)["path"]).read_bytes() == recording.read_bytes()
 
 
 def test_a_node_starts_without_its_hub_and_finds_it_later(lab: Lab, recording: Path) -> None:

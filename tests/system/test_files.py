@@ -17,7 +17,6 @@ from tests.system.support import (
     load,
     make_recording,
     objects,
-    received,
     store,
     traffic,
     wait_until,
@@ -205,19 +204,6 @@ def test_two_providers_share_the_work(lab: Lab, tmp_path: Path) -> None:
         assert min(first_share, second_share) >= 30
     finally:
         second.program.stop()
-
-
-def test_a_withdrawn_load_leaves_nothing_running_and_resumes_later(lab: Lab, tmp_path: Path) -> None:
-    b = lab.nodes["B"]
-    file = make_recording(tmp_path / "withdrawn.dat", 400 * CHUNK_SIZE_BYTES, seed=84)
-    uri = store(lab.nodes["A"], file)
-    process = b.begin("load", uri)
-    wait_until(lambda: received(b) > 5 * CHUNK_SIZE_BYTES, "the load has begun")
-    process.send_signal(2)
-    process.communicate(timeout=20)
-    assert process.returncode == 130
-    wait_until(lambda: not b.connection.info()["transfers"], "the node has let go")
-    assert Path(load(b, uri)["path"]).read_bytes() == file.read_bytes()
 
 
 def test_a_provider_that_joined_a_moment_ago_is_not_overlooked(tmp_path: Path) -> None:

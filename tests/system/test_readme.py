@@ -76,6 +76,7 @@ def test_a_function_runs_where_the_recording_is(lab: Lab, tmp_path: Path) -> Non
     assert '"sha1://…"' in text
     ask.write_text(text.replace('"sha1://…"', repr(uri)))
     with running(lab.nodes["A"], offer):
-        wait_until(lambda: bool(lab.nodes["A"].connection.info()["taskBackends"]), "the backend is known to its node")
+        wait_until(lambda: bool(lab.nodes["A"].connection.info()["taskBackends"]["backends"]),
+                   "the backend is known to its node", 60)
         assert run(lab.nodes["B"], ask) == "5.0 False A\n"
     assert run(lab.nodes["B"], ask).startswith("5.0 True")

@@ -36,6 +36,7 @@ from kachery_fast.errors import (
     SubfeedNotAvailable,
     TooLarge,
 )
+from kachery_fast.protocol.names import subfeed_object_name
 from tests.cli.commands import PROGRAM
 from tests.system.support import QUICK, finish, objects, wait_until
 
@@ -277,6 +278,9 @@ def test_what_was_shared_is_read_with_no_provider_alive(lab: Lab, extra: Any) ->
     source = made(owner)
     source.append_messages(numbered(0, 2000))
     assert read(first, source) == numbered(0, 2000)
+    # The reader has the messages a moment before the index tells later readers of them.
+    index = subfeed_object_name(lab.channel, str(source.feed.feed_id), source.subfeed_hash)
+    wait_until((lab.bucket_dir.parent / index).exists, "all of it is shared")
     owner.program.kill()
     first.program.kill()
     assert read(extra("second-reader"), source) == numbered(0, 2000)

@@ -165,7 +165,9 @@ def test_heartbeats_are_echoed_and_sent_when_idle() -> None:
     async def scenario() -> None:
         async with serving(BrokerLimits(tick_seconds=0.02, idle_seconds=0.2)) as server, raw_client(server) as client:
             await client.send(action=Action.HEARTBEAT, id="ping-1")
-            assert (await client.read()) == {"action": 0, "id": "ping-1"}
+            while (echo := await client.read()) == {"action": 0}:
+                pass  # this machine was at other work for longer than idle_seconds
+            assert echo == {"action": 0, "id": "ping-1"}
             assert (await client.read()) == {"action": 0}
 
     run_on("uvloop", scenario())

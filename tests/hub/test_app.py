@@ -59,7 +59,10 @@ def test_an_object_wants_a_connection_of_its_own(tmp_path: Path, loop_kind: str)
 
 
 @pytest.mark.parametrize("loop_kind", LOOPS)
-def test_the_hub_starts_and_stops_again_and_again_with_clients_connected(tmp_path: Path, loop_kind: str) -> None:
+def test_the_hub_starts_and_stops_again_and_again_with_clients_connected(
+        tmp_path: Path, loop_kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kachery_fast.hub.app.STOP_SECONDS", 60.0)
+
     async def scenario() -> None:
         settings = hub_settings(tmp_path)
         async with aiohttp.ClientSession() as session:
@@ -71,7 +74,7 @@ def test_the_hub_starts_and_stops_again_and_again_with_clients_connected(tmp_pat
                 await (await session.get(hub.local_url + "/api/health")).read()  # its connection is kept
                 begin = time.monotonic()
                 await hub.stop()
-                assert time.monotonic() - begin < 1.5, "an idle client does not hold the hub up"
+                assert time.monotonic() - begin < 30, "an idle client does not hold the hub up"
                 await hub.stop()
                 assert running_hub(settings.hub_dir) is None
                 assert not (settings.hub_dir / "address").exists()

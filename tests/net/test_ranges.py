@@ -477,7 +477,7 @@ def test_a_cancellation_ends_a_connect_and_a_waiting_exchange(loop_kind: str) ->
             await asyncio.sleep(0.05)
             for task in tasks:
                 task.cancel()
-            done, pending = await asyncio.wait(tasks, timeout=3)
+            done, pending = await asyncio.wait(tasks, timeout=20)
             assert not pending
             assert all(task.cancelled() for task in done)
         with_client(loop_kind, work, concurrency=1, connect_timeout_seconds=60)

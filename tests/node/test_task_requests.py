@@ -16,10 +16,21 @@ from kachery_fast.net.memory import MemoryBucket
 from kachery_fast.node.ending import end_tasks
 from kachery_fast.node.task_requests import TaskRequests
 from kachery_fast.protocol.names import result_object_name
+from kachery_fast.protocol.task_errors import error_report
 from kachery_fast.protocol.task_events import FunctionInfo
-from kachery_fast.protocol.tasks import error_report, result_id, sign_result, task_id
+from kachery_fast.protocol.tasks import result_id, sign_result, task_id
 from tests.network import LOOPS, run_on
-from tests.node.support import CHANNEL, Network, Peer, identity_of, network, nothing_left, other_tasks, until
+from tests.node.support import (
+    CHANNEL,
+    QUICK,
+    Network,
+    Peer,
+    identity_of,
+    network,
+    nothing_left,
+    other_tasks,
+    until,
+)
 from tests.node.tasks import Runner
 
 pytestmark = pytest.mark.parametrize("loop_kind", LOOPS)
@@ -146,7 +157,10 @@ def put_result(net: Network, by: str, value: Any, function: str = SUM, kind: str
 # --- calculations
 
 
-def test_a_hundred_requests_for_one_calculation_are_one_task(loop_kind: str, tmp_path: Path) -> None:
+def test_a_hundred_requests_for_one_calculation_are_one_task(
+        loop_kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(QUICK, "progress_interval_seconds", 20.0)  # what is said again and again is not counted
+
     async def work() -> None:
         async with channel(tmp_path, "a", "c") as (net, b, runners):
             played = [runner.play(hangs) for runner in runners]

@@ -14,14 +14,13 @@ from ..protocol.feed_segments import INDEX_SIZE_BYTES_MAX, SEGMENT_SIZE_BYTES_MA
 from ..protocol.hub_bodies import SignedObject, SignedUploads, SignFeedUploads, SignTaskResult, SignUploads
 from ..protocol.manifest import CHUNK_SIZE_BYTES_MAX
 from ..protocol.names import object_name, result_object_name, segment_object_name, subfeed_object_name
+from ..protocol.tasks import RESULT_FRAME_SIZE_BYTES
 from .engines import BucketEngine
 from .limits import RateLimiter
 
 __all__ = ["Uploads", "result_size_bytes_max"]
 
 RATE_WINDOW_SECONDS = 10.0
-# Names, times, signature, and JSON that is written less tersely than its canonical form.
-_RESULT_FRAME_BYTES = 64 * 1024
 
 
 class _Wanted(NamedTuple):
@@ -93,7 +92,7 @@ def _count(body: SignUploads | SignFeedUploads | SignTaskResult) -> int:
 
 def result_size_bytes_max(settings: Settings) -> int:
     """The longest object that holds a result: what may be in it, its arguments, and a frame."""
-    return settings.task_result_size_bytes_max + settings.task_kwargs_size_bytes_max + _RESULT_FRAME_BYTES
+    return settings.task_result_size_bytes_max + settings.task_kwargs_size_bytes_max + RESULT_FRAME_SIZE_BYTES
 
 
 def _check_size(what: str, size_bytes: int, limit_bytes: int, setting: str) -> None:

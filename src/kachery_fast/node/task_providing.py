@@ -13,15 +13,10 @@ from functools import partial
 from typing import Any, TypeVar
 
 from ..config import Settings
-from ..errors import (
-    HubError,
-    HubUnreachable,
-    KacheryError,
-    RateLimited,
-    StaleMessage,
-)
+from ..errors import HubError, HubUnreachable, KacheryError, RateLimited, StaleMessage
 from ..protocol.access import Permission
 from ..protocol.hub_bodies import TaskClaim
+from ..protocol.task_errors import error_report
 from ..protocol.task_events import (
     Asked,
     Claim,
@@ -41,7 +36,7 @@ from ..protocol.task_events import (
     Store,
     Stored,
 )
-from ..protocol.tasks import error_report, sign_receipt
+from ..protocol.tasks import sign_receipt
 from ..store.tasks import ActionEntry, TaskLedger
 from .ending import end_tasks
 from .identity import Identity

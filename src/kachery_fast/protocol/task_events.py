@@ -107,7 +107,7 @@ class Report:
     """What a backend says of a run: ``running`` (with ``progress`` from 0 to 1 and a ``text``), or how it ended.
 
     ``status`` is ``running``, ``finished`` (``result``: ``{"json": …}`` or ``{"file", "format"}``; None of an action),
-    ``error``, ``hung``, ``crashed`` (``error``: of ``tasks.error_report``) or ``cancelled``.
+    ``error``, ``hung``, ``crashed`` (``error``: of ``task_errors.error_report``) or ``cancelled``.
     """
 
     run: str

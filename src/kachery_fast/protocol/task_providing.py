@@ -18,6 +18,7 @@ from typing import Any
 
 from .hub_bodies import TaskClaim
 from .task_bodies import TaskCancel, TaskDeclined, TaskRequest, TaskStatus
+from .task_errors import error_report
 from .task_events import (
     Asked,
     BackendGone,
@@ -44,7 +45,6 @@ from .task_events import (
     Tick,
 )
 from .task_workers import Job, Refusal, TaskProvideLimits, TurnQueue, Workers, admit, error_of, is_same
-from .tasks import error_report
 
 __all__ = ["TaskProvideLimits", "TaskProvider"]
 

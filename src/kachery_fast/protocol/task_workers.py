@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 from ..errors import InvalidArgument
 from .task_bodies import TaskRequest
+from .task_errors import CRASHED, HUNG, error_report
 from .task_events import BackendInfo, FunctionInfo, Report
-from .tasks import canonical_kwargs, check_kwargs, check_task_id, error_report, task_id
+from .tasks import canonical_kwargs, check_kwargs, check_task_id, task_id
 
 __all__ = ["Job", "Refusal", "TaskProvideLimits", "TurnQueue", "Workers", "admit", "error_of", "is_same"]
 
@@ -116,7 +117,7 @@ def error_of(report: Report) -> dict[str, str] | None:
     if report.status == "finished":
         return None
     told = report.error or {}
-    kind = {"hung": "TaskHung", "crashed": "TaskCrashed"}.get(report.status, str(told.get("type") or "Exception"))
+    kind = {"hung": HUNG, "crashed": CRASHED}.get(report.status, str(told.get("type") or "Exception"))
     return error_report(kind, str(told.get("message", "")), str(told.get("traceback", "")))
 
 

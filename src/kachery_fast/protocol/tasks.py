@@ -31,12 +31,11 @@ from .canonical import canonical_bytes
 from .names import check_channel_name, is_node_id, parse_file_uri
 from .signing import public_id, sign, verify, verify_bytes
 from .task_bodies import TASK_KINDS
-from .task_errors import error_report
 
 __all__ = [
-    "FILE_FORMATS", "FUNCTION_LENGTH_MAX", "RECEIPT_OUTCOMES", "Receipt", "TaskResult", "canonical_kwargs",
-    "check_function", "check_json", "check_kind", "check_kwargs", "check_receipt", "check_result",
-    "check_result_value", "check_task_id", "error_report", "result_id", "sign_receipt", "sign_result", "task_id",
+    "FILE_FORMATS", "FUNCTION_LENGTH_MAX", "RECEIPT_OUTCOMES", "RESULT_FRAME_SIZE_BYTES", "Receipt", "TaskResult",
+    "canonical_kwargs", "check_function", "check_json", "check_kind", "check_kwargs", "check_receipt", "check_result",
+    "check_result_value", "check_task_id", "result_id", "sign_receipt", "sign_result", "task_id",
 ]
 
 FILE_FORMATS = ("npy", "bytes", "json", "text")
@@ -47,6 +46,7 @@ RECEIPT_OUTCOMES = ("finished", "error")
 FUNCTION_LENGTH_MAX = 200
 """Characters of the id of a function."""
 
+RESULT_FRAME_SIZE_BYTES = 64 * 1024  # around value and arguments: names, times, signature, JSON written less tersely
 _KWARGS_SIZE_BYTES_MAX = 128 * 1024  # in a result, twice what a message carries: to make them canonical takes long
 _INTEGER_MAX = 2**53 - 1
 _DEPTH_MAX = 200

@@ -24,7 +24,7 @@ from ..net.bucket import SignedUpload
 from ..protocol.access import Permission
 from ..protocol.names import parse_file_uri, result_object_name
 from ..protocol.task_events import Store
-from ..protocol.tasks import check_result, result_id, sign_result
+from ..protocol.tasks import RESULT_FRAME_SIZE_BYTES, check_result, result_id, sign_result
 from .identity import Identity
 from .link import ChannelLink
 from .uploading import Uploader
@@ -35,7 +35,6 @@ log = logging.getLogger("kachery_fast.node")
 
 # Arguments and result, both bounded, with room for those of nodes with larger limits.
 _RESULT_OBJECT_SIZE_BYTES_MAX = 64 * 1024 * 1024
-_FRAME_SIZE_BYTES = 64 * 1024
 _SIGN_TRIES_MAX = 3
 _PASSING = (BucketUnreachable, HubError, HubUnreachable, PartialTransfer, RateLimited, StaleMessage, Stalled)
 _RETRY_SECONDS_MIN = 0.05
@@ -81,11 +80,17 @@ class TaskResults:
         :raises KacheryError: it could not be shared.
         """
         loop = asyncio.get_running_loop()
-        finished_ms = self._link.hub.now_ms()
+        found_as = result_id(effect.kind, effect.function, effect.kwargs)
+        data = sign_result(channel=self._link.name, task=effect.task, function=effect.function, kind=effect.kind,
+                           kwargs=effect.kwargs, result=effect.result, key=self._identity.key,
+                           started_ms=started_ms, finished_ms=self._link.hub.now_ms())
+        if "json" in effect.result and len(data) > self._size_bytes_max + RESULT_FRAME_SIZE_BYTES:
+            raise TooLarge(what=f"The result of {effect.function!r}", size=len(data), limit=self._size_bytes_max,
+                           setting="task_result_size_bytes_max")
         end, pause = loop.time() + self._patience_seconds, self._retry_base_seconds
         while True:
             try:
-                await self._share(effect, started_ms, finished_ms)
+                await self._share(effect, found_as, data)
                 return
             except _PASSING as error:
                 if loop.time() + pause > end:
@@ -95,16 +100,9 @@ class TaskResults:
             await asyncio.sleep(pause)
             pause = min(2 * pause, self._retry_cap_seconds)
 
-    async def _share(self, effect: Store, started_ms: int, finished_ms: int) -> None:
+    async def _share(self, effect: Store, found_as: str, data: bytes) -> None:
         if "file" in effect.result:
             await self._uploader.put_file(parse_file_uri(effect.result["file"]))
-        found_as = result_id(effect.kind, effect.function, effect.kwargs)
-        data = sign_result(channel=self._link.name, task=effect.task, function=effect.function, kind=effect.kind,
-                           kwargs=effect.kwargs, result=effect.result, key=self._identity.key,
-                           started_ms=started_ms, finished_ms=finished_ms)
-        if "json" in effect.result and len(data) > self._size_bytes_max + _FRAME_SIZE_BYTES:
-            raise TooLarge(what=f"The result of {effect.function!r}", size=len(data), limit=self._size_bytes_max,
-                           setting="task_result_size_bytes_max")
         for attempt in range(_SIGN_TRIES_MAX):
             leave = await self._link.hub.sign_task_result(self._link.name, found_as, len(data),
                                                           replace=effect.kind == "query")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from ..config import Settings
@@ -32,16 +33,13 @@ from ..protocol.task_request_events import (
 )
 from ..protocol.task_requesting import TaskRequester
 from ..protocol.task_view import Phase, TaskView
-from ..protocol.tasks import TaskResult, canonical_kwargs, check_result, result_id
+from ..protocol.tasks import RESULT_FRAME_SIZE_BYTES, TaskResult, canonical_kwargs, check_result, result_id
 from .ending import end_tasks
 from .link import ChannelLink
 
 __all__ = ["SharedTask", "request_limits"]
 
 log = logging.getLogger("kachery_fast.node")
-
-# Around the value of a result: names, times, signature, and what another way to write JSON adds.
-_FRAME_SIZE_BYTES = 64 * 1024
 
 
 def request_limits(settings: Settings) -> TaskRequestLimits:
@@ -68,7 +66,7 @@ class SharedTask:
         self._request_id = request_id
         self._last_heard = last_heard
         self._on_end = on_end
-        self._limit_bytes = settings.task_result_size_bytes_max + len(data) + _FRAME_SIZE_BYTES
+        self._limit_bytes = settings.task_result_size_bytes_max + len(data) + RESULT_FRAME_SIZE_BYTES
         self._machine = TaskRequester(
             channel=link.name, task=task, function=function, kind=kind, kwargs_sha1=self.arguments_sha1.hex(),
             request_id=request_id,
@@ -160,9 +158,9 @@ class SharedTask:
             elif isinstance(effect, Withdraw):
                 self.link.say(TaskCancel, {"request": self._request_id, "task": self.task})
             elif isinstance(effect, Look):
-                self._spawn(self._look(effect))
+                self._spawn(self._answer(partial(self._look_up, effect.fresh), Looked))
             elif isinstance(effect, Find):
-                self._spawn(self._find())
+                self._spawn(self._answer(self._find, Found))
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -184,16 +182,15 @@ class SharedTask:
             self._timer.cancel()
             self._timer = None
 
-    async def _look(self, effect: Look) -> None:
+    async def _answer(self, work: Callable[[], Awaitable[Looked | Found]], kind: type[Looked | Found]) -> None:
+        """Tell the machine what became of something, in any case: it would wait for ever."""
         try:
-            event = await self._look_up(effect.fresh)
-        except ObjectMissing:
-            event = Looked()
+            event = await work()
         except KacheryError as error:
-            event = Looked(error=error)
+            event = kind(error=error)
         except Exception as error:
-            log.exception("channel %s: the result of %s could not be looked up", self.link.name, self.task)
-            event = Looked(error=NodeError(what=f"a fault of the program: {error!r}"))
+            log.exception("channel %s: a step of the request for %s failed", self.link.name, self.task)
+            event = kind(error=NodeError(what=f"a fault of the program: {error!r}"))
         self._post(event)
 
     async def _look_up(self, fresh: bool) -> Looked:
@@ -208,6 +205,8 @@ class SharedTask:
                                                     fresh=fresh)
             found = check_result(data, found_as, self.link.name)
             await self._check_provider(found, found_as)
+        except ObjectMissing:
+            return Looked()
         except (ResultRefused, TooLarge) as refused:
             log.warning("channel %s: %s", self.link.name, refused)
             try:
@@ -225,15 +224,8 @@ class SharedTask:
             raise ResultRefused(task=found_as, why=f"it was made by the node {found.node_id[:16]}, which may not "
                                                    f"provide tasks on the channel {self.link.name!r}")
 
-    async def _find(self) -> None:
-        try:
-            event = Found(await self.link.hub.find_task(self.link.name, self.task))
-        except KacheryError as error:
-            event = Found(error=error)
-        except Exception as error:
-            log.exception("channel %s: the hub could not be asked for the task %s", self.link.name, self.task)
-            event = Found(error=NodeError(what=f"a fault of the program: {error!r}"))
-        self._post(event)
+    async def _find(self) -> Found:
+        return Found(await self.link.hub.find_task(self.link.name, self.task))
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)

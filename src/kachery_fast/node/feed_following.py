@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import Any
 
 from ..errors import (
@@ -45,7 +45,7 @@ from ..protocol.following_events import (
 from ..protocol.inquiry import Inquiry
 from ..protocol.names import FeedUri, segment_object_name
 from ..store.feeds import Extended
-from .ending import end_tasks
+from .ending import begin_task, end_tasks
 from .feed_index import read_index
 from .link import ChannelLink
 from .rules import feed_key
@@ -169,13 +169,13 @@ class Following:
 
     def _perform(self, effect: Effect) -> None:
         if isinstance(effect, LookAtIndex):
-            self._spawn(self._look_at_index())
+            begin_task(self._look_at_index(), self._tasks)
         elif isinstance(effect, Load):
-            self._spawn(self._load(effect.segment))
+            begin_task(self._load(effect.segment), self._tasks)
         elif isinstance(effect, Take):
-            self._spawn(self._take(effect))
+            begin_task(self._take(effect), self._tasks)
         elif isinstance(effect, KeepHead):
-            self._spawn(self._keep_head(effect))
+            begin_task(self._keep_head(effect), self._tasks)
         elif isinstance(effect, Subscribe):
             self._link.say(FeedSubscribe, effect.fields, lambda error: self._post(SayFailed(error)))
         elif isinstance(effect, End):
@@ -273,9 +273,3 @@ class Following:
     def _fault(self, error: Exception) -> str:
         log.error("following %s failed", self._inquiry.uri, exc_info=error)
         return NodeError(what=f"a fault of the program: {error!r}").message
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = self._loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(lambda _: work.close())  # cancelled before its first step, it never reached the work

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -48,7 +48,7 @@ from ..protocol.sharing_events import (
     Withdrawn,
 )
 from ..store.feeds import Appended as AppendedToLog
-from .ending import end_tasks
+from .ending import begin_task, end_tasks
 from .feed_index import read_index
 from .link import ChannelLink
 from .rules import feed_key
@@ -129,7 +129,7 @@ class FeedSharing:
         if (isinstance(body, FeedSubscribe) and self._tools.log.has(body.feed_id, body.subfeed)
                 and self._lookups < _LOOKUPS_MAX):
             self._lookups += 1
-            self._spawn(self._asked(body, sender))
+            begin_task(self._asked(body, sender), self._tasks)
 
     def appended(self, feed_id: str, subfeed: str, appended: AppendedToLog) -> None:
         """Messages were made durable in a subfeed of this node's own."""
@@ -164,9 +164,9 @@ class FeedSharing:
             if isinstance(effect, Said):
                 self.link.say(effect.kind, effect.fields)
             elif isinstance(effect, ReadRest):
-                self._spawn(self._read_rest(effect))
+                begin_task(self._read_rest(effect), self._tasks)
             elif isinstance(effect, Share):
-                self._spawn(self._share(effect))
+                begin_task(self._share(effect), self._tasks)
             elif isinstance(effect, Listen):
                 self._listen(effect)
         deadline = self._machine.deadline
@@ -350,9 +350,3 @@ class FeedSharing:
             return otherwise, f"a fault of the program: {error!r}"
         log.warning("channel %s: a feed could not be shared: %s", self.link.name, error)
         return next((reason for kind, reason in _REASONS if isinstance(error, kind)), otherwise), error.message
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = self._loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(lambda _: work.close())  # cancelled before its first step, it never reached the work

@@ -15,7 +15,7 @@ from ..config import Settings
 from ..errors import Cancelled, FeedForked, InvalidArgument, KacheryError
 from ..protocol.feed_bodies import FeedSubscribe
 from ..store.feeds import Appended, FeedInfo, FeedLog, ForkRecord
-from .ending import end_tasks
+from .ending import begin_task, end_tasks
 from .feed_following import Following
 from .feed_sharing import FeedSharing
 from .link import ChannelLink
@@ -304,9 +304,7 @@ class Feeds:
     def _let_go(self, following: Following) -> None:
         limit = self._settings.feed_followed_max
         following.let_go(InvalidArgument(what=f"More than {limit} subfeeds are followed at once (feed_followed_max)"))
-        task = asyncio.get_running_loop().create_task(following.close())
-        self._endings.add(task)
-        task.add_done_callback(self._endings.discard)
+        begin_task(following.close(), self._endings)
 
     async def _in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
         return await in_thread(self._threads, work, *arguments)

@@ -28,7 +28,7 @@ from ..protocol.hub_bodies import ChannelInfo, Member
 from ..protocol.messages import BODIES_2022, BandBody, decode_band, encode_band
 from ..protocol.names import band_name
 from ..protocol.signing import FreshnessGuard
-from .ending import end_tasks
+from .ending import begin_task, end_tasks
 from .identity import Identity
 from .rules import BANDS_HEARD, HEARD_BY_SELF, RULES, key_of, look_at
 
@@ -153,7 +153,7 @@ class ChannelLink:
 
     async def start(self) -> None:
         """Connect; goes on trying in the background when the bands are out of reach."""
-        self._spawn(self._send_for_ever())
+        begin_task(self._send_for_ever(), self._tasks)
         await self.connect()
 
     async def connect(self) -> None:
@@ -169,13 +169,10 @@ class ChannelLink:
             settings=self._settings, on_state=self._state_changed)
         bands = [band for band, permission in BANDS_HEARD if self.may(permission)]
         if bands:
-            self._spawn(self._connect(self._channel, bands))
+            begin_task(self._connect(self._channel, bands), self._tasks)
         if old is not None:
             # Ends also when this wait is cancelled, as it is when the hub is dropped meanwhile.
-            closing = self._loop.create_task(old.close())
-            self._closings.add(closing)
-            closing.add_done_callback(self._closings.discard)
-            await asyncio.shield(closing)
+            await asyncio.shield(begin_task(old.close(), self._closings))
 
     async def close(self) -> None:
         """Disconnect; what was not sent yet is dropped."""
@@ -325,7 +322,7 @@ class ChannelLink:
             self._deliver(body, sender)
         elif self._strangers_waiting < _STRANGERS_WAITING_MAX:
             self._strangers_waiting += 1
-            self._spawn(self._deliver_after_refresh(body, sender, permission))
+            begin_task(self._deliver_after_refresh(body, sender, permission), self._tasks)
         else:
             log.warning("channel %s: dropped a %s of %s, as too many of strangers wait", self.name,
                         type(body).__name__, sender[:16])
@@ -368,8 +365,3 @@ class ChannelLink:
             return
         for listener in list(self._listeners.get(key_of(body), ())):
             listener(body, sender)
-
-    def _spawn(self, work: Any) -> None:
-        task = self._loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)

@@ -20,7 +20,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Wanted:
-    """Somebody reads the subfeed: follow it until ``until``, and be told of new messages when ``live``."""
+    """Somebody reads the subfeed: follow it until ``until``."""
 
     until: float
 

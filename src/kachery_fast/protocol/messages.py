@@ -41,7 +41,6 @@ BandBody = (Want | Assign | Cancel | Offer | Ready | Progress | Failed | Request
 # They carry no channel, time or id.
 BODIES_2022 = (RequestFile2022, UploadFileStatus2022)
 
-Envelope = dict[str, Any]
 _Decoded = TypeVar("_Decoded")
 _band_bodies = {kind.__struct_config__.tag: kind for kind in BandBody.__args__}
 _hub_bodies = {kind.__struct_config__.tag: kind for kind in HubBody.__args__}

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ..errors import InvalidArgument, MutableMissing
-from .output import command_errors, emit, json_option
+from .output import command_errors, emit, json_line, json_option
 
 __all__ = ["mutable"]
 
@@ -32,9 +32,10 @@ def get(key: str, parse: bool, as_json: bool) -> None:
     """
     from ..client import mutables
 
-    found, value = mutables.find(_read(key, parse, "KEY"))
+    name = _read(key, parse, "KEY")
+    found, value = mutables.find(name)
     if not found:
-        raise MutableMissing(key=_show(_read(key, parse, "KEY")))
+        raise MutableMissing(key=_show(name))
     emit(value, lambda: _show(value), as_json)
 
 
@@ -80,7 +81,7 @@ def list_all(as_json: bool) -> None:
 
     found = mutables.items()
     emit([{"key": key, "value": value} for key, value in found],
-         lambda: "\n".join(f"{_compact(key)}\t{_compact(value)}" for key, value in found), as_json)
+         lambda: "\n".join(f"{json_line(key)}\t{json_line(value)}" for key, value in found), as_json)
 
 
 def _read(text: str, parse: bool, what: str) -> Any:
@@ -94,8 +95,4 @@ def _read(text: str, parse: bool, what: str) -> Any:
 
 
 def _show(value: Any) -> str:
-    return value if isinstance(value, str) else _compact(value)
-
-
-def _compact(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    return value if isinstance(value, str) else json_line(value)

@@ -1,17 +1,26 @@
-"""What the parts of the node's local API share: reading a body, a line of a stream, and a fault told as an error."""
+"""What the parts of the node's local API share: reading a body, finding a channel, a line of a stream, and a fault told
+as an error."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
-from typing import Any
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from aiohttp import web
 
-from ..errors import BadMessage, NodeError
+from ..errors import BadMessage, ChannelUnknown, HubUnreachable, NodeError, NotPermitted
+from ..protocol.access import Permission
+from .link import ChannelLink
 
-__all__ = ["fault_of", "read_body", "write_line"]
+if TYPE_CHECKING:
+    from .node import Node
+
+__all__ = ["fault_of", "permitted_link", "read_body", "write_line"]
 
 log = logging.getLogger("kachery_fast.node")
 
@@ -26,6 +35,29 @@ async def read_body(request: web.Request, kind: type[Any]) -> Any:
         return msgspec.json.decode(data or b"{}", type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BadMessage(why=f"the body of {request.path} is not as documented ({error})") from None
+
+
+async def permitted_link(node: Node, what: object, channel: str | None, permission: Permission, *,
+                         suffices: Callable[[ChannelLink], object] = lambda _link: True) -> ChannelLink:
+    """Return the channel for a request; who joined it, or was granted something, a moment ago is not overlooked.
+
+    :param what: what the channel is wanted for, for the errors.
+    :param suffices: whether the channel will do as it is known; when not, the hubs are asked anew before it is taken.
+    :raises NotPermitted: this node has not that permission there.
+    :raises NoChannel, ChannelUnknown, HubUnreachable, InvalidArgument: as ``Node.link_for``.
+    """
+    with contextlib.suppress(ChannelUnknown, HubUnreachable):
+        link = node.link_for(what, channel)
+        if link.may(permission) and suffices(link):
+            return link
+    await node.look_again()
+    link = node.link_for(what, channel)
+    if not link.may(permission):
+        name = permission.value
+        raise NotPermitted(who="This node", action=re.sub("([A-Z])", r" \1", name).lower(), channel=link.name,
+                           why=f"the permission {name} is not in force; the channel's owner grants it with: "
+                               f"kachery-fast channel grant {link.name} {node.identity.node_id} {name}")
+    return link
 
 
 def fault_of(request: web.Request, error: Exception) -> NodeError:

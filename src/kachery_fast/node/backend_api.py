@@ -16,18 +16,16 @@ that is not idempotent nobody knows then). Functions are held to their ``timeout
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 from aiohttp import web
 
-from ..errors import ChannelUnknown, HubUnreachable, InvalidArgument, NotPermitted
+from ..errors import InvalidArgument
 from ..protocol.access import Permission
 from ..protocol.task_events import FunctionInfo, Report
 from ..protocol.tasks import check_function, check_kind, check_result_value
-from .api_parts import read_body, write_line
-from .link import ChannelLink
+from .api_parts import permitted_link, read_body, write_line
 from .task_providing import place_of
 
 if TYPE_CHECKING:
@@ -82,7 +80,9 @@ class BackendApi:
     async def _register(self, request: web.Request) -> web.StreamResponse:
         asked = await read_body(request, _Register)
         functions = _functions(asked.functions)
-        links = None if asked.channels is None else [await self._providing_link(name) for name in asked.channels]
+        links = None if asked.channels is None else [
+            await permitted_link(self._node, f"the channel {name}", name, Permission.PROVIDE_TASKS)
+            for name in asked.channels]
         served = [link for link in self._node.links() if link.may(Permission.PROVIDE_TASKS)] if links is None else links
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
@@ -104,20 +104,6 @@ class BackendApi:
         self._node.task_backends.report(told.backend, Report(
             told.run, told.status, told.progress, told.text, error, told.result))
         return web.json_response({})
-
-    async def _providing_link(self, name: str) -> ChannelLink:
-        """Return a channel to serve; one that was joined, or a permission that was granted, just now counts."""
-        with contextlib.suppress(ChannelUnknown, HubUnreachable):
-            link = self._node.link_for(f"the channel {name}", name)
-            if link.may(Permission.PROVIDE_TASKS):
-                return link
-        await self._node.look_again()
-        link = self._node.link_for(f"the channel {name}", name)
-        if not link.may(Permission.PROVIDE_TASKS):
-            raise NotPermitted(who="This node", action="provide tasks", channel=link.name,
-                               why="the permission provideTasks is not in force; the channel's owner grants it with: "
-                                   f"kachery-fast channel grant {link.name} {self._node.identity.node_id} provideTasks")
-        return link
 
 
 def _functions(asked: list[_Function]) -> list[FunctionInfo]:

@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 from aiohttp import web
 
-from ..errors import ChannelUnknown, HubUnreachable, NotPermitted, TaskUnknown
+from ..errors import TaskUnknown
 from ..protocol.access import Permission
-from .api_parts import read_body
+from .api_parts import permitted_link, read_body
 from .link import ChannelLink
 
 if TYPE_CHECKING:
@@ -73,7 +73,8 @@ class TaskApi:
 
     async def _request(self, request: web.Request) -> web.Response:
         asked = await read_body(request, _Ask)
-        link = await self._requesting_link(asked.function, asked.channel)
+        link = await permitted_link(self._node, f"The result of {asked.function[:100]!r}", asked.channel,
+                                    Permission.REQUEST_TASKS, suffices=_has_provider)
         tasks = self._node.task_requests
         name = tasks.request(link, asked.function, asked.kwargs, asked.kind, asked.id)
         try:
@@ -95,21 +96,9 @@ class TaskApi:
         await read_body(request, _Nothing)
         return _json({"tasks": self._node.task_requests.list()})
 
-    async def _requesting_link(self, function: str, channel: str | None) -> ChannelLink:
-        """Return the channel to ask on; who joined it, or was granted something, a moment ago is not overlooked."""
-        what = f"The result of {function[:100]!r}"
-        with contextlib.suppress(ChannelUnknown, HubUnreachable):
-            link = self._node.link_for(what, channel)
-            if link.may(Permission.REQUEST_TASKS) and (link.may(Permission.PROVIDE_TASKS)
-                                                       or link.providers(Permission.PROVIDE_TASKS)):
-                return link
-        await self._node.look_again()
-        link = self._node.link_for(what, channel)
-        if not link.may(Permission.REQUEST_TASKS):
-            raise NotPermitted(who="This node", action="request tasks", channel=link.name,
-                               why="the permission requestTasks is not in force; the channel's owner grants it with: "
-                                   f"kachery-fast channel grant {link.name} {self._node.identity.node_id} requestTasks")
-        return link
+
+def _has_provider(link: ChannelLink) -> bool:
+    return link.may(Permission.PROVIDE_TASKS) or bool(link.providers(Permission.PROVIDE_TASKS))
 
 
 def _json(answer: dict[str, Any]) -> web.Response:

@@ -7,22 +7,19 @@ the file system of ``directory``. A durable append waits for the disk: ``fsync``
 from __future__ import annotations
 
 import json
-import os
 import secrets
-import shutil
 import sqlite3
 import statistics
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from benchmarks.lab import CHANNEL, running_lab, user_of
 from benchmarks.measure import Figure, Ratio, figure, pairs
-from kachery_fast.cli.lab import Lab, LabNode
+from kachery_fast.cli.lab import LabNode
 from kachery_fast.client.feeds import Feed, create_feed, load_feed
 from kachery_fast.client.subfeeds import Subfeed
 from kachery_fast.config import load_settings
@@ -36,7 +33,6 @@ __all__ = [
     "batches_of_appends", "log_append_versus_sqlite", "replay_versus_signatures",
 ]
 
-CHANNEL = "bench"
 SUBFEED = "trials"
 BATCH_MESSAGES = 1000
 BATCH_RATE = 5000.0
@@ -52,7 +48,7 @@ def message(number: int) -> dict[str, Any]:
 
 def append_versus_sqlite(directory: Path, appends: int = 300, count: int = 5, *, journal: str = "WAL") -> Figure:
     """One message a call from a client, durable, beside as many inserts into SQLite, one a transaction."""
-    with _lab(directory, "A") as lab, _Plain(directory / "plain.db", journal) as plain:
+    with running_lab(directory, "A") as lab, _Plain(directory / "plain.db", journal) as plain:
         subfeed = _own_feed(lab.nodes["A"]).load_subfeed(SUBFEED)
 
         def ours() -> float:
@@ -98,7 +94,7 @@ def log_append_versus_sqlite(directory: Path, appends: int = 300, count: int = 5
 
 def batches_of_appends(directory: Path, batches: int = 5, count: int = 5) -> Figure:
     """Messages a second in batches of 1,000 a call, each signed, durable."""
-    with _lab(directory, "A") as lab:
+    with running_lab(directory, "A") as lab:
         subfeed = _own_feed(lab.nodes["A"]).load_subfeed(SUBFEED)
         batch = [message(number) for number in range(BATCH_MESSAGES)]
 
@@ -131,7 +127,7 @@ def replay_versus_signatures(directory: Path, messages: int = 10_000, count: int
     key = private_key(secrets.token_bytes(32))
     start = Tail(public_id(key), subfeed_hash(SUBFEED))
     signed, _ = sign_messages(start, [message(number) for number in range(messages)], key, 0)
-    with _lab(directory, "A", "B") as lab:
+    with running_lab(directory, "A", "B") as lab:
         a, b = lab.nodes["A"], lab.nodes["B"]
 
         def ours() -> float:
@@ -159,7 +155,7 @@ def _check_signatures(signed: list[bytes], feed_id: str) -> float:
 
 def _appended_to_seen(directory: Path, messages: int) -> list[float]:
     """Append one message after the other at A, at uneven times, and return for each when B had it, in milliseconds."""
-    with _lab(directory, "A", "B") as lab:
+    with running_lab(directory, "A", "B") as lab:
         feed = _own_feed(lab.nodes["A"])
         writer = feed.load_subfeed(SUBFEED)
         reader = _feed_at(lab.nodes["B"], feed.uri).load_subfeed(SUBFEED)
@@ -220,38 +216,13 @@ def _inserts(plain: _Plain, appends: int) -> float:
     return appends / (time.perf_counter() - begun)
 
 
-@contextmanager
-def _lab(directory: Path, *names: str) -> Iterator[Lab]:
-    place = directory / "lab"
-    try:
-        with Lab(place, channel=CHANNEL) as lab:
-            lab.start_hub()
-            for name in names:
-                lab.add_node(name, permissions=["all"])
-            yield lab
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
-
-
-@contextmanager
-def _user_of(node: LabNode) -> Iterator[None]:
-    """Be a user of this node: its settings are in the environment."""
-    before = dict(os.environ)
-    os.environ.update({name: value for name, value in node.environ.items() if name.startswith("KACHERY_")})
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
 def _own_feed(node: LabNode) -> Feed:
-    with _user_of(node):
+    with user_of(node):
         return create_feed()
 
 
 def _feed_at(node: LabNode, uri: str) -> Feed:
-    with _user_of(node):
+    with user_of(node):
         return load_feed(uri, channel=CHANNEL)
 
 

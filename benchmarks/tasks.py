@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -18,15 +16,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from benchmarks.lab import CHANNEL, running_lab, user_of
 from benchmarks.measure import Figure, Ratio, figure, pairs
-from kachery_fast.cli.lab import Lab, LabNode
+from kachery_fast.cli.lab import LabNode
 from kachery_fast.client.tasks import request_task
 from kachery_fast.protocol.names import result_object_name
 from kachery_fast.protocol.tasks import task_id
 
 __all__ = ["cached_versus_get", "cached_versus_kept_get", "known_versus_get"]
 
-CHANNEL = "bench"
 FUNCTION = "bench.unit-summary.1"
 
 # What a lab asks for again and again: a summary of a unit, about 1 kB of JSON.
@@ -68,9 +66,9 @@ def known_versus_get(directory: Path, requests: int = 60, count: int = 7) -> Fig
 
 
 def _measure(directory: Path, requests: int, count: int, next_unit: Callable[[], int], *, kept: bool) -> Ratio:
-    with _lab(directory) as lab:
+    with running_lab(directory, "A", "B") as lab:
         a, b = lab.nodes["A"], lab.nodes["B"]
-        with _backend(a, directory), _user_of(a):  # A's own requests bring the results into the bucket
+        with _backend(a, directory), user_of(a):  # A's own requests bring the results into the bucket
             tasks = [request_task(FUNCTION, {"unit": unit}) for unit in range(requests * (count + 1))]
             for task in tasks:
                 task.wait()
@@ -105,26 +103,13 @@ def _measure(directory: Path, requests: int, count: int, next_unit: Callable[[],
             connection.close()
             return 1000 * statistics.median(seconds)
 
-        with _user_of(b):
+        with user_of(b):
             return pairs(ours, rival, count)
 
 
 def _verify(result: Any, unit: int) -> None:
     if result["unit"] != unit or len(result["waveform"]) != 82 or result["rate_hz"] != 12.5 + unit % 7:
         raise AssertionError(f"this is not the summary of {unit}: {result}")
-
-
-@contextmanager
-def _lab(directory: Path) -> Iterator[Lab]:
-    place = directory / "lab"
-    try:
-        with Lab(place, channel=CHANNEL) as lab:
-            lab.start_hub()
-            for name in ("A", "B"):
-                lab.add_node(name, permissions=["all"])
-            yield lab
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
 
 
 @contextmanager
@@ -139,15 +124,3 @@ def _backend(node: LabNode, directory: Path) -> Iterator[None]:
     finally:
         process.terminate()
         process.communicate()
-
-
-@contextmanager
-def _user_of(node: LabNode) -> Iterator[None]:
-    """Be a user of this node: its settings are in the environment."""
-    before = dict(os.environ)
-    os.environ.update({name: value for name, value in node.environ.items() if name.startswith("KACHERY_")})
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)

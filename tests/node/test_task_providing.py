@@ -59,6 +59,22 @@ def test_a_calculation_is_run_once_and_its_signed_result_is_in_the_bucket(loop_k
     served(loop_kind, tmp_path, work)
 
 
+@pytest.mark.parametrize("kind", ["pure-calculation", "action"])
+def test_nothing_ends_before_it_began_even_when_the_clock_is_set_back(
+        loop_kind: str, tmp_path: Path, kind: str) -> None:
+    async def work() -> None:
+        async with running(tmp_path) as (net, (a,)):
+            backend = a.connect()
+            asker = Asker(net.peers[0], kind, "sum.1" if kind == "pure-calculation" else "mail.1")
+            run = await a.told(backend)
+            net.hub.clock = lambda: time.time() - 30.0
+            a.report(backend, run, "finished", result={"json": 1})
+            told = await asker.heard("finished")
+            found = asker.result() if kind == "pure-calculation" else check_receipt(told.receipt, CHANNEL, asker.task)
+            assert 0 < found.started_ms <= found.finished_ms
+    run_on(loop_kind, work(), 60)
+
+
 def test_of_several_nodes_one_runs_it(loop_kind: str, tmp_path: Path) -> None:
     async def work() -> None:
         async with running(tmp_path, "a", "c", "d") as (net, runners):

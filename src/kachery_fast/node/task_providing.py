@@ -235,9 +235,10 @@ class TaskProviding:
         return Stored(self.place, effect.task)
 
     async def _sign_receipt(self, effect: SignReceipt) -> None:
+        started_ms = self._started_ms.pop(effect.task, 0)
         receipt = sign_receipt(channel=self.channel, task=effect.task, function=effect.function, kwargs=effect.kwargs,
                                outcome="error" if effect.error else "finished", error=effect.error,
-                               started_ms=self._started_ms.pop(effect.task, 0), finished_ms=self._link.hub.now_ms(),
+                               started_ms=started_ms, finished_ms=max(started_ms, self._link.hub.now_ms()),
                                key=self._identity.key)
         state = "failed" if effect.error else "finished"
         self._attempts.pop(effect.task, None)

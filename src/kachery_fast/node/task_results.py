@@ -81,9 +81,10 @@ class TaskResults:
         """
         loop = asyncio.get_running_loop()
         found_as = result_id(effect.kind, effect.function, effect.kwargs)
+        finished_ms = max(started_ms, self._link.hub.now_ms())  # the clock may have been set back meanwhile
         data = sign_result(channel=self._link.name, task=effect.task, function=effect.function, kind=effect.kind,
                            kwargs=effect.kwargs, result=effect.result, key=self._identity.key,
-                           started_ms=started_ms, finished_ms=self._link.hub.now_ms())
+                           started_ms=started_ms, finished_ms=finished_ms)
         if "json" in effect.result and len(data) > self._size_bytes_max + RESULT_FRAME_SIZE_BYTES:
             raise TooLarge(what=f"The result of {effect.function!r}", size=len(data), limit=self._size_bytes_max,
                            setting="task_result_size_bytes_max")

@@ -67,7 +67,7 @@ def test_the_silent_are_named_after_the_wait(loop_kind: str, tmp_path: Path) -> 
             await net.peer("a")
             b = await net.peer("b")
             before = other_tasks()
-            _, text = await ask_channel(FileUri("ab" * 20, "", None), b.link, 0.1)
+            _, text = await ask_channel(FileUri("ab" * 20, "", None), b.link, 0.5)
             assert "no answer from a (" in text
             assert b.link._listeners == {}
             assert len(other_tasks()) <= len(before) + 1

@@ -212,10 +212,10 @@ def test_what_is_under_way_is_broken_off_at_once(loop_kind: str, data: bytes, ho
             await counted.client.close()
             with pytest.raises(BucketUnreachable):
                 await task
-        assert await asyncio.to_thread(ended.wait, 4)
+        assert await asyncio.to_thread(ended.wait, 30)
         assert not counted.client._active
         assert not counted.client._idle
-    on_kept(loop_kind, step, work)
+    on_kept(loop_kind, step, work, stall_seconds=90.0)
 
 
 @on_each_loop

@@ -200,7 +200,7 @@ def check_node_id(text: str) -> str:
 
     :raises InvalidName: it is not.
     """
-    if _NODE_ID.fullmatch(text) is None:
+    if not is_node_id(text):
         raise InvalidName(name=text, kind="node", why="a node's id is 64 hex digits, in lower case")
     return text
 
@@ -220,9 +220,7 @@ def object_name(channel: str, sha1: str) -> str:
 
     :raises InvalidName: a part is not well-formed, so no crafted part can point elsewhere.
     """
-    check_channel_name(channel)
-    check_sha1(sha1)
-    return f"{channel}/sha1/{sha1[0:2]}/{sha1[2:4]}/{sha1[4:6]}/{sha1}"
+    return f"{check_channel_name(channel)}/sha1/{_spread(check_sha1(sha1))}"
 
 
 def subfeed_object_name(channel: str, feed_id: str, subfeed: str) -> str:
@@ -242,9 +240,8 @@ def segment_object_name(channel: str, feed_id: str, subfeed: str, sha1: str) -> 
 
 
 def _subfeed_folder(channel: str, feed_id: str, subfeed: str) -> str:
-    check_channel_name(channel)
-    f, s = check_feed_id(feed_id), check_sha1(subfeed)
-    return f"{channel}/feeds/{f[0:2]}/{f[2:4]}/{f[4:6]}/{f}/subfeeds/{s[0:2]}/{s[2:4]}/{s[4:6]}/{s}/"
+    return (f"{check_channel_name(channel)}/feeds/{_spread(check_feed_id(feed_id))}"
+            f"/subfeeds/{_spread(check_sha1(subfeed))}/")
 
 
 def result_object_name(channel: str, result_id: str) -> str:
@@ -252,9 +249,12 @@ def result_object_name(channel: str, result_id: str) -> str:
 
     :raises InvalidName: a part is not well-formed.
     """
-    check_channel_name(channel)
-    check_sha1(result_id)
-    return f"{channel}/task_results/{result_id[0:2]}/{result_id[2:4]}/{result_id[4:6]}/{result_id}"
+    return f"{check_channel_name(channel)}/task_results/{_spread(check_sha1(result_id))}"
+
+
+def _spread(digits: str) -> str:
+    """Return ``aa/bb/cc/<digits>``: objects are spread over folders by the head of their name."""
+    return f"{digits[0:2]}/{digits[2:4]}/{digits[4:6]}/{digits}"
 
 
 def band_name(channel: str, kind: str) -> str:

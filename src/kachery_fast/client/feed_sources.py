@@ -32,6 +32,7 @@ __all__ = [
     "Pauses",
     "SnapshotSource",
     "Source",
+    "checked_position",
     "checked_wait",
     "chosen_channel",
 ]
@@ -96,7 +97,7 @@ class NodeSource:
              max_num_messages: int | None = None, signed: bool = False, withdrawal: Withdrawal | None = None) -> Batch:
         """See ``Source``. :raises KacheryError: what the node says, for example that nobody may ask there."""
         wait_msec = checked_wait(wait_msec)
-        body = {"feedId": self.feed_id, "subfeed": subfeed, "channel": channel, "position": _check_position(position),
+        body = {"feedId": self.feed_id, "subfeed": subfeed, "channel": channel, "position": checked_position(position),
                 "waitMsec": wait_msec, "maxMessages": max_num_messages, "signed": signed}
         answer = self.connection.call("/api/feed/read", body, self._silence_seconds + wait_msec / 1000,
                                       withdrawal=withdrawal)
@@ -123,7 +124,6 @@ class NodeSource:
                           seconds=error.details.get("seconds")) from error
         return range(int(answer["first"]), int(answer["end"]))
 
-
     def forks(self, subfeed: Any) -> list[dict[str, Any]]:
         """Return the evidence against the owner: for each fork its ``number``, and both signed messages, ``first`` and
         ``second``."""
@@ -143,7 +143,7 @@ class SnapshotSource:
     def read(self, subfeed: Any, channel: str | None, position: int, *, wait_msec: float = 0,
              max_num_messages: int | None = None, signed: bool = False, withdrawal: Withdrawal | None = None) -> Batch:
         """See ``Source``; there is nothing to wait for. :raises InvalidArgument: there are no signatures."""
-        _check_position(position)
+        checked_position(position)
         checked_wait(wait_msec)
         held = self.snapshot.subfeeds.get(subfeed_hash(subfeed))
         if held is None:
@@ -197,7 +197,7 @@ def chosen_channel(settings: Settings, channel: str | None) -> str | None:
     return check_channel_name(name) if name else None
 
 
-def _check_position(position: Any) -> int:
+def checked_position(position: Any) -> int:
     """Return a position. :raises InvalidArgument: it is not a whole number from 0 on."""
     if not isinstance(position, int) or isinstance(position, bool) or not 0 <= position <= _POSITION_MAX:
         raise InvalidArgument(what=f"A position is the number of a message, from 0 on, not {position!r}.")

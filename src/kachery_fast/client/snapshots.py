@@ -14,10 +14,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from ..errors import InvalidArgument, KacheryError, WrongFormat
-from ..protocol.feeds import Fork, Tail, extend
+from ..protocol.feeds import Extension, Fork, Tail, extend
 from ..protocol.names import is_node_id, is_sha1, subfeed_hash
 
-__all__ = ["Snapshot", "SnapshotSubfeed", "check_messages", "make_snapshot", "read_snapshot", "unsigned"]
+__all__ = ["Snapshot", "SnapshotSubfeed", "good_part", "make_snapshot", "read_snapshot", "unsigned"]
 
 _VERSION = 2
 _SIGNATURE_KEYS = ("timestamp", "signature", "version", "metaData")
@@ -88,23 +88,22 @@ def read_snapshot(document: Any, what: str, *, check_signatures: bool = True) ->
             signed = _signed(messages, content.get("signatures"), subfeed)
             if signed is None:
                 raise wrong(f"its subfeed {subfeed} has not a signature for each message")
-            if check_signatures:
-                check_messages(Tail(feed_id, subfeed), signed)
+            error = good_part(Tail(feed_id, subfeed), signed).error if check_signatures else None
+            if error is not None:
+                raise error
         found[subfeed] = SnapshotSubfeed(subfeed, name, messages, signed)
     return Snapshot(feed_id, found)
 
 
-def check_messages(tail: Tail, signed: Sequence[Any]) -> Tail:
-    """Check signed messages, one by one, against the chain that ends at ``tail``, and return the tail after them.
+def good_part(tail: Tail, signed: Sequence[Any]) -> Extension:
+    """Check signed messages, one by one, against the chain that ends at ``tail``, until one is wrong.
 
-    :raises FeedInvalid, FeedChainBroken: the first that is not the feed's, or not in its place.
+    :return: with ``error`` FeedInvalid or FeedChainBroken for the first that is not the feed's, or not in its place.
     """
-    result = extend(tail, tail.count, signed, lambda _: None)
-    if isinstance(result, Fork):
+    found = extend(tail, tail.count, signed, lambda _: None)
+    if isinstance(found, Fork):
         raise AssertionError("nothing is held that a message could differ from")
-    if result.error is not None:
-        raise result.error
-    return result.tail
+    return found
 
 
 def unsigned(what: str) -> InvalidArgument:

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from ..errors import FeedNotWritable, InvalidArgument, KacheryError, SubfeedNotAvailable
 from ..protocol.names import FeedUri, subfeed_hash
-from .feed_sources import LOCAL, PASSING_ERRORS, Batch, Pauses, chosen_channel
+from .feed_sources import LOCAL, PASSING_ERRORS, Batch, Pauses, checked_position, chosen_channel
 from .keeping import Withdrawal
 
 if TYPE_CHECKING:
@@ -94,9 +94,7 @@ class Subfeed:
     @position.setter
     def position(self, position: int) -> None:
         """:raises InvalidArgument: it is not a number of a message."""
-        if not isinstance(position, int) or isinstance(position, bool) or position < 0:
-            raise InvalidArgument(what=f"A position is the number of a message, from 0 on, not {position!r}.")
-        self._position = position
+        self._position = checked_position(position)
 
     def set_position(self, position: int) -> None:
         """Set ``position``."""

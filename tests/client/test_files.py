@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,10 +11,9 @@ import pytest
 
 import kachery_fast as kf
 from kachery_fast import errors
-from tests.programs import need_root
+from tests.native.disks import MIB, mounted
 
 ABSENT = "sha1://" + "0" * 40
-MIB = 1024 * 1024
 
 
 @pytest.fixture
@@ -302,12 +300,8 @@ def test_why_needs_no_node_for_what_is_here(store_dir: Path, recording: Path) ->
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 1 MiB."""
-    need_root()
-    place = tmp_path / "disk"
-    place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], check=True)
-    yield place
-    subprocess.run(["umount", place], check=True)
+    with mounted(tmp_path / "disk", "tmpfs", MIB) as place:
+        yield place
 
 
 def test_a_copy_crosses_file_systems(store_dir: Path, small_disk: Path) -> None:

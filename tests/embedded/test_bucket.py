@@ -30,7 +30,8 @@ from tests.embedded.bucket_server import (
     take_apart,
     wait_until,
 )
-from tests.programs import need_program, need_root
+from tests.native.disks import MIB, mounted
+from tests.programs import need_program
 
 DATA = b"".join(hashlib.sha256(b"%d" % n).digest() for n in range(65536)) + b"odd"  # 2 MiB and 3 bytes
 OTHER = "ch1/sha1/02/5b/46/025b4666424a0116c45970c27af4e2f90177af60"
@@ -716,17 +717,9 @@ def test_curl_uploads_and_downloads(bucket: Bucket, tmp_path: Path) -> None:
 
 if sys.platform == "linux":
     def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path) -> None:
-        need_root()
-        root = tmp_path / "root"
-        root.mkdir()
-        if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(root)], check=False).returncode:
-            pytest.skip("this machine lets nobody mount")
-        try:
-            with running_bucket(root) as bucket:
-                assert bucket.put(NAME, DATA).status == 200
-                assert bucket.put(OTHER, DATA).status == 507
-                assert bucket.files() == [NAME]
-                bucket.server.remove(NAME)
-                assert bucket.put(OTHER, DATA).status == 200
-        finally:
-            subprocess.run(["umount", "-l", str(root)], check=True)
+        with mounted(tmp_path / "root", "tmpfs", 3 * MIB) as root, running_bucket(root) as bucket:
+            assert bucket.put(NAME, DATA).status == 200
+            assert bucket.put(OTHER, DATA).status == 507
+            assert bucket.files() == [NAME]
+            bucket.server.remove(NAME)
+            assert bucket.put(OTHER, DATA).status == 200

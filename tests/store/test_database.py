@@ -21,6 +21,7 @@ from kachery_fast.errors import DatabaseUnusable, DiskError, DiskFull, InvalidAr
 from kachery_fast.store.database import Database
 from kachery_fast.store.writing import GroupWriter
 
+from ..native.disks import MIB, mounted
 from ..programs import need_program, need_root
 from .children import PROJECT
 
@@ -242,17 +243,8 @@ def test_a_log_cut_off_anywhere_leaves_whole_transactions(path: Path, tmp_path: 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 2 MiB."""
-    need_root()
-    mount, umount = need_program("mount"), need_program("umount")
-    place = tmp_path / "disk"
-    place.mkdir()
-    done = subprocess.run([mount, "-t", "tmpfs", "-o", "size=2m", "tmpfs", place], capture_output=True, text=True)
-    if done.returncode != 0:
-        pytest.skip(f"a file system cannot be mounted here: {done.stderr.strip()}")
-    try:
+    with mounted(tmp_path / "disk", "tmpfs", 2 * MIB) as place:
         yield place
-    finally:
-        subprocess.run([umount, place], check=True)
 
 
 def _fill(database: Database, written: list[str]) -> None:

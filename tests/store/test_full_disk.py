@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,26 +11,15 @@ from kachery_fast._core import copy_file
 from kachery_fast.errors import DiskFull
 from kachery_fast.store import FileStore
 
-from ..programs import need_program, need_root
+from ..native.disks import MIB, mounted
 from .data import counter_stream, files_below
-
-MIB = 1024 * 1024
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 8 MiB."""
-    need_root()
-    mount, umount = need_program("mount"), need_program("umount")
-    place = tmp_path / "disk"
-    place.mkdir()
-    done = subprocess.run([mount, "-t", "tmpfs", "-o", "size=8m", "tmpfs", place], capture_output=True, text=True)
-    if done.returncode != 0:
-        pytest.skip(f"a file system cannot be mounted here: {done.stderr.strip()}")
-    try:
+    with mounted(tmp_path / "disk", "tmpfs", 8 * MIB) as place:
         yield place
-    finally:
-        subprocess.run([umount, place], check=True)
 
 
 def test_what_cannot_fit_is_refused_before_it_is_copied(disk: Path, tmp_path: Path) -> None:

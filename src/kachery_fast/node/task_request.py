@@ -34,7 +34,7 @@ from ..protocol.task_request_events import (
 from ..protocol.task_requesting import TaskRequester
 from ..protocol.task_view import Phase, TaskView
 from ..protocol.tasks import RESULT_FRAME_SIZE_BYTES, TaskResult, canonical_kwargs, check_result, result_id
-from .ending import end_tasks
+from .ending import begin_task, end_tasks
 from .link import ChannelLink
 
 __all__ = ["SharedTask", "request_limits"]
@@ -158,9 +158,9 @@ class SharedTask:
             elif isinstance(effect, Withdraw):
                 self.link.say(TaskCancel, {"request": self._request_id, "task": self.task})
             elif isinstance(effect, Look):
-                self._spawn(self._answer(partial(self._look_up, effect.fresh), Looked))
+                begin_task(self._answer(partial(self._look_up, effect.fresh), Looked), self._tasks)
             elif isinstance(effect, Find):
-                self._spawn(self._answer(self._find, Found))
+                begin_task(self._answer(self._find, Found), self._tasks)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -226,11 +226,6 @@ class SharedTask:
 
     async def _find(self) -> Found:
         return Found(await self.link.hub.find_task(self.link.name, self.task))
-
-    def _spawn(self, work: Any) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
 
 def _wake(waiting: asyncio.Future[None]) -> None:

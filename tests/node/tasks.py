@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from kachery_fast.node.link import ChannelLink
 from kachery_fast.node.slots import AdaptiveSlots
 from kachery_fast.node.task_backends import Backend, TaskBackends
 from kachery_fast.node.task_providing import TaskProviding
@@ -26,7 +27,6 @@ from tests.node.support import Network, Peer, network, nothing_left, until
 
 FUNCTIONS = [FunctionInfo("sum.1", "pure-calculation"), FunctionInfo("now.1", "query"),
              FunctionInfo("mail.1", "action"), FunctionInfo("touch.1", "action", idempotent=True)]
-_numbers = itertools.count()
 
 
 class Runner:
@@ -74,25 +74,23 @@ class Runner:
         self.ledger.close()
 
 
-class Asker:
-    """A node that asks for one task by hand, and notes what is answered."""
+class Question:
+    """One task that is asked for by hand at a node's end of a channel, and what is answered."""
 
-    def __init__(self, peer: Peer, kind: str = "pure-calculation", function: str = "sum.1", task: str = "",
-                 **kwargs: Any) -> None:
-        self.peer = peer
+    def __init__(self, link: ChannelLink, kind: str, function: str, task: str = "", **kwargs: Any) -> None:
+        self.link = link
         self.kind, self.function, self.kwargs = kind, function, kwargs
         self.task = task or (task_id(function, kwargs) if kind == "pure-calculation" else secrets.token_hex(16))
-        self.request = f"request{next(_numbers)}"
+        self.request = secrets.token_hex(16)
         self.answers: list[Any] = []
-        peer.link.listen(self.task, lambda body, _: self.answers.append(body))
-        self.ask()
+        link.listen(self.task, lambda body, _: self.answers.append(body))
 
     def ask(self) -> None:
-        self.peer.link.say(TaskRequest, {"request": self.request, "task": self.task, "function": self.function,
-                                         "kind": self.kind, "kwargs": self.kwargs})
+        self.link.say(TaskRequest, {"request": self.request, "task": self.task, "function": self.function,
+                                    "kind": self.kind, "kwargs": self.kwargs})
 
     def cancel(self) -> None:
-        self.peer.link.say(TaskCancel, {"request": self.request, "task": self.task})
+        self.link.say(TaskCancel, {"request": self.request, "task": self.task})
 
     def statuses(self) -> list[str]:
         """What was said of it, without repetitions."""
@@ -107,6 +105,16 @@ class Asker:
 
         await until(found)
         return found()
+
+
+class Asker(Question):
+    """A node that asks for one task by hand, at once."""
+
+    def __init__(self, peer: Peer, kind: str = "pure-calculation", function: str = "sum.1", task: str = "",
+                 **kwargs: Any) -> None:
+        super().__init__(peer.link, kind, function, task, **kwargs)
+        self.peer = peer
+        self.ask()
 
     @property
     def object_name(self) -> str:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
-import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,12 +15,12 @@ import pytest
 from kachery_fast.node import task_backends
 from kachery_fast.node.link import ChannelLink
 from kachery_fast.protocol.names import result_object_name
-from kachery_fast.protocol.task_bodies import TaskRequest, TaskStatus
-from kachery_fast.protocol.tasks import check_receipt, check_result, task_id
+from kachery_fast.protocol.tasks import check_receipt, check_result
 from tests.hub.support import CHANNEL, World
 from tests.network import LOOPS
 from tests.node.running import Client, together
 from tests.node.support import CHUNK, data_of, until
+from tests.node.tasks import Question
 
 pytestmark = pytest.mark.parametrize("loop_kind", LOOPS)
 SUM = {"id": "sum.1", "kind": "pure-calculation"}
@@ -66,36 +64,16 @@ async def connected(client: Client, *functions: dict[str, Any], channels: list[s
         yield backend
 
 
-class Asker:
+class Asker(Question):
     """Asks for a task by hand at node b's end of the channel."""
 
-    def __init__(self, link: ChannelLink, kind: str, function: str, **kwargs: Any) -> None:
-        self.link = link
-        self.fields = {"request": secrets.token_hex(16), "function": function, "kind": kind, "kwargs": kwargs,
-                       "task": task_id(function, kwargs) if kind == "pure-calculation" else secrets.token_hex(16)}
-        self.task = str(self.fields["task"])
-        self.answers: list[Any] = []
-        link.listen(self.task, lambda body, _: self.answers.append(body))
-
-    async def ask(self) -> Asker:
+    async def answered(self) -> Asker:
         """Ask until somebody answers: a node that is connected may not hear every band yet."""
         while not self.answers:
-            self.link.say(TaskRequest, self.fields)
+            self.ask()
             for _ in range(200):
                 await asyncio.sleep(0.0 if self.answers else 0.005)
         return self
-
-    async def heard(self, status: str) -> TaskStatus:
-        def found() -> Any:
-            return next((body for body in self.answers if getattr(body, "status", "") == status), None)
-
-        await until(found)
-        answer: TaskStatus = found()
-        return answer
-
-    def statuses(self) -> list[str]:
-        return [status for status, _ in itertools.groupby(
-            body.status if isinstance(body, TaskStatus) else body.reason for body in self.answers)]
 
 
 def link_of(client: Client) -> ChannelLink:
@@ -112,7 +90,7 @@ async def result_of(client: Client, task: str) -> Any:
 def test_a_calculation_goes_all_the_way(loop_kind: str, tmp_path: Path) -> None:
     async def work(world: World, a: Client, b: Client) -> None:
         async with connected(a, channels=[CHANNEL]) as backend:
-            asker = await Asker(link_of(b), "pure-calculation", "sum.1", n=1).ask()
+            asker = await Asker(link_of(b), "pure-calculation", "sum.1", n=1).answered()
             run = await backend.line()
             assert run == {"type": "run", "run": run["run"], "task": asker.task, "function": "sum.1",
                            "kind": "pure-calculation", "kwargs": {"n": 1}, "channel": CHANNEL}
@@ -140,14 +118,14 @@ def test_a_calculation_goes_all_the_way(loop_kind: str, tmp_path: Path) -> None:
 def test_of_two_nodes_and_twenty_requests_one_runs_it_once(loop_kind: str, tmp_path: Path) -> None:
     async def work(world: World, a: Client, b: Client) -> None:
         async with connected(a) as at_a, connected(b) as at_b:  # a node runs also what it asks for itself
-            await Asker(link_of(b), "pure-calculation", "sum.1", n=0).ask()
+            await Asker(link_of(b), "pure-calculation", "sum.1", n=0).answered()
             askers = [Asker(link_of(b), "pure-calculation", "sum.1", n=1) for _ in range(20)]
             lines = [asyncio.ensure_future(backend.line()) for backend in (at_a, at_b)]
             for number in (0, 1):  # the one that was asked for first, then the one that twenty ask for
                 await asyncio.wait(lines, return_when=asyncio.FIRST_COMPLETED)
                 if number == 0:
                     for asker in askers:
-                        asker.link.say(TaskRequest, asker.fields)
+                        asker.ask()
                 index = next(index for index, line in enumerate(lines) if line.done())
                 run = lines[index].result()
                 assert run["kwargs"] == {"n": number}
@@ -166,7 +144,7 @@ def test_of_two_nodes_and_twenty_requests_one_runs_it_once(loop_kind: str, tmp_p
 def test_an_action_has_its_receipt_at_the_hub(loop_kind: str, tmp_path: Path) -> None:
     async def work(world: World, a: Client, b: Client) -> None:
         async with connected(a) as backend:
-            asker = await Asker(link_of(b), "action", "mail.1", to="x").ask()
+            asker = await Asker(link_of(b), "action", "mail.1", to="x").answered()
             await backend.report(await backend.line(), "finished")
             check_receipt((await asker.heard("finished")).receipt, CHANNEL, asker.task)
             hub = link_of(b).hub
@@ -180,8 +158,8 @@ def test_an_action_has_its_receipt_at_the_hub(loop_kind: str, tmp_path: Path) ->
 def test_a_backend_that_closes_its_connection_is_gone(loop_kind: str, tmp_path: Path) -> None:
     async def work(world: World, a: Client, b: Client) -> None:
         async with connected(a, workers=2) as backend:
-            action = await Asker(link_of(b), "action", "mail.1").ask()
-            calculation = await Asker(link_of(b), "pure-calculation", "sum.1", n=1).ask()
+            action = await Asker(link_of(b), "action", "mail.1").answered()
+            calculation = await Asker(link_of(b), "pure-calculation", "sum.1", n=1).answered()
             runs = [await backend.line(), await backend.line()]
             backend.close()
             await action.heard("unknown")
@@ -193,7 +171,7 @@ def test_a_backend_that_closes_its_connection_is_gone(loop_kind: str, tmp_path: 
             assert (await hub.find_task(CHANNEL, action.task)).state == "unknown"
         assert a.node.task_backends.describe()["backends"] == []
         async with connected(a) as backend:  # another one takes the calculation up
-            calculation.link.say(TaskRequest, calculation.fields)
+            calculation.ask()
             await backend.report(await backend.line(), "finished", result={"json": 1})
             await calculation.heard("finished")
     together(loop_kind, tmp_path, work)
@@ -238,7 +216,7 @@ def test_a_report_that_makes_no_sense_is_refused_and_the_run_goes_on(
         loop_kind: str, tmp_path: Path, report: dict[str, Any]) -> None:
     async def work(world: World, a: Client, b: Client) -> None:
         async with connected(a) as backend:
-            asker = await Asker(link_of(b), "pure-calculation", "sum.1", n=1).ask()
+            asker = await Asker(link_of(b), "pure-calculation", "sum.1", n=1).answered()
             run = await backend.line()
             assert (await backend.report(run, **report))[0] == 400
             assert (await backend.report({"run": "99"}, "finished"))[0] == 404
@@ -259,7 +237,7 @@ def test_without_the_permission_nothing_is_run_and_with_it_at_once(loop_kind: st
         async with connected(a, channels=[CHANNEL]) as backend:
             await until(lambda: link_of(a).connected)
             await b.ask("POST", "/api/reload", {})
-            asker = await Asker(link_of(b), "pure-calculation", "sum.1", n=1).ask()
+            asker = await Asker(link_of(b), "pure-calculation", "sum.1", n=1).answered()
             run = await backend.line()
             # It may provide tasks and not files: a result that is a file cannot be given.
             stored = a.node.store.put_bytes(b"file")
@@ -270,7 +248,7 @@ def test_without_the_permission_nothing_is_run_and_with_it_at_once(loop_kind: st
             # Revoked in the midst: nothing is claimed, and nothing run.
             await world.owner.call("revoke", channel=CHANNEL, node=node_id, permissions=["provideTasks"])
             late = Asker(link_of(b), "pure-calculation", "sum.1", n=2)
-            late.link.say(TaskRequest, late.fields)
+            late.ask()
             await asyncio.sleep(0.3)
             assert a.node.task_backends.describe()["backends"][0]["runs"] == 0
             assert (await link_of(b).hub.find_task(CHANNEL, late.task)).state == "none"
@@ -280,7 +258,7 @@ def test_without_the_permission_nothing_is_run_and_with_it_at_once(loop_kind: st
 def test_a_backend_ends_with_the_node(loop_kind: str, tmp_path: Path) -> None:
     async def work(world: World, a: Client, b: Client) -> None:
         async with connected(a) as backend:
-            action = await Asker(link_of(b), "action", "mail.1").ask()
+            action = await Asker(link_of(b), "action", "mail.1").answered()
             await backend.line()
             await a.end()
             with pytest.raises((aiohttp.ClientError, json.JSONDecodeError, RuntimeError)):

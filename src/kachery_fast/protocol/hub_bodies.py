@@ -201,7 +201,7 @@ class SignedObject(msgspec.Struct, rename="camel"):
 
 
 class SignedUploads(msgspec.Struct, rename="camel"):
-    """Answer to ``SignUploads``, in the order asked."""
+    """Answer to ``SignUploads``, ``SignFeedUploads`` (the index last) and ``SignTaskResult``, in the order asked."""
 
     uploads: list[SignedObject]
 

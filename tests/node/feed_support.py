@@ -35,7 +35,7 @@ class FeedPeer(Peer):
 
     async def begin(self) -> None:
         """Open the feeds, and share them."""
-        self.feeds = Feeds(self.identity.node_id, self.settings, self.traffic)
+        self.feeds = Feeds(self.settings, self.traffic)
         await self.feeds.open()
         self.sharing = self.feeds.serve(self.link)
         self.link._wants_request = self.feeds.concerns

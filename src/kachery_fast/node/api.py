@@ -20,22 +20,19 @@ import msgspec
 from aiohttp import web
 
 from ..errors import (
-    ChannelUnknown,
     ClientAuthRefused,
     FileChanged,
-    HubUnreachable,
     InvalidArgument,
     KacheryError,
     LinkInvalid,
     NodeError,
     NotInStore,
-    NotPermitted,
     TooLarge,
 )
 from ..protocol.access import Permission
 from ..protocol.names import FileUri, parse_file_uri
 from ..store.objects import Located
-from .api_parts import fault_of, read_body, write_line
+from .api_parts import fault_of, permitted_link, read_body, write_line
 from .backend_api import BackendApi
 from .failures import Failures
 from .feed_api import FeedApi
@@ -311,11 +308,10 @@ class LocalApi:
                                   "verdict": _verdict(store, channels)})
 
     async def _ask(self, uri: FileUri, link: ChannelLink) -> dict[str, Any]:
-        try:
-            self._check_may_request(link)
-        except KacheryError as error:
+        refusal = link.refusal(Permission.REQUEST_FILES)
+        if refusal is not None:
             return {"channel": link.name, "bucket": "not looked at", "rounds": 0, "asked": [], "answers": [],
-                    "text": error.message}
+                    "text": refusal.message}
         inquiry, text = await ask_channel(uri, link, self._node.settings.offer_wait_seconds)
         return {**inquiry.to_dict(), "text": text}
 
@@ -332,22 +328,7 @@ class LocalApi:
             raise
 
     async def _requesting_link(self, uri: FileUri, channel: str | None) -> ChannelLink:
-        """Return the channel to ask on; who joined it, or was granted something, a moment ago is not overlooked."""
-        with contextlib.suppress(ChannelUnknown, HubUnreachable, NotPermitted):
-            link = self._node.link_for(uri, channel)
-            self._check_may_request(link)
-            if link.providers():
-                return link
-        await self._node.look_again()
-        link = self._node.link_for(uri, channel)
-        self._check_may_request(link)
-        return link
-
-    def _check_may_request(self, link: ChannelLink) -> None:
-        if not link.may(Permission.REQUEST_FILES):
-            raise NotPermitted(who="This node", action="request files", channel=link.name,
-                               why="the permission requestFiles is not in force; the channel's owner grants it with: "
-                                   f"kachery-fast channel grant {link.name} {self._node.identity.node_id} requestFiles")
+        return await permitted_link(self._node, uri, channel, Permission.REQUEST_FILES, suffices=ChannelLink.providers)
 
 
 def _verdict(store: str, channels: list[dict[str, Any]]) -> str:

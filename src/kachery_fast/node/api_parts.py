@@ -6,14 +6,13 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from aiohttp import web
 
-from ..errors import BadMessage, ChannelUnknown, HubUnreachable, NodeError, NotPermitted
+from ..errors import BadMessage, ChannelUnknown, HubUnreachable, NodeError
 from ..protocol.access import Permission
 from .link import ChannelLink
 
@@ -52,11 +51,9 @@ async def permitted_link(node: Node, what: object, channel: str | None, permissi
             return link
     await node.look_again()
     link = node.link_for(what, channel)
-    if not link.may(permission):
-        name = permission.value
-        raise NotPermitted(who="This node", action=re.sub("([A-Z])", r" \1", name).lower(), channel=link.name,
-                           why=f"the permission {name} is not in force; the channel's owner grants it with: "
-                               f"kachery-fast channel grant {link.name} {node.identity.node_id} {name}")
+    refusal = link.refusal(permission)
+    if refusal is not None:
+        raise refusal
     return link
 
 

@@ -17,21 +17,18 @@ channel of null is the one of the node's setting; with ``*local*`` nobody is ask
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 from aiohttp import web
 
-from ..errors import BadMessage, ChannelUnknown, HubUnreachable, InvalidArgument, NoChannel, NotPermitted, TooLarge
+from ..errors import BadMessage, InvalidArgument, NoChannel, TooLarge
 from ..protocol.access import Permission
 from ..protocol.names import FeedUri, check_feed_id, subfeed_hash
 from ..store.feeds import FeedInfo
-from .api_parts import read_body
-from .feed_following import may_follow
+from .api_parts import permitted_link, read_body
 from .feeds import Reading, Watch
-from .link import ChannelLink
 
 if TYPE_CHECKING:
     from .node import Node
@@ -207,7 +204,9 @@ class FeedApi:
             if feeds.owns(watch.feed_id) or asked.channel == _LOCAL:
                 continue
             try:
-                link = await self._requesting_link(FeedUri(watch.feed_id, None, watch.subfeed), asked.channel)
+                link = await permitted_link(
+                    self._node, FeedUri(watch.feed_id, None, watch.subfeed), asked.channel, Permission.REQUEST_FEEDS,
+                    suffices=lambda link: link.providers(Permission.PROVIDE_FEEDS))
             except NoChannel as error:
                 if not reading.known:
                     raise
@@ -225,22 +224,6 @@ class FeedApi:
         forks = await self._node.feeds.forks(check_feed_id(asked.feed_id), subfeed_hash(asked.subfeed))
         return _json({"forks": [{"number": fork.number, "first": msgspec.Raw(fork.first),
                                  "second": msgspec.Raw(fork.second)} for fork in forks]})
-
-    # --- small parts
-
-    async def _requesting_link(self, uri: FeedUri, channel: str | None) -> ChannelLink:
-        """Return the channel to ask on; who joined it, or was granted something, a moment ago is not overlooked."""
-        node_id = self._node.identity.node_id
-        with contextlib.suppress(ChannelUnknown, HubUnreachable, NotPermitted):
-            link = self._node.link_for(uri, channel)
-            if may_follow(link, node_id) is None and link.providers(Permission.PROVIDE_FEEDS):
-                return link
-        await self._node.look_again()
-        link = self._node.link_for(uri, channel)
-        refusal = may_follow(link, node_id)
-        if refusal is not None:
-            raise refusal
-        return link
 
 
 def _limit(max_messages: int | None) -> int:

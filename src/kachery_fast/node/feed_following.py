@@ -15,7 +15,6 @@ from ..errors import (
     HeadInvalid,
     KacheryError,
     NodeError,
-    NotPermitted,
     ObjectMissing,
 )
 from ..protocol.access import Permission
@@ -52,18 +51,9 @@ from .rules import feed_key
 from .threads import in_thread
 from .tools import FeedTools
 
-__all__ = ["Following", "may_follow"]
+__all__ = ["Following"]
 
 log = logging.getLogger("kachery_fast.node")
-
-
-def may_follow(link: ChannelLink, node_id: str) -> NotPermitted | None:
-    """Return why this node may not follow feeds on a channel; None when it may."""
-    if link.may(Permission.REQUEST_FEEDS):
-        return None
-    return NotPermitted(who="This node", action="request feeds", channel=link.name,
-                        why="the permission requestFeeds is not in force; the channel's owner grants it with: "
-                            f"kachery-fast channel grant {link.name} {node_id} requestFeeds")
 
 
 class Following:
@@ -149,7 +139,7 @@ class Following:
 
     def _members_changed(self) -> None:
         self._inquiry.providers = self._link.providers(Permission.PROVIDE_FEEDS)
-        refusal = may_follow(self._link, self._tools.node_id)
+        refusal = self._link.refusal(Permission.REQUEST_FEEDS)
         if refusal is not None:
             self.let_go(refusal)
 

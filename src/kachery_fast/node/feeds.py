@@ -70,8 +70,7 @@ class Feeds:
     :param traffic: counts what is uploaded and downloaded.
     """
 
-    def __init__(self, node_id: str, settings: Settings, traffic: Traffic) -> None:
-        self._node_id = node_id
+    def __init__(self, settings: Settings, traffic: Traffic) -> None:
         self._settings = settings
         self._traffic = traffic
         self._threads = ThreadPoolExecutor(_THREADS, "feeds")
@@ -290,7 +289,7 @@ class Feeds:
         return sharing
 
     def _tools(self) -> FeedTools:
-        return FeedTools(self._node_id, self.log, self._settings, self._threads, self._segments, self._indexes,
+        return FeedTools(self.log, self._settings, self._threads, self._segments, self._indexes,
                          self._traffic, self._grown)
 
     def _grown(self, feed_id: str, subfeed: str, count: int, forked: bool) -> None:

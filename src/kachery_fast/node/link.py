@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import secrets
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -18,7 +19,15 @@ from urllib.parse import urlsplit
 import msgspec
 
 from ..config import Settings
-from ..errors import BadMessage, BandUnreachable, KacheryError, NodeError, SignatureInvalid, StaleMessage
+from ..errors import (
+    BadMessage,
+    BandUnreachable,
+    KacheryError,
+    NodeError,
+    NotPermitted,
+    SignatureInvalid,
+    StaleMessage,
+)
 from ..net.bucket import Bucket, HttpBucket
 from ..net.channel import AblyChannel, Channel, Message
 from ..net.hub import HubClient
@@ -121,6 +130,15 @@ class ChannelLink:
     def may(self, permission: Permission) -> bool:
         """Whether this node has a permission here."""
         return permission.value in self.info.permissions
+
+    def refusal(self, permission: Permission) -> NotPermitted | None:
+        """Return why this node may not do here what takes a permission; None when it may."""
+        if self.may(permission):
+            return None
+        name = permission.value
+        return NotPermitted(who="This node", action=re.sub("([A-Z])", r" \1", name).lower(), channel=self.name,
+                            why=f"the permission {name} is not in force; the channel's owner grants it with: "
+                                f"kachery-fast channel grant {self.name} {self._identity.node_id} {name}")
 
     def providers(self, permission: Permission = Permission.PROVIDE_FILES) -> dict[str, str]:
         """The other nodes that have a permission, by which they provide something: node id -> label."""

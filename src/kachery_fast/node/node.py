@@ -115,7 +115,7 @@ class Node:
         tools = Tools(self.store, request_limits(settings), self._disk_threads, self._verify_threads,
                       asyncio.Semaphore(settings.download_concurrency), self._traffic)
         self.transfers = Transfers(tools, settings)
-        self.feeds = Feeds(self.identity.node_id, settings, self._traffic)
+        self.feeds = Feeds(settings, self._traffic)
         self.task_backends = TaskBackends(settings)
         self.task_requests = TaskRequests(settings)
         self._ledger = TaskLedger(settings.storage_dir)

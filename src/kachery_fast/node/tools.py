@@ -38,13 +38,12 @@ class Tools(NamedTuple):
 
 
 class FeedTools(NamedTuple):
-    """What the feeds of a node share: its id and log, settings, threads, the bounds on segments and on long indexes in
+    """What the feeds of a node share: its log, settings, threads, the bounds on segments and on long indexes in
     memory, the count.
 
     ``on_grown(feed id, subfeed, count, forked)`` hears when the copy of another node's subfeed has changed.
     """
 
-    node_id: str
     log: FeedLog
     settings: Settings
     threads: Executor

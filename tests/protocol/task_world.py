@@ -181,7 +181,7 @@ class World:
         self.hub_down = False
         self.hub_claim: claims.Claim | None = None
         self.result: TaskResult | None = None
-        self.begun = self.done = self.granted = self.asked = self.finds = self.looks = 0
+        self.begun = self.done = self.granted = self.asked = self.finds = 0
         self.last_found: Found | None = None
         self.executors: dict[str, Executor] = {}
         self.last_heard: dict[str, float] = {}
@@ -233,7 +233,6 @@ class World:
         self.at(0.02, lambda: self.do(found))
 
     def look(self) -> None:
-        self.looks += 1
         found = Looked(self.result)
         self.at(0.02, lambda: self.do(found))
 

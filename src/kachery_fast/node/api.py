@@ -32,7 +32,7 @@ from ..errors import (
 from ..protocol.access import Permission
 from ..protocol.names import FileUri, parse_file_uri
 from ..store.objects import Located
-from .api_parts import fault_of, permitted_link, read_body, write_line
+from .api_parts import Nothing, fault_of, permitted_link, read_body, write_line
 from .backend_api import BackendApi
 from .failures import Failures
 from .feed_api import FeedApi
@@ -71,10 +71,6 @@ class _Read(msgspec.Struct, forbid_unknown_fields=True):
     channel: str | None = None
     start: _Position = 0
     end: _Position | None = None
-
-
-class _Nothing(msgspec.Struct, forbid_unknown_fields=True):
-    pass
 
 
 class LocalApi:
@@ -183,12 +179,12 @@ class LocalApi:
         return web.json_response(self._node.describe())
 
     async def _reload(self, request: web.Request) -> web.Response:
-        await read_body(request, _Nothing)
+        await read_body(request, Nothing)
         await self._node.reload()
         return web.json_response({})
 
     async def _stop(self, request: web.Request) -> web.Response:
-        await read_body(request, _Nothing)
+        await read_body(request, Nothing)
         asyncio.get_running_loop().call_later(0.05, self._node.stopped.set)
         return web.json_response({})
 

@@ -1,5 +1,5 @@
-"""What the parts of the node's local API share: reading a body, finding a channel, a line of a stream, and a fault told
-as an error."""
+"""What the parts of the node's local API share: reading a body, finding a channel, an answer or a line of one, and a
+fault told as an error."""
 
 from __future__ import annotations
 
@@ -19,9 +19,13 @@ from .link import ChannelLink
 if TYPE_CHECKING:
     from .node import Node
 
-__all__ = ["fault_of", "permitted_link", "read_body", "write_line"]
+__all__ = ["Nothing", "answer_with", "fault_of", "permitted_link", "read_body", "write_line"]
 
 log = logging.getLogger("kachery_fast.node")
+
+
+class Nothing(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of a request that says nothing."""
 
 
 async def read_body(request: web.Request, kind: type[Any]) -> Any:
@@ -55,6 +59,11 @@ async def permitted_link(node: Node, what: object, channel: str | None, permissi
     if refusal is not None:
         raise refusal
     return link
+
+
+def answer_with(answer: dict[str, Any]) -> web.Response:
+    """Return an answer of JSON, in which ``msgspec.Raw`` stands as it is."""
+    return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
 
 
 def fault_of(request: web.Request, error: Exception) -> NodeError:

@@ -27,7 +27,7 @@ from ..errors import BadMessage, InvalidArgument, NoChannel, TooLarge
 from ..protocol.access import Permission
 from ..protocol.names import FeedUri, check_feed_id, subfeed_hash
 from ..store.feeds import FeedInfo
-from .api_parts import permitted_link, read_body
+from .api_parts import Nothing, answer_with, permitted_link, read_body
 from .feeds import Reading, Watch
 
 if TYPE_CHECKING:
@@ -44,10 +44,6 @@ _BATCH_MESSAGES_MAX = 100_000
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 _WaitMsec = Annotated[float, msgspec.Meta(ge=0, le=24 * 3600 * 1000)]
-
-
-class _Nothing(msgspec.Struct, forbid_unknown_fields=True):
-    pass
 
 
 class _Create(msgspec.Struct, forbid_unknown_fields=True):
@@ -129,30 +125,30 @@ class FeedApi:
     async def _create(self, request: web.Request) -> web.Response:
         asked = await read_body(request, _Create)
         feed_id, created = await self._node.feeds.create(asked.name)
-        return _json({"feedId": feed_id, "name": asked.name, "created": created})
+        return answer_with({"feedId": feed_id, "name": asked.name, "created": created})
 
     async def _find(self, request: web.Request) -> web.Response:
         asked = await read_body(request, _Find)
-        return _json({"feedId": await self._node.feeds.find(asked.name)})
+        return answer_with({"feedId": await self._node.feeds.find(asked.name)})
 
     async def _list(self, request: web.Request) -> web.Response:
-        await read_body(request, _Nothing)
-        return _json({"feeds": [_describe(info) for info in await self._node.feeds.all()]})
+        await read_body(request, Nothing)
+        return answer_with({"feeds": [_describe(info) for info in await self._node.feeds.all()]})
 
     async def _info(self, request: web.Request) -> web.Response:
         asked = await read_body(request, _Feed)
-        return _json(_describe(await self._node.feeds.info(check_feed_id(asked.feed_id))))
+        return answer_with(_describe(await self._node.feeds.info(check_feed_id(asked.feed_id))))
 
     async def _delete(self, request: web.Request) -> web.Response:
         asked = await read_body(request, _Feed)
         await self._node.feeds.delete(check_feed_id(asked.feed_id))
-        return _json({"deleted": True})
+        return answer_with({"deleted": True})
 
     async def _append(self, request: web.Request) -> web.Response:
         asked = await self._read_append(request)
         appended = await self._node.feeds.append(check_feed_id(asked.feed_id), subfeed_hash(asked.subfeed),
                                                  asked.messages, asked.subfeed)
-        return _json({"first": appended.first, "end": appended.tail.count})
+        return answer_with({"first": appended.first, "end": appended.tail.count})
 
     async def _read_append(self, request: web.Request) -> _Append:
         limit, length = self._append_size_bytes_max, request.content_length
@@ -177,8 +173,9 @@ class FeedApi:
     async def _read(self, request: web.Request) -> web.Response:
         asked = await read_body(request, _Read)
         (reading,) = await self._read_all([asked], asked.wait_msec / 1000, _limit(asked.max_messages))
-        return _json({"messages": _contents(reading.messages, asked.signed), "count": reading.count,
-                      "position": asked.position + len(reading.messages), "known": reading.known, "why": reading.why})
+        return answer_with({
+            "messages": _contents(reading.messages, asked.signed), "count": reading.count,
+            "position": asked.position + len(reading.messages), "known": reading.known, "why": reading.why})
 
     async def _watch(self, request: web.Request) -> web.Response:
         asked = await read_body(request, _WatchAll)
@@ -186,8 +183,9 @@ class FeedApi:
             raise InvalidArgument(what=f"{len(asked.watches)} subfeeds are too many; watch {_WATCHES_MAX} in a call")
         readings = await self._read_all(list(asked.watches.values()), asked.wait_msec / 1000,
                                         _limit(asked.max_messages))
-        return _json({"messages": {name: _contents(reading.messages, asked.signed)
-                                   for name, reading in zip(asked.watches, readings, strict=True) if reading.messages}})
+        return answer_with({"messages": {
+            name: _contents(reading.messages, asked.signed)
+            for name, reading in zip(asked.watches, readings, strict=True) if reading.messages}})
 
     async def _read_all(self, wanted: list[_Watch], wait_seconds: float, count_max: int) -> list[Reading]:
         """Return what is here, at once; where nothing is, follow what is another node's, and wait.
@@ -222,8 +220,9 @@ class FeedApi:
     async def _forks(self, request: web.Request) -> web.Response:
         asked = await read_body(request, _Subfeed)
         forks = await self._node.feeds.forks(check_feed_id(asked.feed_id), subfeed_hash(asked.subfeed))
-        return _json({"forks": [{"number": fork.number, "first": msgspec.Raw(fork.first),
-                                 "second": msgspec.Raw(fork.second)} for fork in forks]})
+        return answer_with({"forks": [
+            {"number": fork.number, "first": msgspec.Raw(fork.first), "second": msgspec.Raw(fork.second)}
+            for fork in forks]})
 
 
 def _limit(max_messages: int | None) -> int:
@@ -240,7 +239,3 @@ def _describe(info: FeedInfo) -> dict[str, Any]:
     return {"feedId": info.feed_id, "name": info.name, "writable": info.writable, "subfeeds": [
         {"subfeed": part.subfeed, "name": part.name, "count": part.count, "forkedAt": part.forked_at}
         for part in info.subfeeds]}
-
-
-def _json(answer: dict[str, Any]) -> web.Response:
-    return web.Response(body=msgspec.json.encode(answer), content_type="application/json")

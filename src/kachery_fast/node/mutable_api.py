@@ -17,7 +17,7 @@ from aiohttp import web
 
 from ..errors import TooLarge
 from ..store.mutables import MutableStore
-from .api_parts import read_body
+from .api_parts import Nothing, read_body
 from .threads import in_thread
 
 if TYPE_CHECKING:
@@ -39,10 +39,6 @@ class _Set(msgspec.Struct, forbid_unknown_fields=True):
     key: Any
     value: Any
     update: bool = True
-
-
-class _Nothing(msgspec.Struct, forbid_unknown_fields=True):
-    pass
 
 
 def mutable_routes(node: Node) -> list[web.RouteDef]:
@@ -72,7 +68,7 @@ def mutable_routes(node: Node) -> list[web.RouteDef]:
         return web.json_response({"changed": await on(lambda mutables: mutables.delete(asked.key))})
 
     async def list_all(request: web.Request) -> web.Response:
-        await read_body(request, _Nothing)
+        await read_body(request, Nothing)
         return web.Response(body=await on(_encode_list), content_type="application/json")
 
     return [web.post("/api/mutable/get", get), web.post("/api/mutable/set", set_value),

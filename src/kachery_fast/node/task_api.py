@@ -25,7 +25,7 @@ from aiohttp import web
 
 from ..errors import TaskUnknown
 from ..protocol.access import Permission
-from .api_parts import permitted_link, read_body
+from .api_parts import Nothing, answer_with, permitted_link, read_body
 from .link import ChannelLink
 
 if TYPE_CHECKING:
@@ -56,10 +56,6 @@ class _Cancel(msgspec.Struct, forbid_unknown_fields=True):
     request: str
 
 
-class _Nothing(msgspec.Struct, forbid_unknown_fields=True):
-    pass
-
-
 class TaskApi:
     """The routes for one ``Node``."""
 
@@ -78,7 +74,7 @@ class TaskApi:
         tasks = self._node.task_requests
         name = tasks.request(link, asked.function, asked.kwargs, asked.kind, asked.id)
         try:
-            return _json(await tasks.wait_to_end(name, asked.wait_msec / 1000, look=asked.wait_for == "look"))
+            return answer_with(await tasks.wait_to_end(name, asked.wait_msec / 1000, look=asked.wait_for == "look"))
         except asyncio.CancelledError:
             with contextlib.suppress(TaskUnknown):
                 tasks.cancel(name)  # who asked has gone, and never learns the name of the request
@@ -86,20 +82,16 @@ class TaskApi:
 
     async def _wait(self, request: web.Request) -> web.Response:
         asked = await read_body(request, _Wait)
-        return _json(await self._node.task_requests.wait(asked.request, asked.seen, asked.wait_msec / 1000))
+        return answer_with(await self._node.task_requests.wait(asked.request, asked.seen, asked.wait_msec / 1000))
 
     async def _cancel(self, request: web.Request) -> web.Response:
         asked = await read_body(request, _Cancel)
-        return _json(self._node.task_requests.cancel(asked.request))
+        return answer_with(self._node.task_requests.cancel(asked.request))
 
     async def _list(self, request: web.Request) -> web.Response:
-        await read_body(request, _Nothing)
-        return _json({"tasks": self._node.task_requests.list()})
+        await read_body(request, Nothing)
+        return answer_with({"tasks": self._node.task_requests.list()})
 
 
 def _has_provider(link: ChannelLink) -> bool:
     return link.may(Permission.PROVIDE_TASKS) or bool(link.providers(Permission.PROVIDE_TASKS))
-
-
-def _json(answer: dict[str, Any]) -> web.Response:
-    return web.Response(body=msgspec.json.encode(answer), content_type="application/json")

@@ -91,9 +91,4 @@ def calculate(lab: Lab, a: LabNode, b: LabNode, uri: str, size: int, timed: Time
 
 def _start(backend: Program) -> None:
     backend.start()
-    end = time.monotonic() + _PATIENCE_SECONDS
-    while b"Offering" not in backend.log_path.read_bytes():
-        backend.check()
-        if time.monotonic() > end:
-            raise NodeError(what="the task backend was not ready in time")
-        time.sleep(_PAUSE_SECONDS)
+    backend.wait_until(lambda: backend.has_printed("Offering"), "the task backend")

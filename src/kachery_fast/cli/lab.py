@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -71,8 +71,20 @@ class Program:
             log.seek(self._log_begin)
             return text.encode() in log.read()
 
-    def check(self) -> None:
-        """:raises NodeError: it has ended by itself; the error shows the end of its log."""
+    def wait_until(self, ready: Callable[[], bool], name: str) -> None:
+        """Wait until it is ready.
+
+        :param ready: asked again and again. :param name: what to call it in an error.
+        :raises NodeError: it has ended by itself, or was not ready in time; the error shows the end of its log.
+        """
+        end = time.monotonic() + _READY_SECONDS
+        while not ready():
+            self._check()
+            if time.monotonic() > end:
+                raise NodeError(what=f"{name} was not ready in time. {log_tail(self.log_path, self._log_begin)}")
+            time.sleep(_POLL_SECONDS)
+
+    def _check(self) -> None:
         if self._process is not None and self._process.poll() is not None:
             raise NodeError(what=f"kachery-fast {' '.join(self.arguments)} ended with exit code "
                                  f"{self._process.returncode}. {log_tail(self.log_path, self._log_begin)}")
@@ -149,12 +161,7 @@ class LabNode:
     def start(self, *, connected: bool = True) -> None:
         """Start the process and wait until it answers, and, where it is on a channel, until messages flow."""
         self.program.start()
-        end = time.monotonic() + _READY_SECONDS
-        while not self._is_ready(connected):
-            self.program.check()
-            if time.monotonic() > end:
-                raise NodeError(what=f"the node {self.name} was not ready in time. {log_tail(self.program.log_path)}")
-            time.sleep(_POLL_SECONDS)
+        self.program.wait_until(lambda: self._is_ready(connected), f"the node {self.name}")
 
     def _is_ready(self, connected: bool) -> bool:
         try:
@@ -216,12 +223,7 @@ class Lab:
     def start_hub(self) -> None:
         """Start the hub, also again on what it has kept, and wait until it is ready and the channel exists."""
         self.hub.start()
-        end = time.monotonic() + _READY_SECONDS
-        while not self.hub.has_printed("kachery-fast node join"):  # said last
-            self.hub.check()
-            if time.monotonic() > end:
-                raise NodeError(what=f"the hub was not ready in time. {log_tail(self.hub.log_path)}")
-            time.sleep(_POLL_SECONDS)
+        self.hub.wait_until(lambda: self.hub.has_printed("kachery-fast node join"), "the hub")  # said last
 
     def owner(self, *arguments: str) -> Any:
         """Run ``kachery-fast channel ARGUMENTS --json`` as the channel's owner and return its result."""

@@ -38,7 +38,7 @@ from ..protocol.task_events import (
 )
 from ..protocol.tasks import sign_receipt
 from ..store.tasks import ActionEntry, TaskLedger
-from .ending import end_tasks
+from .ending import begin_task, end_tasks
 from .identity import Identity
 from .link import ChannelLink
 from .task_backends import TaskBackends
@@ -92,7 +92,7 @@ class TaskProviding:
         self._try_again = asyncio.Event()
         self._link.on_restored.append(self._try_again.set)
         self._backends.attach(self)
-        self._reading = self._spawn(self._read_left())
+        self._reading = begin_task(self._read_left(), self._tasks)
 
     @property
     def channel(self) -> str:
@@ -134,7 +134,7 @@ class TaskProviding:
             self._started_ms.pop(effect.task, None)
             self._in_turn(effect.task, partial(self._finish, effect), self._last_words)
         elif isinstance(effect, Keep) and (self._keeping is None or self._keeping.done()):
-            self._keeping = self._spawn(self._keep(effect))
+            self._keeping = begin_task(self._keep(effect), self._tasks)
 
     # --- one thing after the other, for each task
 
@@ -164,7 +164,7 @@ class TaskProviding:
             except Exception:
                 log.exception("channel %s: a step of the task %s failed", self.channel, task)
 
-        mine = self._latest[task] = self._spawn(turn(), among)
+        mine = self._latest[task] = begin_task(turn(), among)
         mine.add_done_callback(lambda done: self._latest.pop(task) if self._latest.get(task) is done else None)
 
     async def _on_disk(self, work: Callable[..., Any], *arguments: Any) -> Any:
@@ -283,7 +283,7 @@ class TaskProviding:
         if await self._told(entry):
             return
         if not self._undelivered:
-            self._spawn(self._deliver_later())
+            begin_task(self._deliver_later(), self._tasks)
         self._undelivered[entry.task] = entry
 
     async def _told(self, entry: ActionEntry) -> bool:
@@ -330,11 +330,4 @@ class TaskProviding:
             return
         known = {"claiming": "released", "started": "unknown"}
         for entry in left:
-            self._spawn(self._deliver(entry._replace(state=known.get(entry.state, entry.state))))
-
-    def _spawn(self, work: Any, among: set[asyncio.Task[None]] | None = None) -> asyncio.Task[None]:
-        tasks = self._tasks if among is None else among
-        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
-        return task
+            begin_task(self._deliver(entry._replace(state=known.get(entry.state, entry.state))), self._tasks)

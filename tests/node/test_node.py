@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import socket
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from kachery_fast.errors import HubError, NodeError
+from kachery_fast.node.ending import begin_task
 from kachery_fast.node.node import Node
 from kachery_fast.protocol.names import parse_file_uri
 from tests.hub.support import CHANNEL, running_world
@@ -143,7 +145,7 @@ def test_a_channel_that_a_strangers_message_shows_to_be_gone_is_closed_whole(loo
                 leaver = world.node("x")
                 leaver._key = a.node.identity.key
                 await leaver.leave(CHANNEL)
-                link._spawn(link._refresh_once())
+                begin_task(link._refresh_once(), link._tasks)
                 await until(lambda: a.node.links() == [])
                 await until(lambda: not [task for task in asyncio.all_tasks() if "_supervise" in repr(task)])
                 assert (await a.ask("GET", "/api/info"))[0] == 200
@@ -211,6 +213,9 @@ def test_the_client_code_changes_as_time_goes_by(loop_kind: str, tmp_path: Path)
     async def work() -> None:
         async with running_node(node_settings(tmp_path / "a", client_auth_seconds=1.0), connected=False) as a:
             first = a.headers()
+            rotate, changes = a.node.client_auth.rotate, itertools.count()
+            # Once; after two changes the first code were no good, however soon this comes to ask.
+            a.node.client_auth.rotate = lambda: None if next(changes) else rotate()  # type: ignore[method-assign]
             await until(lambda: a.headers() != first)
             assert (await a.ask("GET", "/api/info", **first))[0] == 200  # the one before stays valid
             assert (await a.ask("GET", "/api/info"))[0] == 200

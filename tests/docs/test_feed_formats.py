@@ -11,7 +11,8 @@ from kachery_fast.client.snapshots import make_snapshot, read_snapshot
 from kachery_fast.protocol import feed_segments
 from kachery_fast.protocol.canonical import canonical_bytes
 from kachery_fast.protocol.feed_bodies import Segment
-from kachery_fast.protocol.feeds import Extension, Tail, encode_segment, extend, parse_index, read_head, tail_after
+from kachery_fast.protocol.feed_segments import encode_segment, parse_index
+from kachery_fast.protocol.feeds import Extension, Tail, extend, read_head, tail_after
 from kachery_fast.protocol.names import segment_object_name, subfeed_hash, subfeed_object_name
 
 from .test_pages import ROOT, blocks

@@ -24,14 +24,8 @@ from kachery_fast.node import feeds as feeds_module
 from kachery_fast.node.feeds import Watch
 from kachery_fast.protocol.access import Permission
 from kachery_fast.protocol.feed_bodies import FeedFailed, FeedMessages, FeedShared, FeedSubscribe, Segment
-from kachery_fast.protocol.feeds import (
-    INDEX_SIZE_BYTES_MAX,
-    Tail,
-    encode_index,
-    encode_segment,
-    parse_index,
-    sign_messages,
-)
+from kachery_fast.protocol.feed_segments import INDEX_SIZE_BYTES_MAX, encode_index, encode_segment, parse_index
+from kachery_fast.protocol.feeds import Tail, sign_messages
 from kachery_fast.protocol.names import subfeed_hash
 from kachery_fast.protocol.signing import private_key
 from tests.network import LOOPS, run_on

@@ -13,17 +13,8 @@ from collections.abc import Callable
 from typing import Any
 
 from kachery_fast.protocol.feed_bodies import FeedFailed, FeedMessages, FeedShared, FeedSubscribe, Segment
-from kachery_fast.protocol.feeds import (
-    Extension,
-    Index,
-    Tail,
-    cut,
-    encode_segment,
-    extend,
-    parse_segment,
-    sign_head,
-    sign_messages,
-)
+from kachery_fast.protocol.feed_segments import Index, cut, encode_segment, parse_segment
+from kachery_fast.protocol.feeds import Extension, Tail, extend, sign_head, sign_messages
 from kachery_fast.protocol.following import Follower, FollowLimits
 from kachery_fast.protocol.following_events import (
     BandRestored,

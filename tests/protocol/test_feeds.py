@@ -11,8 +11,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from kachery_fast.errors import FeedChainBroken, FeedInvalid, HeadInvalid, InvalidArgument, TooLarge
 from kachery_fast.protocol.canonical import canonical_bytes
+from kachery_fast.protocol.feed_segments import SEGMENT_SIZE_BYTES_MAX
 from kachery_fast.protocol.feeds import (
-    SEGMENT_SIZE_BYTES_MAX,
     Extension,
     Fork,
     Tail,

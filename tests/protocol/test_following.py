@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from kachery_fast.errors import BandUnreachable
 from kachery_fast.protocol.feed_bodies import FeedFailed, FeedMessages, FeedShared, FeedSubscribe, Segment
-from kachery_fast.protocol.feeds import Index, encode_segment, sign_head, tail_after
+from kachery_fast.protocol.feed_segments import Index, encode_segment
+from kachery_fast.protocol.feeds import sign_head, tail_after
 from kachery_fast.protocol.following import Follower
 from kachery_fast.protocol.following_events import (
     BandRestored,

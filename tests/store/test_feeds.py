@@ -33,8 +33,10 @@ from kachery_fast.errors import (
     InvalidName,
     TooLarge,
 )
+from kachery_fast.protocol import feed_segments
 from kachery_fast.protocol import feeds as rules
 from kachery_fast.protocol.feed_bodies import Segment
+from kachery_fast.protocol.feed_segments import cut
 from kachery_fast.protocol.feeds import Tail
 from kachery_fast.protocol.names import subfeed_hash
 from kachery_fast.protocol.signing import private_key, public_id
@@ -591,7 +593,7 @@ def test_a_head_that_is_not_the_owners_or_of_another_history_is_refused(relay: F
 
 def cut_whole(log: FeedLog, feed_id: str) -> list[tuple[int, int, int]]:
     sizes = [len(message) for message in log.read(feed_id, MAIN, 0, MANY, MANY)]
-    return [part[:3] for part in rules.cut(sizes, 0)]
+    return [part[:3] for part in cut(sizes, 0)]
 
 
 def test_owner_and_relay_make_the_same_segments_however_they_got_there(tmp_path: Path, relay: FeedLog) -> None:
@@ -618,13 +620,13 @@ def test_closed_segments_are_not_read_again(log: FeedLog, monkeypatch: pytest.Mo
     parts = log.segments(feed_id, MAIN)
     assert len(parts) == 3
     encoded: list[int] = []
-    encode = rules.encode_segment
+    encode = feed_segments.encode_segment
 
     def watched(messages: Sequence[bytes]) -> bytes:
         encoded.append(len(messages))
         return encode(messages)
 
-    monkeypatch.setattr(rules, "encode_segment", watched)
+    monkeypatch.setattr(feed_segments, "encode_segment", watched)
     append(log, feed_id, {})
     assert log.segments(feed_id, MAIN)[:2] == parts[:2]
     assert log.segments(feed_id, MAIN)[:2] == parts[:2]

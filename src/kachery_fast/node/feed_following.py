@@ -19,7 +19,7 @@ from ..errors import (
 )
 from ..protocol.access import Permission
 from ..protocol.feed_bodies import FeedSubscribe, Segment
-from ..protocol.feeds import SEGMENT_SIZE_BYTES_MAX, parse_segment
+from ..protocol.feed_segments import SEGMENT_SIZE_BYTES_MAX, parse_segment
 from ..protocol.following import Follower, FollowLimits
 from ..protocol.following_events import (
     BandRestored,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..errors import TooLarge
-from ..protocol.feeds import INDEX_SIZE_BYTES_MAX, Index, parse_index
+from ..protocol.feed_segments import INDEX_SIZE_BYTES_MAX, Index, parse_index
 from ..protocol.names import subfeed_object_name
 from .link import ChannelLink
 from .threads import in_thread

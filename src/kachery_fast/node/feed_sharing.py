@@ -29,7 +29,7 @@ from ..errors import (
 from ..net.bucket import SignedUpload
 from ..protocol.access import Permission
 from ..protocol.feed_bodies import FeedFailed, FeedMessages, FeedShared, FeedSubscribe, Segment
-from ..protocol.feeds import encode_index, encode_segment
+from ..protocol.feed_segments import encode_index, encode_segment
 from ..protocol.sharing import FeedSharer, ShareLimits
 from ..protocol.sharing_events import (
     Appended,

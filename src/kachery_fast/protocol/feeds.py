@@ -26,23 +26,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from ..errors import BadMessage, FeedChainBroken, FeedInvalid, HeadInvalid, InvalidArgument, KacheryError, TooLarge
 from . import plain_json
 from .canonical import canonical_bytes
-from .feed_segments import (
-    INDEX_SIZE_BYTES_MAX,
-    SEGMENT_MESSAGES_MAX,
-    SEGMENT_SIZE_BYTES_MAX,
-    Index,
-    cut,
-    encode_index,
-    encode_segment,
-    parse_index,
-    parse_segment,
-)
+from .feed_segments import SEGMENT_SIZE_BYTES_MAX
 from .signing import sign, verify
 
 __all__ = [
-    "INDEX_SIZE_BYTES_MAX", "NESTING_MAX", "SEGMENT_MESSAGES_MAX", "SEGMENT_SIZE_BYTES_MAX", "Extension", "Fork",
-    "Head", "Index", "Tail", "cut", "encode_index", "encode_segment", "extend", "parse_index", "parse_segment",
-    "payload", "read_head", "sign_head", "sign_messages", "signature_of", "tail_after",
+    "NESTING_MAX", "Extension", "Fork", "Head", "Tail", "extend", "payload", "read_head", "sign_head", "sign_messages",
+    "signature_of", "tail_after",
 ]
 
 VERSION = 2

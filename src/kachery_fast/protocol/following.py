@@ -23,7 +23,8 @@ import msgspec
 
 from ..errors import HeadInvalid
 from .feed_bodies import FeedFailed, FeedMessages, Segment
-from .feeds import SEGMENT_MESSAGES_MAX, SEGMENT_SIZE_BYTES_MAX, Head, read_head
+from .feed_segments import SEGMENT_MESSAGES_MAX, SEGMENT_SIZE_BYTES_MAX
+from .feeds import Head, read_head
 from .following_events import (
     BandRestored,
     Effect,

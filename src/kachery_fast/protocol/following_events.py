@@ -8,7 +8,8 @@ from typing import Any
 from ..errors import KacheryError
 from . import plain_json
 from .feed_bodies import FeedFailed, FeedMessages, FeedShared, Segment
-from .feeds import Head, Index
+from .feed_segments import Index
+from .feeds import Head
 
 __all__ = [
     "BandRestored", "Effect", "End", "Event", "Grown", "Heard", "IndexRead", "KeepHead", "Load", "Loaded",

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from ..errors import DiskError, FeedUnknown, InvalidName, KacheryError
+from ..protocol import feed_segments
 from ..protocol import feeds as rules
 from ..protocol.feed_bodies import Segment
 from ..protocol.feeds import Fork, Tail
@@ -255,8 +256,8 @@ class FeedLog:
             tail, known = self._open_segments.get((feed_id, subfeed), (None, None))
             if known is not None and tail == place.tail and known.first == start:
                 return [*parts, known]
-            for first, end, size, closed in rules.cut(rows.sizes(connection, place.subfeed_row, start), start):
-                data = rules.encode_segment(list(rows.messages(connection, place.subfeed_row, first, end)))
+            for first, end, size, closed in feed_segments.cut(rows.sizes(connection, place.subfeed_row, start), start):
+                data = feed_segments.encode_segment(list(rows.messages(connection, place.subfeed_row, first, end)))
                 part = Segment(first, end, size, hashlib.sha1(data, usedforsecurity=False).hexdigest())
                 parts.append(part)
                 if closed:

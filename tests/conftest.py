@@ -78,8 +78,10 @@ class _Surroundings:
 _surroundings: _Surroundings | None = None
 
 # A change is judged by what it does, not by the luck of the draw.
-hypothesis.settings.register_profile("fixed", derandomize=True, database=None)
-hypothesis.settings.register_profile("explore", derandomize=False)
+# Nor by the clock: beside other programs any example may take a second, and so may the making of it.
+_patient = hypothesis.settings(deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.register_profile("fixed", _patient, derandomize=True, database=None)
+hypothesis.settings.register_profile("explore", _patient, derandomize=False)
 hypothesis.settings.load_profile("fixed")
 
 

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kachery_fast.errors import DatabaseUnusable, DiskError, DiskFull, InvalidArgument, TooLarge
-from kachery_fast.store.mutables import MutableStore
+from kachery_fast.store.mutables import MutableStore, encode_value
 
 from .children import PROJECT
 from .test_database import disk
@@ -120,6 +120,14 @@ def test_a_large_integer_is_exact_as_a_value_and_refused_as_a_key(mutables: Muta
     assert mutables.get("key") == (True, 2**60 + 1)
     with pytest.raises(InvalidArgument):
         mutables.set(2**60 + 1, 1)
+
+
+def test_what_is_nested_too_deep_to_be_written_is_refused_however_little_too_deep() -> None:
+    deep: list[Any] = []
+    for depth in range(1, sys.getrecursionlimit() + 20):
+        deep = [deep]
+        with suppress(InvalidArgument):
+            assert encode_value(deep, 1 << 20) == b"[" * (depth + 1) + b"]" * (depth + 1)
 
 
 def test_nesting_without_end_is_refused(mutables: MutableStore) -> None:

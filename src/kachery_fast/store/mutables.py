@@ -103,9 +103,11 @@ def encode_value(value: Any, size_bytes_max: int) -> bytes:
     """
     try:
         canonical_bytes(value)  # which is strict; it is not what is kept, since it rounds large integers
+        data = json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
     except BadMessage as error:
         raise _refused("value", error.details["why"]) from None
-    data = json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
+    except RecursionError as error:
+        raise _refused("value", error) from None
     return _check_size(data, "The value of a mutable", size_bytes_max, "mutable_size_bytes_max")
 
 

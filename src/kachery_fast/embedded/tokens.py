@@ -12,7 +12,6 @@ import base64
 import binascii
 import hashlib
 import hmac
-import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeGuard
 
@@ -151,11 +150,6 @@ def check_token_request(key: TokenKey, request: TokenRequest, now: float) -> Fau
     if request.capability is not None and read_capability(request.capability) is None:
         return Fault(40000, 400, "The capability of the token request cannot be read.")
     return None
-
-
-def new_secret() -> str:
-    """Return a fresh key secret, 256 bits of randomness."""
-    return secrets.token_urlsafe(32)
 
 
 def _bad(why: str) -> Fault:

@@ -422,11 +422,12 @@ def test_tls_stalls_and_strangers_are_seen(loop_kind: str,
 def test_nothing_writes_to_memory_after_a_cancellation(loop_kind: str, tls: bool,
                                                        certificates: tuple[ssl.SSLContext, ssl.SSLContext]) -> None:
     half = len(DATA) // 2
-    cancelled = threading.Event()
+    sent, cancelled = threading.Event(), threading.Event()
     tried: list[bool] = []
 
     def step(sock: socket.socket, head: bytes) -> bool:
         sock.sendall(message(200, DATA)[:-half])
+        sent.set()
         assert cancelled.wait(20)
         tried.append(True)
         sock.sendall(DATA[-half:])
@@ -442,6 +443,7 @@ def test_nothing_writes_to_memory_after_a_cancellation(loop_kind: str, tls: bool
 
             task = asyncio.ensure_future(client.receive(f"{server.url}/x", memoryview(memory), progress=progress))
             await arrived.wait()
+            assert await asyncio.to_thread(sent.wait, 20)  # or the server would be broken off while it still sends
             task.cancel()
             await asyncio.sleep(0)
             task.cancel()  # a second cancellation does not let go of the memory either

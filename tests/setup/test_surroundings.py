@@ -82,7 +82,8 @@ def test_a_process_that_is_left_fails_the_run_and_is_ended(tmp_path: Path, optio
     test = ("def test_it():\n"
             "    p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True)\n"
             "    print(f'left {p.pid} left')\n    p.returncode = 0\n    assert sys.argv\n")
-    done = run_suite(tmp_path, test.replace("assert sys.argv", "Path('pid').write_text(str(p.pid))"), *options)
+    done = run_suite(tmp_path, test.replace("assert sys.argv", "Path('pid').write_text(str(p.pid))"), *options,
+                     KACHERY_TEST_END_SECONDS="1")
     assert done.returncode == 1
     assert "was left running" in done.stdout
     pid = int((tmp_path / "pid").read_text())

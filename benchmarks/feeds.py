@@ -17,7 +17,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from benchmarks.lab import CHANNEL, running_lab, user_of
+from benchmarks.lab import CHANNEL, running_lab
 from benchmarks.measure import Figure, Ratio, figure, pairs
 from kachery_fast.cli.lab import LabNode
 from kachery_fast.client.feeds import Feed, create_feed, load_feed
@@ -217,12 +217,12 @@ def _inserts(plain: _Plain, appends: int) -> float:
 
 
 def _own_feed(node: LabNode) -> Feed:
-    with user_of(node):
+    with node.used():
         return create_feed()
 
 
 def _feed_at(node: LabNode, uri: str) -> Feed:
-    with user_of(node):
+    with node.used():
         return load_feed(uri, channel=CHANNEL)
 
 

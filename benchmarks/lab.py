@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from kachery_fast.cli.lab import Lab, LabNode
+from kachery_fast.cli.lab import Lab
 
-__all__ = ["CHANNEL", "running_lab", "user_of"]
+__all__ = ["CHANNEL", "running_lab"]
 
 CHANNEL = "bench"
 
@@ -27,15 +26,3 @@ def running_lab(directory: Path, *names: str) -> Iterator[Lab]:
             yield lab
     finally:
         shutil.rmtree(place, ignore_errors=True)
-
-
-@contextmanager
-def user_of(node: LabNode) -> Iterator[None]:
-    """Be a user of this node: its settings are in the environment."""
-    before = dict(os.environ)
-    os.environ.update({name: value for name, value in node.environ.items() if name.startswith("KACHERY_")})
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)

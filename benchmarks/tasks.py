@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.lab import CHANNEL, running_lab, user_of
+from benchmarks.lab import CHANNEL, running_lab
 from benchmarks.measure import Figure, Ratio, figure, pairs
 from kachery_fast.cli.lab import LabNode
 from kachery_fast.client.tasks import request_task
@@ -68,7 +68,7 @@ def known_versus_get(directory: Path, requests: int = 60, count: int = 7) -> Fig
 def _measure(directory: Path, requests: int, count: int, next_unit: Callable[[], int], *, kept: bool) -> Ratio:
     with running_lab(directory, "A", "B") as lab:
         a, b = lab.nodes["A"], lab.nodes["B"]
-        with _backend(a, directory), user_of(a):  # A's own requests bring the results into the bucket
+        with _backend(a, directory), a.used():  # A's own requests bring the results into the bucket
             tasks = [request_task(FUNCTION, {"unit": unit}) for unit in range(requests * (count + 1))]
             for task in tasks:
                 task.wait()
@@ -103,7 +103,7 @@ def _measure(directory: Path, requests: int, count: int, next_unit: Callable[[],
             connection.close()
             return 1000 * statistics.median(seconds)
 
-        with user_of(b):
+        with b.used():
             return pairs(ours, rival, count)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import asyncio
 import json
-import os
 import re
 import shutil
 import signal
@@ -14,7 +13,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -69,30 +67,15 @@ def extra(lab: Lab) -> Iterator[Any]:
         node.program.stop()
 
 
-@contextmanager
-def at(node: LabNode) -> Iterator[None]:
-    """Be a client of this node; feeds that are loaded meanwhile stay with it."""
-    before = dict(os.environ)
-    for name in list(os.environ):
-        if name.startswith("KACHERY_"):
-            del os.environ[name]
-    os.environ.update({name: value for name, value in node.environ.items() if name.startswith("KACHERY_")})
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
 def made(node: LabNode, subfeed: Any = "main") -> kf.Subfeed:
     """A subfeed of a fresh feed of this node."""
-    with at(node):
+    with node.used():
         return kf.create_feed().load_subfeed(subfeed)
 
 
 def seen(node: LabNode, subfeed: kf.Subfeed, **options: Any) -> kf.Subfeed:
     """The same subfeed, as this node sees it."""
-    with at(node):
+    with node.used():
         return kf.load_subfeed(subfeed.uri, **options)
 
 
@@ -159,7 +142,7 @@ def test_an_async_iterator_follows_another_node(lab: Lab) -> None:
 def test_a_watch_waits_for_subfeeds_of_both_nodes(lab: Lab) -> None:
     a, b = lab.nodes["A"], lab.nodes["B"]
     theirs, ours = made(a), made(b)
-    with at(b):
+    with b.used():
         watches = {"theirs": seen(b, theirs), "ours": kf.load_subfeed(ours.uri)}
         for _ in range(3):
             theirs.append_message({"from": "A"})
@@ -229,10 +212,10 @@ def test_a_snapshot_loads_on_another_node_and_needs_no_node_afterwards(lab: Lab,
     a, reader = lab.nodes["A"], extra("snapshot-reader")
     source = made(a)
     source.append_messages(numbered(0, 5))
-    with at(a):
+    with a.used():
         uri = source.feed.create_snapshot(["main"]).uri
     source.append_message({"i": 5})
-    with at(reader):
+    with reader.used():
         assert kf.load_feed(uri).load_subfeed("main").get_next_messages() == numbered(0, 5)
         reader.program.stop()
         found = kf.load_feed(uri)
@@ -246,7 +229,7 @@ def test_a_copy_is_snapshot_and_exported_by_who_followed_it(lab: Lab, tmp_path: 
     source.append_messages(numbered(0, 5))
     reader = seen(b, source)
     assert reader.get_next_messages(wait_msec=LONG_MSEC) == numbered(0, 5)
-    with at(b):
+    with b.used():
         assert reader.feed.create_snapshot(["main"]).load_subfeed("main").get_next_messages() == numbered(0, 5)
     export = tmp_path / "export.json"
     b.json("feed", "export", str(source.feed.feed_id), f"~{source.subfeed_hash}", "--dest", str(export))
@@ -296,7 +279,7 @@ def test_an_owner_killed_between_append_and_share_loses_nothing(lab: Lab, extra:
     assert caught.value.exit_code == 3
     owner.start()
     assert read(lab.nodes["B"], source) == numbered(0, 10)
-    with at(owner):
+    with owner.used():
         assert kf.load_subfeed(source.uri).append_message({"i": 10}) == 10
     assert seen(lab.nodes["B"], source, position=10).get_next_messages(wait_msec=LONG_MSEC) == [{"i": 10}]
 
@@ -325,7 +308,7 @@ def test_what_an_owner_acknowledged_before_it_was_killed_is_there_once_and_in_or
         thread.join(30)
     assert len(in_doubt) == 4
     owner.start()
-    with at(owner):
+    with owner.used():
         found = kf.load_subfeed(source.uri).get_next_messages()
         assert found == read(lab.nodes["B"], source)
     for who, numbers in enumerate(acknowledged):
@@ -341,7 +324,7 @@ def test_a_reader_goes_on_when_the_owner_was_killed_in_mid_follow(lab: Lab, extr
     assert next(stream) == {"i": 0}
     owner.program.kill()
     owner.start()
-    with at(owner):
+    with owner.used():
         source = kf.load_subfeed(source.uri)
     for i in range(1, 5):
         source.append_message({"i": i})
@@ -395,9 +378,9 @@ def test_an_owner_that_signs_two_histories_is_found_out(lab: Lab, extra: Any, tm
     twin.start()
     follower = seen(reader, source)
     assert follower.get_next_messages(wait_msec=LONG_MSEC) == [{"i": 0}]
-    with at(owner):
+    with owner.used():
         kf.load_subfeed(source.uri).append_message({"said by": "the owner"})
-    with at(twin):
+    with twin.used():
         kf.load_subfeed(source.uri).append_message({"said by": "the twin"})
 
     def forked() -> bool:
@@ -513,7 +496,7 @@ def test_a_permission_that_is_taken_away_ends_the_following(lab: Lab, extra: Any
 def test_a_feed_that_nobody_has_is_reported_with_what_was_tried(lab: Lab) -> None:
     b = lab.nodes["B"]
     uri = "feed://" + "ab" * 32 + "/main"
-    with at(b), pytest.raises(SubfeedNotAvailable, match=r"asked \d+ nodes? \d times") as caught:
+    with b.used(), pytest.raises(SubfeedNotAvailable, match=r"asked \d+ nodes? \d times") as caught:
         kf.load_subfeed(uri).get_next_messages(wait_msec=4000)
     assert "bucket" in str(caught.value)
     done = b.run("feed", "read", uri, "--wait", "4")
@@ -521,7 +504,7 @@ def test_a_feed_that_nobody_has_is_reported_with_what_was_tried(lab: Lab) -> Non
     assert done.stderr.decode().startswith(f"Error: {uri} could not be read from the channel 'demo'")
     with pytest.raises(ChannelUnknown, match="it is on: demo"):
         b.json("feed", "read", uri, "--channel", "elsewhere")
-    with at(b):
+    with b.used():
         assert kf.load_subfeed(uri).get_next_messages(wait_msec=10) == []  # no time for an answer
 
 

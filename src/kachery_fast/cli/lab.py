@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -170,6 +170,19 @@ class LabNode:
             return False
         channels = [channel for hub in found["hubs"] for channel in hub["channels"]]
         return not connected or (bool(channels) and all(channel["connected"] for channel in channels))
+
+    @contextlib.contextmanager
+    def used(self) -> Iterator[None]:
+        """Within this, the process is a client of this node: the settings in its environment are the node's alone."""
+        before = dict(os.environ)
+        for name in [name for name in before if name.startswith("KACHERY_")]:
+            del os.environ[name]
+        os.environ.update({name: value for name, value in self.environ.items() if name.startswith("KACHERY_")})
+        try:
+            yield
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
 
     def run(self, *arguments: str, timeout_seconds: float = 600.0) -> subprocess.CompletedProcess[bytes]:
         """Run ``kachery-fast ARGUMENTS`` as this node's user."""

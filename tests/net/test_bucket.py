@@ -30,7 +30,7 @@ from kachery_fast.errors import (
 from kachery_fast.net.bucket import Bucket, HttpBucket, SignedUpload
 from kachery_fast.net.memory import MemoryBucket
 from kachery_fast.net.ranges import RangeClient
-from tests.net.faulty import FaultyServer, answer, field, message, part_of, read_body, serve, silent
+from tests.net.faulty import FaultyServer, Step, answer, field, message, part_of, read_body, serve, silent
 from tests.net.nginx import nginx
 from tests.network import LOOPS, run_on
 
@@ -212,14 +212,18 @@ def upload(loop_kind: str, server: FaultyServer, path: Path, length: int = 2_000
     return result, sum(counts), pauses
 
 
-def test_an_upload_sends_the_signed_headers_and_the_bytes(loop_kind: str, data_file: Path) -> None:
-    bodies: list[bytes] = []
-
+def taking(bodies: list[bytes]) -> Step:
+    """Take an upload, and keep its body."""
     def step(sock: socket.socket, head: bytes) -> bool:
         bodies.append(read_body(sock, head))
         sock.sendall(message(200))
         return True
-    with FaultyServer(step) as server:
+    return step
+
+
+def test_an_upload_sends_the_signed_headers_and_the_bytes(loop_kind: str, data_file: Path) -> None:
+    bodies: list[bytes] = []
+    with FaultyServer(taking(bodies)) as server:
         assert upload(loop_kind, server, data_file) == (True, 2_000_000, [])
         head = server.heads[0]
     assert bodies == [DATA[1_000_000:3_000_000]]
@@ -288,12 +292,7 @@ def put(loop_kind: str, server: FaultyServer, data: bytes, **overrides: Any) -> 
 
 def test_bytes_are_sent_with_the_signed_headers(loop_kind: str) -> None:
     bodies: list[bytes] = []
-
-    def step(sock: socket.socket, head: bytes) -> bool:
-        bodies.append(read_body(sock, head))
-        sock.sendall(message(200))
-        return True
-    with FaultyServer(step) as server:
+    with FaultyServer(taking(bodies)) as server:
         for data in (DATA, b"", b"x"):
             assert put(loop_kind, server, data) == (True, [])
             assert bodies.pop() == data
@@ -307,12 +306,7 @@ def test_bytes_that_could_not_be_sent_are_sent_again_from_the_start(loop_kind: s
         sock.recv(1000)
         return False
     bodies: list[bytes] = []
-
-    def step(sock: socket.socket, head: bytes) -> bool:
-        bodies.append(read_body(sock, head))
-        sock.sendall(message(200))
-        return True
-    with FaultyServer(broken, answer(429, retry_after="2"), step) as server:
+    with FaultyServer(broken, answer(429, retry_after="2"), taking(bodies)) as server:
         assert put(loop_kind, server, DATA) == (True, [0.25, 2.0])
     assert bodies == [DATA]
 

@@ -214,20 +214,32 @@ def test_a_stale_request_corrects_the_clock_and_is_repeated_once(answer_now: boo
     run_on("asyncio-debug", scenario())
 
 
+@asynccontextmanager
+async def real_hub(
+    tmp_path: Path, clock: Callable[[], float] = time.time
+) -> AsyncIterator[tuple[Hub, OwnerClient, HubClient]]:
+    """A hub with the channel ``lab``, its owner, and a node that has joined nothing yet."""
+    settings = settings_with(hub_dir=tmp_path / "hub", hub_port=0, retry_attempts_max=1)
+    hub = Hub(settings)
+    await hub.start()
+    try:
+        await hub.ensure_owner("o")
+        token = (settings.hub_dir / "owner-token").read_text().strip()
+        async with (OwnerClient(hub.local_url, token, settings) as owner,
+                    HubClient(hub.local_url, KEY, settings, clock=clock) as node):
+            await owner.call("createChannel", name="lab")
+            yield hub, owner, node
+    finally:
+        await hub.stop()
+
+
 @pytest.mark.parametrize("loop_kind", LOOPS)
 @pytest.mark.parametrize("shift_seconds", [-86_400.0, 86_400.0])
 def test_a_node_whose_clock_is_a_day_off_works_with_a_real_hub(
     tmp_path: Path, loop_kind: str, shift_seconds: float
 ) -> None:
     async def scenario() -> None:
-        settings = settings_with(hub_dir=tmp_path / "hub", hub_port=0, retry_attempts_max=1)
-        hub = Hub(settings)
-        await hub.start()
-        await hub.ensure_owner("o")
-        token = (settings.hub_dir / "owner-token").read_text().strip()
-        client = HubClient(hub.local_url, KEY, settings, clock=lambda: time.time() + shift_seconds)
-        async with OwnerClient(hub.local_url, token, settings) as owner, client:
-            await owner.call("createChannel", name="lab")
+        async with real_hub(tmp_path, clock=lambda: time.time() + shift_seconds) as (hub, owner, client):
             invitation = await owner.call("invite", channel="lab")
             url, code = split_invitation(invitation["link"])
             assert url == hub.local_url
@@ -240,7 +252,6 @@ def test_a_node_whose_clock_is_a_day_off_works_with_a_real_hub(
             assert (await client.pubsub_token("lab")).client_id == public_id(KEY)
             assert not await client.report_corrupt("lab", SHA1, "b" * 40)
             await client.leave("lab")
-        await hub.stop()
 
     run_on(loop_kind, scenario())
 
@@ -290,14 +301,7 @@ def test_many_tasks_are_kept_in_several_requests() -> None:
 def test_feeds_and_tasks_at_a_real_hub(tmp_path: Path) -> None:
     """Every request once, with absolute URLs."""
     async def scenario() -> None:
-        settings = settings_with(hub_dir=tmp_path / "hub", hub_port=0, retry_attempts_max=1)
-        hub = Hub(settings)
-        await hub.start()
-        await hub.ensure_owner("o")
-        token = (settings.hub_dir / "owner-token").read_text().strip()
-        node = HubClient(hub.local_url, KEY, settings)
-        async with OwnerClient(hub.local_url, token, settings) as owner, node:
-            await owner.call("createChannel", name="lab")
+        async with real_hub(tmp_path) as (hub, owner, node):
             await node.join((await owner.call("invite", channel="lab", permissions=["all"]))["code"])
             feed, subfeed = "4a" * 32, "0b" * 20
             segment, index = await node.sign_feed_uploads("lab", feed, subfeed, [(SHA1, 5)], 7)
@@ -315,7 +319,6 @@ def test_feeds_and_tasks_at_a_real_hub(tmp_path: Path) -> None:
             assert await node.keep_tasks("lab", [task, "8b" * 16]) == {"8b" * 16}
             assert (await node.finish_task("lab", task, "finished")).state == "finished"
             assert (await node.find_task("lab", task)).node_id == public_id(KEY)
-        await hub.stop()
 
     run_on("asyncio-debug", scenario())
 

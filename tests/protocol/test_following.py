@@ -47,6 +47,14 @@ def follower(position: int = 0) -> Follower:
     return Follower(FEED, SUBFEED, position, "r-", Inquiry("feed://x", "lab"), FOLLOW)
 
 
+def reading(world: World, name: str, held: list[bytes] | None = None, *, run: float, wanted: float = 60.0) -> Reading:
+    """A node that has followed the subfeed for ``run`` seconds."""
+    node = Reading(world, name, held)
+    node.want(wanted)
+    world.run(run)
+    return node
+
+
 def messages(first: int, end: int, request: str = "") -> Heard:
     return Heard(FeedMessages(time=0, id="", request=request, feed_id=FEED, subfeed=SUBFEED, first=first,
                               messages=plain(CHAIN[first:end])), "owner")
@@ -393,15 +401,11 @@ def test_a_new_reader_gets_everything_and_the_next_finds_it_in_the_bucket() -> N
     owner = Sharing(world, "owner")
     owner.append(100, 100)
     assert world.puts == []
-    reader = Reading(world, "reader")
-    reader.want()
-    world.run(1.0)
+    reader = reading(world, "reader", run=1.0)
     assert reader.chain == owner.chain
     assert reader.heads[-1] == 100
     del world.nodes["owner"]
-    later = Reading(world, "later")
-    later.want()
-    world.run(1.0)
+    later = reading(world, "later", run=1.0)
     assert later.chain == owner.chain
     assert len(world.puts) == 1
 
@@ -410,9 +414,7 @@ def test_new_messages_arrive_live_and_a_long_batch_by_the_bucket() -> None:
     world = World()
     owner = Sharing(world, "owner")
     owner.append(3)
-    reader = Reading(world, "reader")
-    reader.want(600)
-    world.run(1.0)
+    reader = reading(world, "reader", run=1.0, wanted=600)
     for _ in range(5):
         owner.append(2)
         world.run(0.1)
@@ -434,9 +436,7 @@ def test_after_a_lost_push_the_reader_catches_up_with_the_next_or_when_it_renews
     world = World()
     owner = Sharing(world, "owner")
     owner.append(3)
-    reader = Reading(world, "reader")
-    reader.want(600)
-    world.run(1.0)
+    reader = reading(world, "reader", run=1.0, wanted=600)
     world.passes = lambda body, sender, receiver: 0
     owner.append(1)
     world.run(0.1)
@@ -459,22 +459,16 @@ def test_a_relay_serves_while_the_owner_is_away_and_only_then() -> None:
     owner.append(30, 10)
     relay = Sharing(world, "relay", owner.chain, own=False, jitter=0.3)
     other = Sharing(world, "other", owner.chain[:20], own=False, jitter=0.6)
-    first = Reading(world, "first", owner.chain[:28])
-    first.want()
-    world.run(5.0)
+    first = reading(world, "first", owner.chain[:28], run=5.0)
     assert first.chain == owner.chain
     assert {by for by, body in world.said if not isinstance(body, FeedSubscribe)} == {"owner"}
     del world.nodes["owner"]
-    second = Reading(world, "second", owner.chain[:15])
-    second.want()
-    world.run(5.0)
+    second = reading(world, "second", owner.chain[:15], run=5.0)
     assert second.chain == relay.chain
     assert {by for by, body in world.said if not isinstance(body, FeedSubscribe)} == {"owner", "relay"}
     del world.nodes["relay"]
     world.index = None
-    third = Reading(world, "third", owner.chain[:15])
-    third.want()
-    world.run(5.0)
+    third = reading(world, "third", owner.chain[:15], run=5.0)
     assert third.chain == other.chain
 
 
@@ -485,9 +479,7 @@ def test_a_relay_with_more_is_heard_although_one_with_less_was_quicker() -> None
     del world.nodes["owner"]
     Sharing(world, "little", owner.chain[:20], own=False, jitter=0.0)
     Sharing(world, "much", owner.chain, own=False, jitter=1.0)
-    reader = Reading(world, "reader", owner.chain[:15])
-    reader.want()
-    world.run(5.0)
+    reader = reading(world, "reader", owner.chain[:15], run=5.0)
     assert reader.chain == owner.chain
 
 
@@ -495,18 +487,14 @@ def test_an_object_that_is_damaged_or_vanished_is_put_there_anew() -> None:
     world = World()
     owner = Sharing(world, "owner")
     owner.append(100, 100)
-    first = Reading(world, "first")
-    first.want()
-    world.run(1.0)
+    reading(world, "first", run=1.0)
     (sha1,) = world.objects
     for harm in ("damaged", "gone"):
         if harm == "damaged":
             world.objects[sha1] = b"{}\n"
         else:
             del world.objects[sha1]
-        reader = Reading(world, harm)
-        reader.want(600)
-        world.run(30.0)
+        reader = reading(world, harm, run=30.0, wanted=600)
         assert reader.chain == owner.chain, harm
         assert hashlib.sha1(world.objects[sha1]).hexdigest() == sha1
 
@@ -530,9 +518,7 @@ def test_a_liar_costs_a_few_questions_and_nothing_else() -> None:
                 self.world.say(self.name, FeedMessages(**fields, first=10**9, messages=[fake]))  # type: ignore[arg-type]
 
     Liar(world, "liar", own=False)
-    reader = Reading(world, "reader")
-    reader.want(600)
-    world.run(300.0)
+    reader = reading(world, "reader", run=300.0, wanted=600)
     assert reader.chain == owner.chain
     assert [part.sha1 for part in reader.loads].count(sha1) == 1
     assert len(world.spoken(FeedSubscribe)) < 40

@@ -26,10 +26,10 @@ from ..errors import (
     UploadRefused,
     UrlExpired,
 )
-from ..net.bucket import SignedUpload
 from ..protocol.access import Permission
 from ..protocol.feed_bodies import FeedFailed, FeedMessages, FeedShared, FeedSubscribe, Segment
 from ..protocol.feed_segments import encode_index, encode_segment
+from ..protocol.hub_bodies import SignedObject
 from ..protocol.sharing import FeedSharer, ShareLimits
 from ..protocol.sharing_events import (
     Appended,
@@ -297,7 +297,7 @@ class FeedSharing:
             batch = missing[start:start + self._sign_batch_max]
             pending = list(zip(batch, await self._sign(key, batch), strict=True))
 
-            async def put_next(pending: list[tuple[Segment, SignedUpload]] = pending) -> None:
+            async def put_next(pending: list[tuple[Segment, SignedObject]] = pending) -> None:
                 while pending:
                     part, leave = pending.pop(0)
                     await self._put_segment(key, part, leave)
@@ -309,7 +309,7 @@ class FeedSharing:
             finally:
                 await end_tasks(workers)
 
-    async def _put_segment(self, key: tuple[str, str], part: Segment, leave: SignedUpload) -> None:
+    async def _put_segment(self, key: tuple[str, str], part: Segment, leave: SignedObject) -> None:
         async with self._tools.segments:
             data = await in_thread(self._tools.threads, self._segment_bytes, key, part)
             await self._put(leave, data, lambda: self._sign(key, [part]))
@@ -333,11 +333,11 @@ class FeedSharing:
         known.index = count, tuple(segments)
 
     async def _sign(self, key: tuple[str, str], segments: list[Segment], index_size_bytes: int | None = None,
-                    ) -> list[SignedUpload]:
-        return [SignedUpload(leave.object, leave.url, leave.headers) for leave in await self.link.hub.sign_feed_uploads(
-            self.link.name, *key, [(part.sha1, part.size) for part in segments], index_size_bytes)]
+                    ) -> list[SignedObject]:
+        return await self.link.hub.sign_feed_uploads(
+            self.link.name, *key, [(part.sha1, part.size) for part in segments], index_size_bytes)
 
-    async def _put(self, leave: SignedUpload, data: bytes, sign: Callable[[], Awaitable[list[SignedUpload]]]) -> None:
+    async def _put(self, leave: SignedObject, data: bytes, sign: Callable[[], Awaitable[list[SignedObject]]]) -> None:
         if await put_signed(leave, lambda leave: self.link.bucket.put_bytes(leave, data), sign):
             self._tools.traffic.uploaded_objects += 1
             self._tools.traffic.uploaded_bytes += len(data)

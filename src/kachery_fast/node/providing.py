@@ -21,7 +21,7 @@ from ..errors import (
     NotInStore,
     NotPermitted,
 )
-from ..net.bucket import SignedUpload
+from ..protocol.hub_bodies import SignedObject
 from ..protocol.manifest import Manifest
 from ..protocol.provide import (
     Asked,
@@ -191,7 +191,7 @@ class Providing:
         for upload, leave in zip(uploads, signed, strict=True):
             self._spawn(self._upload(upload, leave))
 
-    async def _upload(self, upload: Upload, leave: SignedUpload) -> None:
+    async def _upload(self, upload: Upload, leave: SignedObject) -> None:
         outcome = Uploaded(upload.sha1)
         try:
             await self._uploader.put(upload, leave)

@@ -18,16 +18,16 @@ from ..errors import (
     StaleMessage,
     Stalled,
     TooLarge,
-    UrlExpired,
 )
 from ..net.bucket import SignedUpload
 from ..protocol.access import Permission
+from ..protocol.hub_bodies import SignedObject
 from ..protocol.names import parse_file_uri, result_object_name
 from ..protocol.task_events import Store
 from ..protocol.tasks import RESULT_FRAME_SIZE_BYTES, check_result, result_id, sign_result
 from .identity import Identity
 from .link import ChannelLink
-from .uploading import Uploader
+from .uploading import Uploader, put_signed
 
 __all__ = ["TaskResults"]
 
@@ -35,7 +35,8 @@ log = logging.getLogger("kachery_fast.node")
 
 # Arguments and result, both bounded, with room for those of nodes with larger limits.
 _RESULT_OBJECT_SIZE_BYTES_MAX = 64 * 1024 * 1024
-_SIGN_TRIES_MAX = 3
+# A bad result that is there is reported, and has gone when it is tried again.
+_PUT_TRIES_MAX = 3
 _PASSING = (BucketUnreachable, HubError, HubUnreachable, PartialTransfer, RateLimited, StaleMessage, Stalled)
 _RETRY_SECONDS_MIN = 0.05
 
@@ -104,15 +105,17 @@ class TaskResults:
     async def _share(self, effect: Store, found_as: str, data: bytes) -> None:
         if "file" in effect.result:
             await self._uploader.put_file(parse_file_uri(effect.result["file"]))
-        for attempt in range(_SIGN_TRIES_MAX):
-            leave = await self._link.hub.sign_task_result(self._link.name, found_as, len(data),
-                                                          replace=effect.kind == "query")
-            try:
-                upload = SignedUpload(leave.object, leave.url, leave.headers)
-                if await self._link.bucket.put_bytes(upload, data) or await self.has(found_as):
-                    return
-            except UrlExpired:
-                if attempt + 1 == _SIGN_TRIES_MAX:
-                    raise
+
+        async def sign() -> list[SignedObject]:
+            return [await self._link.hub.sign_task_result(self._link.name, found_as, len(data),
+                                                          replace=effect.kind == "query")]
+
+        async def put(leave: SignedUpload) -> bool:
+            return await self._link.bucket.put_bytes(leave, data) or await self.has(found_as)
+
+        for _ in range(_PUT_TRIES_MAX):
+            (leave,) = await sign()
+            if await put_signed(leave, put, sign):
+                return
         raise NodeError(what=f"the result of {effect.function!r} could not be put into the bucket, where another one "
                              "is that nobody may have made")

@@ -8,12 +8,12 @@ import os
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Executor
-from contextlib import suppress
 from typing import Any, TypeVar
 
 from ..config import Settings
 from ..errors import Cancelled, FileChanged, ObjectMissing, UrlExpired
 from ..net.bucket import SignedUpload
+from ..protocol.hub_bodies import SignedObject
 from ..protocol.names import FileUri, object_name
 from ..protocol.provide import Upload
 from ..store.files import FileStore
@@ -54,13 +54,12 @@ class Uploader:
         """Break off the reading of files for their manifests. Uploads end with the tasks that await them."""
         self._closing.set()
 
-    async def sign(self, uploads: list[Upload]) -> list[SignedUpload]:
+    async def sign(self, uploads: list[Upload]) -> list[SignedObject]:
         """Return leave for some objects, ``sign_batch_max`` at most. :raises KacheryError: the hub's refusal."""
         objects = [(upload.sha1, upload.end - upload.start) for upload in uploads]
-        return [SignedUpload(leave.object, leave.url, leave.headers)
-                for leave in await self._link.hub.sign_uploads(self._link.name, objects)]
+        return await self._link.hub.sign_uploads(self._link.name, objects)
 
-    async def put(self, upload: Upload, leave: SignedUpload) -> None:
+    async def put(self, upload: Upload, leave: SignedObject) -> None:
         """Wait for a turn and upload one object; leave that has expired is asked for anew.
 
         :raises KacheryError: the file is not what it was, or hub or bucket refused or fell silent.
@@ -106,7 +105,7 @@ class Uploader:
             return False
         return size == upload.end - upload.start
 
-    async def _put(self, upload: Upload, leave: SignedUpload, progress: Callable[[int], None]) -> None:
+    async def _put(self, upload: Upload, leave: SignedObject, progress: Callable[[int], None]) -> None:
         file = await in_thread(self._threads, self._store.open, upload.file_sha1, undo=lambda opened: opened.close())
         try:
             if upload.check:
@@ -136,17 +135,21 @@ class Uploader:
                                                                      f"another SHA-1 than {upload.sha1}")
 
 
-async def put_signed(leave: SignedUpload, put: Callable[[SignedUpload], Awaitable[bool]],
-                     sign: Callable[[], Awaitable[list[SignedUpload]]]) -> bool:
+async def put_signed(leave: SignedObject, put: Callable[[SignedUpload], Awaitable[bool]],
+                     sign: Callable[[], Awaitable[list[SignedObject]]]) -> bool:
     """Upload one object by ``put``, and return what it returns; leave that has expired is asked for anew by ``sign``.
 
     :raises UrlExpired: the new leave had expired too, again and again. :raises KacheryError: as ``put`` and ``sign``.
     """
-    for _ in range(_SIGN_TRIES_MAX - 1):
-        with suppress(UrlExpired):
-            return await put(leave)
+    tries = 1
+    while True:
+        try:
+            return await put(SignedUpload(leave.object, leave.url, leave.headers))
+        except UrlExpired:
+            if tries == _SIGN_TRIES_MAX:
+                raise
         (leave,) = await sign()
-    return await put(leave)
+        tries += 1
 
 
 async def _all(works: list[Coroutine[Any, Any, T]]) -> list[T]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +13,13 @@ from aiohttp import web
 
 from ..errors import BadMessage, ChannelUnknown, HubUnreachable, NodeError
 from ..protocol.access import Permission
+from .faults import logged_fault
 from .link import ChannelLink
 
 if TYPE_CHECKING:
     from .node import Node
 
 __all__ = ["Nothing", "answer_with", "fault_of", "permitted_link", "read_body", "write_line"]
-
-log = logging.getLogger("kachery_fast.node")
 
 
 class Nothing(msgspec.Struct, forbid_unknown_fields=True):
@@ -68,8 +66,7 @@ def answer_with(answer: dict[str, Any]) -> web.Response:
 
 def fault_of(request: web.Request, error: Exception) -> NodeError:
     """Log a fault of the program, and return what a client is told of it."""
-    log.error("%s %s failed", request.method, request.path, exc_info=error)
-    return NodeError(what=f"a fault of the program: {error!r}")
+    return NodeError(what=logged_fault(error, f"{request.method} {request.path}"))
 
 
 async def write_line(response: web.StreamResponse, data: dict[str, Any]) -> None:

@@ -45,6 +45,7 @@ from ..protocol.inquiry import Inquiry
 from ..protocol.names import FeedUri, segment_object_name
 from ..store.feeds import Extended
 from .ending import begin_task, end_tasks
+from .faults import logged_fault
 from .feed_index import read_index
 from .link import ChannelLink
 from .rules import feed_key
@@ -261,5 +262,4 @@ class Following:
             self._tools.on_grown(self._feed_id, self._subfeed, outcome.count, outcome.forked)
 
     def _fault(self, error: Exception) -> str:
-        log.error("following %s failed", self._inquiry.uri, exc_info=error)
-        return NodeError(what=f"a fault of the program: {error!r}").message
+        return NodeError(what=logged_fault(error, f"following {self._inquiry.uri}")).message

@@ -49,6 +49,7 @@ from ..protocol.sharing_events import (
 )
 from ..store.feeds import Appended as AppendedToLog
 from .ending import begin_task, end_tasks
+from .faults import logged_fault
 from .feed_index import read_index
 from .link import ChannelLink
 from .rules import feed_key
@@ -346,7 +347,6 @@ class FeedSharing:
 
     def _reason(self, error: Exception, otherwise: str) -> tuple[str, str]:
         if not isinstance(error, KacheryError):
-            log.error("channel %s: sharing a feed failed", self.link.name, exc_info=error)
-            return otherwise, f"a fault of the program: {error!r}"
+            return otherwise, logged_fault(error, f"channel {self.link.name}: sharing a feed")
         log.warning("channel %s: a feed could not be shared: %s", self.link.name, error)
         return next((reason for kind, reason in _REASONS if isinstance(error, kind)), otherwise), error.message

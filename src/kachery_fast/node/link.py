@@ -38,6 +38,7 @@ from ..protocol.messages import BODIES_2022, BandBody, decode_band, encode_band
 from ..protocol.names import band_name
 from ..protocol.signing import FreshnessGuard
 from .ending import begin_task, end_tasks
+from .faults import logged_fault
 from .identity import Identity
 from .rules import BANDS_HEARD, HEARD_BY_SELF, RULES, key_of, look_at
 
@@ -251,8 +252,8 @@ class ChannelLink:
             except KacheryError as error:
                 self._sending_failed(batch, error)
             except Exception as error:
-                log.exception("channel %s: a message could not be sent", self.name)
-                self._sending_failed(batch, NodeError(what=f"a fault of the program: {error!r}"))
+                why = logged_fault(error, f"channel {self.name}: sending a message")
+                self._sending_failed(batch, NodeError(what=why))
 
     def _next_batch(self) -> list[_Outgoing]:
         """Take what goes out together: neighbours for one band, as many as fit one message."""

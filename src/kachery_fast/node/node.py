@@ -24,6 +24,7 @@ from ..store.files import FileStore
 from ..store.tasks import TaskLedger
 from .api import LocalApi
 from .ending import end_tasks
+from .faults import logged_fault
 from .feeds import Feeds
 from .identity import ClientAuth, DirectoryLock, load_identity
 from .link import ChannelLink
@@ -230,9 +231,8 @@ class Node:
             try:
                 await self._ask_hub(url, side)
             except Exception as error:
-                log.exception("the talk with the hub %s failed", url)
                 side.reachable = False
-                side.why = side.short_why = f"a fault of the program: {error!r}"
+                side.why = side.short_why = logged_fault(error, f"the talk with the hub {url}")
             finally:
                 for done in waiting:
                     if not done.done():

@@ -39,6 +39,7 @@ from ..protocol.task_events import (
 from ..protocol.tasks import sign_receipt
 from ..store.tasks import ActionEntry, TaskLedger
 from .ending import begin_task, end_tasks
+from .faults import logged_fault
 from .identity import Identity
 from .link import ChannelLink
 from .task_backends import TaskBackends
@@ -146,8 +147,7 @@ class TaskProviding:
             except KacheryError as error:
                 event = failed(error.message)
             except Exception as error:
-                log.exception("channel %s: a step of the task %s failed", self.channel, effect.task)
-                event = failed(f"a fault of the program: {error!r}")
+                event = failed(logged_fault(error, f"channel {self.channel}: a step of the task {effect.task}"))
             self._backends.post(event)
 
         self._in_turn(effect.task, answer, self._tasks)

@@ -35,6 +35,7 @@ from ..protocol.task_requesting import TaskRequester
 from ..protocol.task_view import Phase, TaskView
 from ..protocol.tasks import RESULT_FRAME_SIZE_BYTES, TaskResult, canonical_kwargs, check_result, result_id
 from .ending import begin_task, end_tasks
+from .faults import logged_fault
 from .link import ChannelLink
 
 __all__ = ["SharedTask", "request_limits"]
@@ -189,8 +190,8 @@ class SharedTask:
         except KacheryError as error:
             event = kind(error=error)
         except Exception as error:
-            log.exception("channel %s: a step of the request for %s failed", self.link.name, self.task)
-            event = kind(error=NodeError(what=f"a fault of the program: {error!r}"))
+            doing = f"channel {self.link.name}: a step of the request for {self.task}"
+            event = kind(error=NodeError(what=logged_fault(error, doing)))
         self._post(event)
 
     async def _look_up(self, fresh: bool) -> Looked:

@@ -580,7 +580,6 @@ def test_the_stored_manifest_names_the_chunks_that_came(loop_kind: str, tmp_path
 def test_work_that_is_cancelled_before_its_first_step_leaves_no_coroutine_behind(loop_kind: str) -> None:
     async def work() -> None:
         transfer = Transfer.__new__(Transfer)
-        transfer._loop = asyncio.get_running_loop()
         transfer._tasks = set()
 
         async def never() -> None:

@@ -36,7 +36,8 @@ from ..protocol.provide import (
     Uploaded,
 )
 from ..store.files import FileStore
-from .ending import end_tasks
+from .ending import begin_task, end_tasks
+from .faults import logged_fault
 from .link import ChannelLink
 from .slots import AdaptiveSlots
 from .tools import Traffic
@@ -120,10 +121,10 @@ class Providing:
         effects = self._machine.handle(event, loop.time())
         uploads = [effect for effect in effects if isinstance(effect, Upload)]
         for start in range(0, len(uploads), self._uploader.sign_batch_max):
-            self._spawn(self._upload_all(uploads[start:start + self._uploader.sign_batch_max]))
+            begin_task(self._upload_all(uploads[start:start + self._uploader.sign_batch_max]), self._tasks)
         for effect in effects:
             if isinstance(effect, LookUp):
-                self._spawn(self._look_up(effect))
+                begin_task(self._look_up(effect), self._tasks)
             elif isinstance(effect, Said):
                 self._link.say(effect.kind, effect.fields)
         if self._timer is not None:
@@ -163,8 +164,8 @@ class Providing:
         except KacheryError as error:
             return LookedUp(query, reason=_reason(error, "disk-error"), detail=error.message)
         except Exception as error:
-            log.exception("channel %s: the look-up of %s failed", self._link.name, query.sha1)
-            return LookedUp(query, reason="disk-error", detail=f"a fault of the program: {error!r}")
+            detail = logged_fault(error, f"channel {self._link.name}: the look-up of {query.sha1}")
+            return LookedUp(query, reason="disk-error", detail=detail)
         return LookedUp(query, located.size, manifest, manifest_sha1)
 
     def _manifest(self, query: LookUp, progress: Callable[[int], None]) -> tuple[str | None, Manifest | None]:
@@ -189,7 +190,7 @@ class Providing:
                 self._post(self._failed(upload, error, "hub"))
             return
         for upload, leave in zip(uploads, signed, strict=True):
-            self._spawn(self._upload(upload, leave))
+            begin_task(self._upload(upload, leave), self._tasks)
 
     async def _upload(self, upload: Upload, leave: SignedObject) -> None:
         outcome = Uploaded(upload.sha1)
@@ -206,11 +207,6 @@ class Providing:
             return Uploaded(upload.sha1, _reason(error, otherwise), error.message)
         log.error("channel %s: the upload of %s failed", self._link.name, upload.sha1, exc_info=error)
         return Uploaded(upload.sha1, "disk-error" if isinstance(error, OSError) else otherwise, str(error))
-
-    def _spawn(self, work: Any) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
 
 def _reason(error: KacheryError, otherwise: str) -> str:

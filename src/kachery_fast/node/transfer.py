@@ -40,7 +40,8 @@ from ..protocol.request_events import (
 from ..store.objects import Located
 from .arrival import Arrival
 from .destination import Destination
-from .ending import end_tasks
+from .ending import begin_task, end_tasks
+from .faults import logged_fault
 from .link import ChannelLink
 from .locate import locate, report
 from .threads import in_thread
@@ -194,7 +195,6 @@ class Transfer:
                 for effect in self._machine.handle(self._events.popleft(), self._loop.time()):
                     _PERFORM[type(effect)](self, effect)
         except Exception as error:
-            log.exception("the transfer of %s failed", self.uri)
             self._events.clear()
             self._fail(self._fault(error))
         finally:
@@ -228,9 +228,7 @@ class Transfer:
         self._post(Tick())
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = self._loop.create_task(self._guard(work))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task = begin_task(self._guard(work), self._tasks)
         task.add_done_callback(lambda _: work.close())  # cancelled before its first step, it never reached the work
 
     async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
@@ -239,11 +237,11 @@ class Transfer:
         except KacheryError as error:
             self._post(Broken(error))
         except Exception as error:
-            log.exception("the transfer of %s failed", self.uri)
             self._post(Broken(self._fault(error)))
 
     def _fault(self, error: Exception) -> NodeError:
-        return NodeError(what=f"the transfer of {self.uri} met a fault of the program: {error!r}")
+        doing = f"the transfer of {self.uri}"
+        return NodeError(what=f"{doing} met {logged_fault(error, doing)}")
 
     # --- performing
 
@@ -359,7 +357,6 @@ class Transfer:
         except KacheryError as error:
             return error
         except Exception as error:
-            log.exception("the transfer of %s failed", self.uri)
             return self._fault(error)
 
     def _resolve(self, outcome: Located | KacheryError) -> None:

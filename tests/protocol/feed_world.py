@@ -102,8 +102,27 @@ class World:
         return [body for by, body in self.said if isinstance(body, kind) and sender in (None, by)]
 
 
-class Sharing:
+class _Holder:
+    """A node with messages of the subfeed."""
+
+    chain: list[bytes]
+    machine: FeedSharer | Follower
+
+    @property
+    def tail(self) -> Tail:
+        if not self.chain:
+            return START
+        return Tail(FEED, SUBFEED, len(self.chain), json.loads(self.chain[-1])["signature"], 2)
+
+    @property
+    def deadline(self) -> float | None:
+        return self.machine.deadline
+
+
+class Sharing(_Holder):
     """A node with a subfeed: its owner, or a relay with a copy."""
+
+    machine: FeedSharer
 
     def __init__(self, world: World, name: str, chain: list[bytes] | None = None, *, own: bool = True,
                  limits: ShareLimits = SHARE, jitter: float = 0.0) -> None:
@@ -121,12 +140,6 @@ class Sharing:
         self.machine = FeedSharer(limits)
         world.nodes[name] = self
 
-    @property
-    def tail(self) -> Tail:
-        if not self.chain:
-            return START
-        return Tail(FEED, SUBFEED, len(self.chain), json.loads(self.chain[-1])["signature"], 2)
-
     def head(self) -> dict[str, Any] | None:
         return sign_head(self.tail, KEY, TIME_MS) if self.own else None
 
@@ -135,10 +148,6 @@ class Sharing:
         signed, _ = sign_messages(self.tail, [{"i": first + n, "text": "x" * size} for n in range(count)], KEY, TIME_MS)
         self.chain += signed
         self.post(Appended(PLACE, first, signed, self.head() or {}))
-
-    @property
-    def deadline(self) -> float | None:
-        return self.machine.deadline
 
     def tick(self) -> None:
         self.post(SharerTick())
@@ -192,8 +201,10 @@ class Sharing:
         self.post(ShareEnded(PLACE, len(self.chain)))
 
 
-class Reading:
+class Reading(_Holder):
     """A node that follows the subfeed."""
+
+    machine: Follower
 
     def __init__(self, world: World, name: str, held: list[bytes] | None = None) -> None:
         self.world = world
@@ -207,18 +218,8 @@ class Reading:
         self.machine = Follower(FEED, SUBFEED, len(self.chain), f"{name}-", Inquiry("feed://x", "lab"), FOLLOW)
         world.nodes[name] = self
 
-    @property
-    def tail(self) -> Tail:
-        if not self.chain:
-            return START
-        return Tail(FEED, SUBFEED, len(self.chain), json.loads(self.chain[-1])["signature"], 2)
-
     def want(self, seconds: float = 60.0) -> None:
         self.post(Wanted(self.world.now + seconds))
-
-    @property
-    def deadline(self) -> float | None:
-        return self.machine.deadline
 
     def tick(self) -> None:
         self.post(FollowerTick())

@@ -148,13 +148,14 @@ class ChannelLink:
 
     def member_may(self, node_id: str, permission: Permission) -> bool:
         """Whether a node, this one or another, has a permission here, by the hub's last word."""
-        return self._is_allowed(node_id, permission)
+        member = self._members.get(node_id)
+        return member is not None and permission.value in member.permissions
 
     async def check_member(self, node_id: str, permission: Permission) -> bool:
         """As ``member_may``; before the answer is no the hub is asked, as the node may have joined just now."""
-        if not self._is_allowed(node_id, permission):
+        if not self.member_may(node_id, permission):
             await self._refresh_once()
-        return self._is_allowed(node_id, permission)
+        return self.member_may(node_id, permission)
 
     def update(self, info: ChannelInfo) -> None:
         """Take over what the hub says now."""
@@ -337,7 +338,7 @@ class ChannelLink:
         return True
 
     def _dispatch(self, body: BandBody, sender: str, permission: Permission) -> None:
-        if self._is_allowed(sender, permission):
+        if self.member_may(sender, permission):
             self._deliver(body, sender)
         elif self._strangers_waiting < _STRANGERS_WAITING_MAX:
             self._strangers_waiting += 1
@@ -352,7 +353,7 @@ class ChannelLink:
             await self._refresh_once()
         finally:
             self._strangers_waiting -= 1
-        if self._is_allowed(sender, permission):
+        if self.member_may(sender, permission):
             self._deliver(body, sender)
         else:
             log.warning("channel %s: ignored a %s of %s, which lacks %s", self.name, type(body).__name__, sender[:16],
@@ -373,10 +374,6 @@ class ChannelLink:
         self._refreshing, self._refreshed_at = None, self._loop.time()
         if not refreshing.cancelled() and refreshing.exception() is not None:
             log.error("channel %s: the hub could not be asked: %r", self.name, refreshing.exception())
-
-    def _is_allowed(self, sender: str, permission: Permission) -> bool:
-        member = self._members.get(sender)
-        return member is not None and permission.value in member.permissions
 
     def _deliver(self, body: BandBody, sender: str) -> None:
         if not RULES[type(body)].key:

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import DatabaseUnusable, DiskError, KacheryError
-from .disk import display, make_directories, translated
+from .disk import disk_error, display, make_directories, translated
 
 __all__ = ["Database"]
 
@@ -226,11 +226,7 @@ class Database:
                                         advice="Nothing of it was changed. Restore it from a backup, or move it away "
                                                "to begin anew without what it held.")
             error = OSError(errno.ENOSPC if self._is_full(text) else errno.EIO, _plain(text))
-        try:
-            with translated(action, self.path, needed="more"):
-                raise error
-        except KacheryError as found:
-            return found
+        return disk_error(error, action, self.path, needed="more")
 
     def _is_full(self, text: str) -> bool:
         if text == _FULL:

@@ -30,6 +30,7 @@ __all__ = [
     "SourceFile",
     "TempFile",
     "check_room",
+    "disk_error",
     "display",
     "find_size",
     "make_directories",
@@ -68,12 +69,13 @@ def translated(action: str, path: str | os.PathLike[str], *, needed: int | str =
     try:
         yield
     except OSError as error:
-        raise _disk_error(error, action, path, needed) from error
+        raise disk_error(error, action, path, needed=needed) from error
 
 
-def _disk_error(
-    error: OSError, action: str, path: str | os.PathLike[str], needed: int | str
+def disk_error(
+    error: OSError, action: str, path: str | os.PathLike[str], *, needed: int | str = "?"
 ) -> DiskFull | DiskError:
+    """Return the project's error for one of the system; the arguments are those of ``translated``."""
     if error.errno in _FULL:
         return DiskFull(what=f"the {action} of {display(path)}", path=display(path), free=_free_near(path),
                         needed=needed)
@@ -115,7 +117,7 @@ def find_size(path: Path | str) -> int | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise _disk_error(error, "look-up", path, "?") from error
+        raise disk_error(error, "look-up", path) from error
     return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 

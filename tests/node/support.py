@@ -30,6 +30,7 @@ from kachery_fast.node.providing import Providing
 from kachery_fast.node.slots import AdaptiveSlots
 from kachery_fast.node.tools import Tools, Traffic
 from kachery_fast.node.transfers import Transfers, request_limits
+from kachery_fast.node.uploading import Uploader
 from kachery_fast.protocol import claims
 from kachery_fast.protocol.access import Permission
 from kachery_fast.protocol.hub_bodies import (
@@ -289,9 +290,11 @@ class Peer:
         self.traffic = Traffic()
         self.threads = ThreadPoolExecutor(4, "disk")
         self.hash_threads = ThreadPoolExecutor(2, "hash")
-        self.providing = Providing(self.link, self.identity.node_id, self.store, settings,
-                                   AdaptiveSlots(settings.upload_concurrency, time.monotonic), self.threads,
-                                   self.hash_threads, self.traffic)
+        self.uploader = Uploader(self.link, self.store, settings,
+                                 AdaptiveSlots(settings.upload_concurrency, time.monotonic), self.threads,
+                                 self.hash_threads, self.traffic)
+        self.providing = Providing(self.link, self.identity.node_id, self.store, settings, self.uploader, self.threads,
+                                   self.hash_threads)
         self.tools = Tools(self.store, request_limits(settings), self.threads, self.threads,
                            asyncio.Semaphore(settings.download_concurrency), self.traffic)
         self.transfers = Transfers(self.tools, settings)

@@ -281,10 +281,10 @@ class Node:
                 await link.connect()
 
     def _serve(self, link: ChannelLink) -> _Membership:
-        providing = Providing(link, self.identity.node_id, self.store, self.settings, self._uploads,
-                              self._disk_threads, self._hash_threads, self._traffic)
         uploader = Uploader(link, self.store, self.settings, self._uploads, self._disk_threads, self._hash_threads,
                             self._traffic)
+        providing = Providing(link, self.identity.node_id, self.store, self.settings, uploader, self._disk_threads,
+                              self._hash_threads)
         tasks = TaskProviding(link, self.identity, self.settings, self.task_backends, self._ledger, uploader,
                               self._disk_threads)
         return _Membership(link, providing, {Permission.PROVIDE_FILES: providing, Permission.PROVIDE_TASKS: tasks,

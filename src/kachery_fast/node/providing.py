@@ -39,8 +39,6 @@ from ..store.files import FileStore
 from .ending import begin_task, end_tasks
 from .faults import logged_fault
 from .link import ChannelLink
-from .slots import AdaptiveSlots
-from .tools import Traffic
 from .uploading import Uploader
 
 __all__ = ["Providing"]
@@ -75,16 +73,15 @@ def _refuse_to_read(_bytes_read: int) -> None:
 class Providing:
     """Serves one channel from the local store.
 
-    :param uploads: bounds the uploads of the whole node; :param threads: runs what reads the disk;
-    :param hash_threads: runs what reads whole files for a manifest, minutes long, so that nothing else waits for it;
-    :param traffic: counts what was uploaded.
+    :param uploader: brings what is asked for into the bucket; :param threads: runs what reads the disk;
+    :param hash_threads: runs what reads whole files for a manifest, minutes long, so that nothing else waits for it.
     """
 
     def __init__(self, link: ChannelLink, node_id: str, store: FileStore, settings: Settings,
-                 uploads: AdaptiveSlots, threads: Executor, hash_threads: Executor, traffic: Traffic) -> None:
+                 uploader: Uploader, threads: Executor, hash_threads: Executor) -> None:
         self._link = link
         self._store = store
-        self._uploader = Uploader(link, store, settings, uploads, threads, hash_threads, traffic)
+        self._uploader = uploader
         self._threads = threads
         self._hash_threads = hash_threads
         self._closing = threading.Event()

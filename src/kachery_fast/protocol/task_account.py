@@ -73,7 +73,7 @@ class TaskAccount:
             parts.append(f"bucket: {self.bucket}")
         if self.hub:
             parts.append(f"hub: {self.hub}")
-        return "; ".join(parts)
+        return "; ".join(part.rstrip(".") for part in parts)  # some are errors' messages, and whole sentences
 
     def not_taken(self, why: str) -> TaskNotTaken:
         """Return the error of a task that nobody has run."""

@@ -73,6 +73,11 @@ def touch(log, end):
     while not Path(end).exists():
         time.sleep(0.02)
 
+@kf.taskfunction("lab/hold", type="action")
+def hold(log, end):
+    touch(log, end)
+    Path(end + "ed").touch()
+
 @kf.taskfunction("lab/sum")
 def long_sum(log, end):
     touch(log, end)
@@ -183,6 +188,35 @@ def test_a_node_that_stays_away_leaves_its_action_unknown_and_another_does_not_s
             again = kf.request_task("lab/act", {"log": str(log)}, type="action", task_id=task.task_id)
             assert again.wait(60)
             assert (again.status, count(log)) == ("unknown", 1)
+
+
+def test_an_action_whose_node_is_killed_while_it_runs_is_unknown_for_ever(hasty: Lab, tmp_path: Path) -> None:
+    log, end = tmp_path / "log", tmp_path / "end"
+    kwargs = {"log": str(log), "end": str(end)}
+    node = hasty.add_node("held", permissions=ALL)
+
+    def status() -> str:
+        again = kf.request_task("lab/hold", kwargs, type="action", task_id=task.task_id)
+        assert again.wait(60), again
+        return again.status
+
+    with backend(node, tmp_path / "first", functions=MORE_FUNCTIONS) as running:
+        task = kf.request_task("lab/hold", kwargs, type="action")
+        wait_until(lambda: count(log) == 1, "it runs", 60)
+        node.program.kill()
+        with backend(hasty.add_node("free", permissions=ALL), tmp_path / "second", functions=MORE_FUNCTIONS):
+            assert task.wait(60), task
+            assert (task.status, count(log)) == ("unknown", 1)
+            with pytest.raises(TaskOutcomeUnknown):
+                _ = task.result
+            assert status() == "unknown"
+            node.start()
+            running.wait_for("ready")
+            assert status() == "unknown"
+            end.touch()
+            wait_until((tmp_path / "ended").exists, "the function has returned, to nobody", 60)
+            assert status() == "unknown"
+            assert count(log) == 1
 
 
 def test_a_receipt_that_comes_late_turns_unknown_into_knowledge(hasty: Lab, tmp_path: Path) -> None:

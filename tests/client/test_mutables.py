@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +35,45 @@ def test_a_value_is_set_read_and_deleted(store_dir: Path) -> None:
     assert not kf.delete({"a": [2], "b": 1})
     assert kf.get({"a": [2], "b": 1}) is None
     assert kf.get({"a": [2], "b": 1}, "none") == "none"
+
+
+FIRST_SETTER = """
+import json, os, sys
+import kachery_fast as kf
+number = int(sys.argv[1])
+if sys.argv[2] == "by the node":
+    os.geteuid = lambda: 54321
+print("ready", flush=True)
+sys.stdin.readline()
+print(json.dumps([kf.set(["key", key], number, update=False) for key in range(20)]))
+"""
+
+
+@pytest.mark.parametrize("by", ["the owner", "the node", "both"])
+def test_of_many_processes_that_set_a_key_first_one_does(node: Program, by: str) -> None:
+    ways = {"the owner": ["directly"], "the node": ["by the node"], "both": ["directly", "by the node"]}[by]
+    setters = [subprocess.Popen([sys.executable, "-c", FIRST_SETTER, str(number), ways[number % len(ways)]],
+                                env=node.env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+               for number in range(4)]
+    try:
+        for setter in setters:
+            assert setter.stdout is not None
+            assert setter.stdout.readline() == "ready\n"
+        for setter in setters:
+            assert setter.stdin is not None
+            setter.stdin.write("go\n")
+            setter.stdin.flush()
+        told = [json.loads(setter.communicate(timeout=60)[0]) for setter in setters]
+    finally:
+        for setter in setters:
+            setter.kill()
+            setter.communicate()
+    for key in range(20):
+        answers = [found[key] for found in told]
+        assert answers.count(True) == 1, (key, answers)
+        assert answers.count(False) == 3
+        assert kf.get(["key", key]) == answers.index(True)
+        assert kf.delete(["key", key])
 
 
 def test_a_null_is_a_value_and_not_the_default(store_dir: Path) -> None:

@@ -164,6 +164,18 @@ def test_the_file_is_for_its_owner_alone_and_that_of_2022_stays(tmp_path: Path) 
     assert (tmp_path / "mutables.db").read_bytes() == b"2022"
 
 
+def test_each_change_is_flushed(mutables: MutableStore) -> None:
+    with mutables._database.writing() as connection:
+        assert connection.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    statements: list[str] = []
+    mutables._database._writer.set_trace_callback(statements.append)
+    mutables.set("key", 1)
+    mutables.set("key", 2)
+    mutables.delete("key")
+    assert statements.count("COMMIT") == 3
+
+
 def test_kill_at_any_moment_leaves_the_last_acknowledged_value_or_a_later_one(tmp_path: Path) -> None:
     for number in range(4):
         root = tmp_path / str(number)

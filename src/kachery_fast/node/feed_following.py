@@ -139,7 +139,7 @@ class Following:
         self._post(BandRestored())
 
     def _members_changed(self) -> None:
-        self._inquiry.providers = self._link.providers(Permission.PROVIDE_FEEDS)
+        self._inquiry.change_providers(self._link.providers(Permission.PROVIDE_FEEDS))
         refusal = self._link.refusal(Permission.REQUEST_FEEDS)
         if refusal is not None:
             self.let_go(refusal)

@@ -224,7 +224,7 @@ class Transfer:
         self._post(BandRestored())
 
     def _members_changed(self) -> None:
-        self._machine.inquiry.providers = self.link.providers()
+        self._machine.inquiry.change_providers(self.link.providers())
         self._post(Tick())
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:

@@ -29,8 +29,9 @@ def harmless(text: str) -> str:
 class Inquiry:
     """The account of one request on one channel; facts are noted as they come, in the order they came.
 
-    ``providers`` maps the node ids of everybody else who may provide such things there to their labels; ``thing`` is
-    what they were asked for; ``bands`` says why they could not be asked.
+    ``providers`` maps the node ids of everybody else who may provide such things there to their labels, ``former``
+    those of who answered and may not any more; ``thing`` is what they were asked for; ``bands`` says why they could
+    not be asked.
     """
 
     uri: str
@@ -41,6 +42,16 @@ class Inquiry:
     answers: dict[str, str] = field(default_factory=dict)
     thing: str = "the file"
     bands: str = ""
+    former: dict[str, str] = field(default_factory=dict)
+
+    def change_providers(self, providers: dict[str, str]) -> None:
+        """Take over who may provide such things from now on. What somebody said while it might holds only so long."""
+        for node_id in self.former.keys() & providers.keys():
+            del self.former[node_id], self.answers[node_id]
+        for node_id in self.providers.keys() & self.answers.keys() - providers.keys():
+            self.former[node_id] = self.providers[node_id]
+            self.note(node_id, "may not provide it any more")
+        self.providers = providers
 
     def note(self, node_id: str, answer: str) -> None:
         """Remember the last word of a node, or what became of it."""
@@ -48,7 +59,7 @@ class Inquiry:
 
     def label(self, node_id: str) -> str:
         """Name a node for people."""
-        return node_text(node_id, self.providers.get(node_id, ""))
+        return node_text(node_id, self._name(node_id))
 
     def tried(self) -> str:
         """Return the account as one line."""
@@ -76,7 +87,7 @@ class Inquiry:
             "rounds": self.rounds,
             "asked": [{"node": node_id, "label": label} for node_id, label in self.providers.items()],
             "answers": [
-                {"node": node_id, "label": self.providers.get(node_id, ""), "answer": answer}
+                {"node": node_id, "label": self._name(node_id), "answer": answer}
                 for node_id, answer in self.answers.items()
             ],
         }
@@ -84,6 +95,9 @@ class Inquiry:
     def error(self, why: str) -> NotAvailable:
         """Return the error that carries the account."""
         return NotAvailable(uri=self.uri, channel=self.channel, why=why, tried=self.tried(), account=self.to_dict())
+
+    def _name(self, node_id: str) -> str:
+        return self.providers.get(node_id) or self.former.get(node_id, "")
 
     def _crowd(self) -> str:
         count = len(self.providers)

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import kachery_fast as kf
-from kachery_fast.cli.lab import Lab
-from kachery_fast.errors import NodeNotRunning
-from kachery_fast.protocol.signing import verify
+from kachery_fast.cli.lab import Lab, LabNode
+from kachery_fast.errors import FeedUnknown, NodeNotRunning, SubfeedNotAvailable
+from kachery_fast.protocol.canonical import canonical_bytes
+from kachery_fast.protocol.names import subfeed_hash, subfeed_object_name
+from kachery_fast.protocol.signing import verify, verify_2022
+from kachery_fast.store import feed_rows
+from kachery_fast.store.feeds import DATABASE_NAME, FeedLog
+from tests.protocol.chains import FEED, KEY, TIME_MS, of_2022, plain
+from tests.protocol.test_canonical import VECTORS
 from tests.system.feed_support import LONG_MSEC, extra, lab, made, numbered, read, read_signed, seen
 from tests.system.support import objects, wait_until
 
@@ -212,3 +221,119 @@ def test_signed_messages_and_some_of_them_are_read_from_another_node(lab: Lab) -
     assert [next(stream), next(stream)] == signed[28:]
     source.append_message({"i": 30})
     assert next(stream) == read_signed(source)[30]
+
+
+# --- what its owner takes away
+
+
+@contextmanager
+def empty_of_feeds(lab: Lab) -> Iterator[None]:
+    """Within this, the bucket has nothing of any feed."""
+    kept = lab.bucket_dir / "feeds-that-were"
+    (lab.bucket_dir / "feeds").rename(kept)
+    try:
+        yield
+    finally:
+        kept.rename(lab.bucket_dir / "feeds")
+
+
+def test_a_deleted_feed_stays_with_who_followed_it_and_reaches_nobody_new(lab: Lab, extra: Any) -> None:
+    source = made(lab.nodes["A"])
+    source.append_messages(numbered(0, 3))
+    follower = extra("keeps-its-copy", permissions=["requestFeeds"])  # which it may not pass on
+    reader = seen(follower, source)
+    assert reader.get_next_messages(wait_msec=LONG_MSEC) == numbered(0, 3)
+    wait_until(index_of(lab, source).exists, "all of it is shared")
+    with lab.nodes["A"].used():
+        kf.delete_feed(source.feed.uri)
+    with pytest.raises(FeedUnknown):
+        source.append_message({"i": 3})
+    assert reader.get_next_messages(wait_msec=2000) == []
+    assert seen(follower, source).get_next_messages(wait_msec=LONG_MSEC) == numbered(0, 3)
+    newcomer = extra("comes-too-late")
+    with empty_of_feeds(lab):
+        with pytest.raises(SubfeedNotAvailable, match="nobody answered for it") as caught:
+            read(newcomer, source, wait_msec=3000)
+        assert "bucket: has no index of it" in str(caught.value)
+    assert read(newcomer, source) == numbered(0, 3)  # what was shared in the bucket is not taken back
+
+
+def index_of(lab: Lab, subfeed: kf.Subfeed) -> Path:
+    """Where the bucket keeps the index of a subfeed."""
+    return lab.bucket_dir.parent / subfeed_object_name(lab.channel, str(subfeed.feed.feed_id), subfeed.subfeed_hash)
+
+
+def test_an_owner_that_may_not_provide_feeds_any_more_is_followed_no_further(lab: Lab, extra: Any) -> None:
+    quick = {"KACHERY_CHANNEL_REFRESH_SECONDS": "0.5", "KACHERY_FEED_RENEW_SECONDS": "0.5"}
+    owner, reader = extra("silenced", **quick), extra("listener", **quick)
+    owner_id = str(owner.connection.info()["nodeId"])
+    source = made(owner)
+    source.append_message({"i": 0})
+    follower = seen(reader, source)
+    for i in range(2):
+        assert follower.get_next_messages(wait_msec=LONG_MSEC) == [{"i": i}]
+        source.append_message({"i": i + 1})
+    assert follower.get_next_messages(wait_msec=LONG_MSEC) == [{"i": 2}]
+    wait_until(index_of(lab, source).exists, "all of it is shared")
+    lab.owner("revoke", lab.channel, owner_id, "provideFeeds")
+    wait_until(lambda: not any("provideFeeds" in permissions_of(node, owner_id) for node in (owner, reader)),
+               "both know of it", 60)
+    before = content(lab)
+    source.append_message({"i": 3})
+    assert follower.get_next_messages(wait_msec=2000) == []  # though the question has been asked again
+    assert f"silenced ({owner_id[:8]}): may not provide it any more" in follower.read_page().why
+    assert content(lab) == before
+    lab.owner("grant", lab.channel, owner_id, "provideFeeds")
+    assert follower.get_next_messages(wait_msec=LONG_MSEC) == [{"i": 3}]
+    assert "any more" not in follower.read_page().why
+
+
+def permissions_of(node: LabNode, node_id: str) -> list[str]:
+    """What a member of the channel may do, as far as a node knows."""
+    [channel] = [channel for hub in node.connection.info()["hubs"] for channel in hub["channels"]]
+    return [permission for member in channel["members"] if member["node"] == node_id
+            for permission in member["permissions"]]
+
+
+def content(lab: Lab) -> dict[Path, bytes]:
+    """All that the bucket has of feeds."""
+    return {path: path.read_bytes() for path in objects(lab.bucket_dir / "feeds")}
+
+
+# --- feeds of 2022
+
+
+def test_a_feed_begun_in_2022_is_read_and_extended_over_the_channel(lab: Lab, extra: Any) -> None:
+    """Its owner keeps it in the log of today; the first message is that of the golden vectors."""
+    owner = extra("since-2022", start=False)
+    owner.storage_dir.mkdir(exist_ok=True)
+    chains = {"main": of_2022([{"i": 1}, {"i": 2}, {"i": 3}]),
+              "older": of_2022(numbered(0, 3), legacy=True, meta={"by": "rig"})}
+    vectors = {vector["canonical"]: vector["sig"] for vector in VECTORS}
+    first = json.loads(chains["main"][0])
+    assert vectors[canonical_bytes(first["body"]).decode()] == first["signature"]
+    with closing(FeedLog(owner.storage_dir, message_size_bytes_max=1000)):
+        pass
+    with closing(sqlite3.connect(owner.storage_dir / DATABASE_NAME)) as connection, connection:
+        feed_rows.insert_feed(connection, FEED, "from 2022", KEY.private_bytes_raw(), TIME_MS)
+    with closing(FeedLog(owner.storage_dir, message_size_bytes_max=1000)) as log:
+        for name, chain in chains.items():
+            assert log.extend(FEED, subfeed_hash(name), 0, plain(chain)).error is None
+    owner.start()
+    for name, chain in chains.items():
+        with owner.used():
+            source = kf.load_feed("from 2022").load_subfeed(name)
+        reader = seen(lab.nodes["B"], source)
+        assert reader.get_next_messages(wait_msec=LONG_MSEC, signed=True) == plain(chain)
+        source.append_messages([{"new": i} for i in range(2)])
+        signed = [*plain(chain), *reader.get_next_messages(wait_msec=LONG_MSEC, signed=True)]
+        assert signed == read_signed(source)
+        assert [message["body"].get("version") for message in signed] == [None] * 3 + [2, 2]
+        assert signed[3]["body"]["previousSignature"] == signed[2]["signature"]
+        for message in signed:
+            form = verify if message["body"].get("version") else verify_2022
+            assert form(message["body"], message["signature"], FEED)
+        [row] = lab.nodes["B"].json("feed", "verify", f"feed://{FEED}", name)
+        assert (row["count"], row["forks"]) == (5, [])
+    # A reader that comes later, from the beginning.
+    assert list(islice(seen(extra("reads-both"), source).message_stream(signed=True), 5)) == signed

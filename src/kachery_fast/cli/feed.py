@@ -4,31 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
-import time
-from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import InvalidArgument
+from .feed_messages import batches, follow, read_on
 from .output import command_errors, emit, json_line, json_option, show_error
 
 if TYPE_CHECKING:
-    from io import BufferedReader
-
     from ..client.feeds import Feed
     from ..client.subfeeds import Subfeed
 
 __all__ = ["feed"]
-
-# Lines of the standard input that are appended together.
-_BATCH_MESSAGES = 1000
-_READ_SIZE_BYTES = 1024 * 1024
-_WATCH_WAIT_MSEC = 5000
-# An owner that is there tells of news well within this; a copy of an owner that is gone stays as it is.
-_QUIET_MSEC = 1000
 
 channel_option = click.option("--channel", metavar="NAME", help=(
     "The channel to ask on for another node's feed; without it the one of KACHERY_CHANNEL. \"*local*\": ask nobody."))
@@ -70,7 +60,7 @@ def append(subfeed: str, messages: tuple[str, ...], as_json: bool) -> None:
     """
     target = _subfeed(subfeed, None)
     first = end = -1
-    for batch in _batches(messages):
+    for batch in batches(messages):
         numbers = target.append_messages(batch)
         first, end = (numbers.start if first < 0 else first), numbers.stop
     first, end = max(first, 0), max(end, 0)
@@ -95,7 +85,7 @@ def read(subfeed: str, position: int, limit: int | None, wait_seconds: float, ch
     """Print the messages of a subfeed, one JSON object on each line. For SUBFEED see kachery-fast feed --help."""
     target = _subfeed(subfeed, channel)
     target.position = position
-    found = _read_on(target, wait_seconds * 1000, limit, signed)
+    found = read_on(target, wait_seconds * 1000, limit, signed)
     emit({"uri": target.uri, "first": position, "position": target.position, "messages": found},
          lambda: "\n".join(map(json_line, found)), as_json)
 
@@ -119,7 +109,7 @@ def watch(subfeeds: tuple[str, ...], position: int, only_new: bool, limit: int |
     targets = [_subfeed(name, channel) for name in subfeeds]
     for target in targets:
         target.position = target.get_num_local_messages() if only_new else position
-    for printed, (target, number, message) in enumerate(_follow(targets, signed), 1):
+    for printed, (target, number, message) in enumerate(follow(targets, signed), 1):
         named = as_json or len(targets) > 1
         click.echo(json_line({"uri": target.uri, "number": number, "message": message} if named else message))
         if printed == limit:
@@ -280,86 +270,6 @@ def _verifiable(target: str) -> Feed:
     if target.startswith(("feed://", "sha1://")) or is_node_id(target) or not Path(target).exists():
         return load_feed(target)
     return load_export(target)
-
-
-# --- messages
-
-
-def _batches(messages: tuple[str, ...]) -> Iterator[list[dict[str, Any]]]:
-    """Yield the messages to append, those that go together: the arguments, else the lines of the standard input."""
-    if messages:
-        yield [_message(text, f"Message {number}") for number, text in enumerate(messages, 1)]
-        return
-    number = 0
-    for lines in _lines_at_hand(cast("BufferedReader", sys.stdin.buffer)):
-        batch = []
-        for line in lines:
-            number += 1
-            if line.strip():
-                batch.append(_message(line, f"Line {number}"))
-        if batch:
-            yield batch
-
-
-def _lines_at_hand(file: BufferedReader) -> Iterator[list[bytes]]:
-    """Yield the lines of a file or pipe, those together that are there already: a slow writer's lines do not wait."""
-    rest = b""
-    while data := file.read1(_READ_SIZE_BYTES):
-        *lines, rest = (rest + data).split(b"\n")
-        for start in range(0, len(lines), _BATCH_MESSAGES):
-            yield lines[start:start + _BATCH_MESSAGES]
-    if rest:
-        yield [rest]
-
-
-def _message(text: str | bytes, what: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InvalidArgument(what=f"{what} is not JSON ({error}). Nothing of its batch was appended.") from None
-    if not isinstance(found, dict):
-        raise InvalidArgument(what=f"{what} is not a JSON object like {{\"spikes\": 3}}. Nothing of its batch was "
-                                   "appended.")
-    return found
-
-
-def _read_on(target: Subfeed, wait_msec: float, limit: int | None, signed: bool) -> list[dict[str, Any]]:
-    """Return what there is now; of another node's feed also what is not here yet, as it comes without a pause."""
-    changes = not (target.is_writeable or target.is_snapshot)
-    found = target.get_next_messages(wait_msec=wait_msec if changes else 0, max_num_messages=limit, signed=signed)
-    while changes and found and (limit is None or len(found) < limit):
-        more = target.get_next_messages(wait_msec=min(wait_msec, _QUIET_MSEC), signed=signed,
-                                        max_num_messages=None if limit is None else limit - len(found))
-        if not more:
-            break
-        found += more
-    return found
-
-
-def _follow(targets: list[Subfeed], signed: bool) -> Iterator[tuple[Subfeed, int, dict[str, Any]]]:
-    """Yield subfeed, number and message, as they come."""
-    from ..client.feed_sources import PASSING_ERRORS, Pauses
-    from ..client.feeds import watch_for_new_messages
-    from ..config import load_settings
-
-    if len(targets) == 1:
-        [target] = targets
-        for message in target.message_stream(signed=signed):
-            yield target, target.position - 1, message
-        return
-    by_name = {str(number): target for number, target in enumerate(targets)}
-    pauses = Pauses(load_settings().patience_seconds)
-    while True:
-        begun = {name: target.position for name, target in by_name.items()}
-        try:
-            found = watch_for_new_messages(by_name, wait_msec=_WATCH_WAIT_MSEC, signed=signed)
-        except PASSING_ERRORS as error:
-            time.sleep(pauses.after(error))
-            continue
-        pauses.answered()
-        for name, messages in found.items():
-            for number, message in enumerate(messages, begun[name]):
-                yield by_name[name], number, message
 
 
 # --- texts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 import subprocess
 import sys
@@ -298,6 +299,42 @@ def permissions_of(node: LabNode, node_id: str) -> list[str]:
 def content(lab: Lab) -> dict[Path, bytes]:
     """All that the bucket has of feeds."""
     return {path: path.read_bytes() for path in objects(lab.bucket_dir / "feeds")}
+
+
+def test_messages_that_are_known_of_and_cannot_be_had_are_not_taken_for_none(
+        lab: Lab, extra: Any, caplog: pytest.LogCaptureFixture) -> None:
+    owner, first = extra("damaged"), extra("alone-with-it", permissions=["requestFeeds"])
+    source = made(owner)
+    source.append_messages([{"i": i, "text": "x" * 400} for i in range(3000)])
+    assert len(read(first, source)) == 3000
+    index = subfeed_object_name(lab.channel, str(source.feed.feed_id), source.subfeed_hash)
+    wait_until((lab.bucket_dir.parent / index).exists, "all of it is shared")
+    owner.program.kill()
+    segments = [path for path in objects(lab.bucket_dir / "feeds") if str(source.feed.feed_id) in str(path)
+                and path.name != Path(index).name]
+    assert len(segments) > 1
+    first_messages = next(path for path in segments if b'"messageNumber":0,' in path.read_bytes())
+    later = [path for path in segments if path != first_messages]
+    for path in later:
+        path.write_bytes(b"another text"[:path.stat().st_size])
+    some = extra("reads-some", permissions=["requestFeeds"]).run("feed", "read", source.uri, "--wait", "3")
+    count = some.stdout.count(b"\n")
+    assert 0 < count < 3000
+    assert (some.returncode, some.stderr.count(b"\n")) == (SubfeedNotAvailable.exit_code, 1)
+    assert f"its messages from number {count} to 2999 are known of, and none came within 3 s" in some.stderr.decode()
+    first_messages.write_bytes(b"another text")
+    newcomer = extra("reads-none")
+    none = newcomer.run("feed", "read", source.uri, "--wait", "3")
+    assert (none.returncode, none.stdout) == (SubfeedNotAvailable.exit_code, b"")
+    assert "its messages from number 0 to 2999 are known of" in none.stderr.decode()
+    assert re.search(r"no answer from [^;]*damaged \(", none.stderr.decode())
+    reader = seen(newcomer, source)
+    for _ in range(2):  # it may yet come, so a client is not stopped by it; it is told once
+        assert reader.get_next_messages(wait_msec=3000) == []
+    [line] = [record.getMessage() for record in caplog.records if record.name == "kachery_fast.client"]
+    assert line.startswith(f"{source.uri} is waited for: nobody has brought its messages from number 0 to 2999 yet.")
+    owner.start()
+    assert len(read(newcomer, source)) == 3000
 
 
 # --- feeds of 2022

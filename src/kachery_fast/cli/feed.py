@@ -82,12 +82,21 @@ def append(subfeed: str, messages: tuple[str, ...], as_json: bool) -> None:
 @command_errors
 def read(subfeed: str, position: int, limit: int | None, wait_seconds: float, channel: str | None, signed: bool,
          as_json: bool) -> None:
-    """Print the messages of a subfeed, one JSON object on each line. For SUBFEED see kachery-fast feed --help."""
+    """Print the messages of a subfeed, one JSON object on each line. For SUBFEED see kachery-fast feed --help.
+
+    The exit code is 3 when there are more that could not be had; those that could are printed all the same.
+    """
     target = _subfeed(subfeed, channel)
     target.position = position
-    found = read_on(target, wait_seconds * 1000, limit, signed)
+    found, missing = read_on(target, wait_seconds * 1000, limit, signed)
+    if missing is not None and not found:
+        raise missing
     emit({"uri": target.uri, "first": position, "position": target.position, "messages": found},
          lambda: "\n".join(map(json_line, found)), as_json)
+    if missing is not None:
+        show_error(missing)
+        sys.stdout.flush()
+        sys.exit(missing.exit_code)
 
 
 @feed.command(short_help="Print the messages of subfeeds as they come.")

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
-from ..errors import InvalidArgument
+from ..errors import InvalidArgument, SubfeedNotAvailable
 
 if TYPE_CHECKING:
     from io import BufferedReader
@@ -63,17 +63,30 @@ def _message(text: str | bytes, what: str) -> dict[str, Any]:
     return found
 
 
-def read_on(target: Subfeed, wait_msec: float, limit: int | None, signed: bool) -> list[dict[str, Any]]:
-    """Return what there is now; of another node's feed also what is not here yet, as it comes without a pause."""
+def read_on(target: Subfeed, wait_msec: float, limit: int | None, signed: bool,
+            ) -> tuple[list[dict[str, Any]], SubfeedNotAvailable | None]:
+    """Return what there is now; of another node's feed also what is not here yet, as it comes without a pause. And what
+    is the matter with messages that did not come, though there was time."""
+    from ..config import load_settings
+
     changes = not (target.is_writeable or target.is_snapshot)
-    found = target.get_next_messages(wait_msec=wait_msec if changes else 0, max_num_messages=limit, signed=signed)
-    while changes and found and (limit is None or len(found) < limit):
-        more = target.get_next_messages(wait_msec=min(wait_msec, _QUIET_MSEC), signed=signed,
-                                        max_num_messages=None if limit is None else limit - len(found))
-        if not more:
+    patient = changes and wait_msec >= 1000 * load_settings().offer_wait_seconds
+    found: list[dict[str, Any]] = []
+    missing: SubfeedNotAvailable | None = None
+    pause_msec = wait_msec
+    while limit is None or len(found) < limit:
+        page = target.read_page(wait_msec=pause_msec if changes else 0, signed=signed,
+                                max_num_messages=None if limit is None else limit - len(found))
+        if page.messages:
+            found += page.messages
+            target.position = page.position
+            missing, pause_msec = None, min(wait_msec, _QUIET_MSEC)
+            continue
+        was_missing, missing = missing, target.missing_from(page, wait_msec) if patient else None
+        if missing is None or was_missing is not None or not page.known:
             break
-        found += more
-    return found
+        pause_msec = wait_msec  # what is known of by now has the whole wait to come
+    return found, missing
 
 
 def follow(targets: list[Subfeed], signed: bool) -> Iterator[tuple[Subfeed, int, dict[str, Any]]]:

@@ -149,7 +149,8 @@ class Subfeed:
             …}, "signature": …}``.
         :param max_num_messages: at most so many; None or 0: all.
         :param advance_position: False leaves the position as it is.
-        :return: an empty list when nothing came in time.
+        :return: an empty list when nothing came in time. Where messages are known of that nobody brings, a warning in
+            the log says what was tried.
         :raises SubfeedNotAvailable: nobody has even said that there is such a subfeed, though ``wait_msec`` was time
             enough for an answer (``KACHERY_OFFER_WAIT_SECONDS``): who was asked, and what they said.
         :raises FeedForked: the owner signed two histories; the messages before the fork can be read.
@@ -168,7 +169,8 @@ class Subfeed:
                 if not found:
                     raise
                 break  # the next call meets it again
-            self._check_known(batch, wait_msec)
+            if not found:
+                self._check_empty(batch, wait_msec)
             found += batch.messages
             position = batch.position
             total = max(total, batch.total)  # of all that the owner has told of, not only of what has come by now
@@ -203,7 +205,7 @@ class Subfeed:
                 time.sleep(pauses.after(error))
                 continue
             pauses.answered()
-            self._warn_unknown(batch)
+            self._warn_waiting(batch)
             if not batch.messages and self.is_snapshot:
                 return
             yield from self._advancing(batch)
@@ -219,15 +221,15 @@ class Subfeed:
                 await asyncio.sleep(pauses.after(error))
                 continue
             pauses.answered()
-            self._warn_unknown(batch)
+            self._warn_waiting(batch)
             if not batch.messages and self.is_snapshot:
                 return
             for message in self._advancing(batch):
                 yield message
 
-    def read_page(self, *, wait_msec: float = 0, signed: bool = False) -> Batch:
+    def read_page(self, *, wait_msec: float = 0, signed: bool = False, max_num_messages: int | None = None) -> Batch:
         """Return messages from ``position`` on, as many as come in one answer of the node. The position stays."""
-        return self._read(self._position, wait_msec, None, signed)
+        return self._read(self._position, wait_msec, max_num_messages, signed)
 
     def _advancing(self, batch: Batch) -> Iterator[dict[str, Any]]:
         """Yield the messages of a batch, the position always behind them, until somebody else moves that."""
@@ -244,20 +246,38 @@ class Subfeed:
         return self._source.read(self._name, self._channel, position, wait_msec=wait_msec, max_num_messages=limit,
                                  signed=signed, withdrawal=withdrawal)
 
-    def _check_known(self, batch: Batch, wait_msec: float) -> None:
-        """Let nobody take for an empty subfeed what does not exist, or cannot be reached."""
-        if batch.known or self.is_snapshot or self._channel == LOCAL:
-            return
-        if wait_msec >= 1000 * self._settings.offer_wait_seconds:
-            raise SubfeedNotAvailable(uri=self.uri, channel=self._channel or "the node's own", tried=batch.why,
-                                      why=f"nobody answered for it within {wait_msec / 1000:g} s")
+    def missing_from(self, batch: Batch, wait_msec: float) -> SubfeedNotAvailable | None:
+        """Return what an answer without messages, after that wait, would conceal: that nobody has answered for the
+        subfeed, or that messages are known of which nobody brings. None when nothing is to be had."""
+        there = batch.known and batch.total <= batch.position
+        if there or batch.messages or self.is_snapshot or self._channel == LOCAL:
+            return None
+        within = f"within {wait_msec / 1000:g} s"
+        return SubfeedNotAvailable(
+            uri=self.uri, channel=self._channel or "the node's own", tried=batch.why,
+            why=f"its messages from number {batch.position} to {batch.total - 1} are known of, and none came {within}"
+            if batch.known else f"nobody answered for it {within}")
 
-    def _warn_unknown(self, batch: Batch) -> None:
-        """Say once, to who may wait for ever, that nobody has answered."""
-        if not (batch.known or self.is_snapshot or self._warned or self._channel == LOCAL):
-            self._warned = True
-            logger.warning("%s is waited for: nobody on the channel has answered for it yet. Tried: %s", self.uri,
-                           batch.why)
+    def _check_empty(self, batch: Batch, wait_msec: float) -> None:
+        """Let nobody take for an empty subfeed what does not exist, or cannot be reached, if there was time to say so.
+
+        What is known of may still be on its way, so of that there is but a warning.
+        """
+        if wait_msec >= 1000 * self._settings.offer_wait_seconds:
+            missing = self.missing_from(batch, wait_msec)
+            if missing is not None and not batch.known:
+                raise missing
+            self._warn_waiting(batch)
+
+    def _warn_waiting(self, batch: Batch) -> None:
+        """Say once, to who may wait for ever, that nobody has answered, or brings what is known of."""
+        if self._warned or self.missing_from(batch, 0) is None:
+            return
+        self._warned = True
+        why = "nobody on the channel has answered for it yet"
+        if batch.known:
+            why = f"nobody has brought its messages from number {batch.position} to {batch.total - 1} yet"
+        logger.warning("%s is waited for: %s. Tried: %s", self.uri, why, batch.why)
 
     def __repr__(self) -> str:
         return f"Subfeed({self.uri!r}, position={self._position})"

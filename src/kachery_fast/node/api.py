@@ -12,8 +12,7 @@ import ipaddress
 import logging
 import re
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from functools import partial
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
@@ -21,7 +20,6 @@ from aiohttp import web
 
 from ..errors import (
     ClientAuthRefused,
-    FileChanged,
     InvalidArgument,
     KacheryError,
     LinkInvalid,
@@ -36,8 +34,11 @@ from .api_parts import Nothing, fault_of, permitted_link, read_body, write_line
 from .backend_api import BackendApi
 from .failures import Failures
 from .feed_api import FeedApi
+from .legacy_api import LegacyApi
+from .legacy_parts import MISSING_CODE, WRONG_CODE, tell_in_text
 from .link import ChannelLink
 from .mutable_api import mutable_routes
+from .receiving import receive_file, stored_spans
 from .task_api import TaskApi
 from .threads import in_thread
 from .why import ask_channel
@@ -52,7 +53,8 @@ log = logging.getLogger("kachery_fast.node")
 _PROGRESS_INTERVAL_SECONDS = 0.25
 _AUTH_HEADER = "KACHERY-CLIENT-AUTH-CODE"
 _READ_HEADER = "X-Kachery-Read"
-_SPAN_BYTES = 4 * 1024 * 1024
+_NO_CODE, _WRONG_CODE = "no client code was sent", "the client code is not the node's"
+_OF_2022 = {_NO_CODE: MISSING_CODE, _WRONG_CODE: WRONG_CODE}
 _EVERY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 - compared with, not bound to
 _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^:\[\]]+))(?::\d+)?", re.ASCII)
 _Position = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
@@ -79,6 +81,7 @@ class LocalApi:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._failures = Failures(time.monotonic)
+        self._legacy = LegacyApi(node)
         self._runner: web.AppRunner | None = None
         self.port = 0
 
@@ -91,6 +94,7 @@ class LocalApi:
         app = web.Application(middlewares=[self._border], client_max_size=settings.api_body_size_bytes_max)
         app.add_routes([
             web.get("/probe", self._probe),
+            web.post("/probe", self._probe),
             web.get("/api/info", self._info),
             web.post("/api/load", self._load),
             web.post("/api/read", self._read),
@@ -103,6 +107,7 @@ class LocalApi:
             *FeedApi(self._node).routes(),
             *BackendApi(self._node).routes(),
             *TaskApi(self._node).routes(),
+            *self._legacy.routes(),
         ])
         self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
         await self._runner.setup()
@@ -120,6 +125,7 @@ class LocalApi:
         """Stop listening and break off what clients wait for."""
         if self._runner is not None:
             await self._runner.cleanup()
+        await self._legacy.close()
 
     # --- the border
 
@@ -129,33 +135,38 @@ class LocalApi:
             self._check_client(request)
             return await handler(request)
         except KacheryError as error:
-            return web.json_response(error.to_dict(), status=error.http_status)
+            return self._tell(request, error, error.http_status)
         except web.HTTPRequestEntityTooLarge:
             limit = self._node.settings.api_body_size_bytes_max
             too_large = TooLarge(what="The request", size=request.content_length, limit=limit,
                                  setting="api_body_size_bytes_max")
-            return web.json_response(too_large.to_dict(), status=too_large.http_status)
+            return self._tell(request, too_large, too_large.http_status)
         except web.HTTPException as answer:
             unusable = InvalidArgument(what=f"{request.method} {request.path}: {answer.reason}")
-            return web.json_response(unusable.to_dict(), status=answer.status)
+            return self._tell(request, unusable, answer.status)
         except (ConnectionError, asyncio.CancelledError):
             raise
         except Exception as error:
             fault = fault_of(request, error)
-            return web.json_response(fault.to_dict(), status=fault.http_status)
+            return self._tell(request, fault, fault.http_status)
+
+    def _tell(self, request: web.Request, error: KacheryError, status: int) -> web.Response:
+        if self._legacy.speaks(request.path):
+            return tell_in_text(_OF_2022.get(str(error.details.get("why")), error.message), status)
+        return web.json_response(error.to_dict(), status=status)
 
     def _check_client(self, request: web.Request) -> None:
         # Not request.host: without the header that is this machine's name, from a look-up that may block.
         host = _HOST.fullmatch(request.headers.get("Host", "").lower())
         if "Origin" in request.headers or host is None or not self._is_own_host(host[1] or host[2]):
             raise ClientAuthRefused(why="web pages may not use a node", path=str(self._node.client_auth.path))
-        if request.path == "/probe":
+        if (request.method, request.path) == ("GET", "/probe") or self._legacy.is_open(request.path):
             return
         code = request.headers.get(_AUTH_HEADER)
         if code is None:
-            raise ClientAuthRefused(why="no client code was sent", path=str(self._node.client_auth.path))
+            raise ClientAuthRefused(why=_NO_CODE, path=str(self._node.client_auth.path))
         if not self._node.client_auth.accepts(code):
-            raise ClientAuthRefused(why="the client code is not the node's", path=str(self._node.client_auth.path))
+            raise ClientAuthRefused(why=_WRONG_CODE, path=str(self._node.client_auth.path))
 
     def _is_own_host(self, host: str) -> bool:
         configured = self._node.settings.node_host.lower()  # names of hosts have no case (RFC 9110, 4.2.3)
@@ -235,7 +246,7 @@ class LocalApi:
         located = await self._find(uri, asked.channel)
         if located is not None:
             end = located.size if asked.end is None else min(asked.end, located.size)
-            length, spans = max(0, end - asked.start), self._stored_spans(uri.sha1, asked.start, end)
+            length, spans = max(0, end - asked.start), stored_spans(self._node, uri.sha1, asked.start, end)
         else:
             link = await self._requesting_link(uri, asked.channel)
             length, spans = await self._node.transfers.read(uri, link, asked.start, asked.end)
@@ -265,28 +276,8 @@ class LocalApi:
         error = self._failures.find(request.match_info["name"])
         return web.json_response({} if error is None else error.to_dict())
 
-    async def _stored_spans(self, sha1: str, start: int, end: int) -> AsyncGenerator[bytes, None]:
-        threads = self._node.api_threads
-        file = await in_thread(threads, self._node.store.open, sha1, undo=lambda opened: opened.close())
-        with file:
-            file.seek(start)
-            while start < end:
-                span = await in_thread(threads, file.read, min(_SPAN_BYTES, end - start))
-                if not span:
-                    raise FileChanged(path=f"sha1://{sha1}", why=f"it ends at byte {start}")
-                start += len(span)
-                yield span
-
     async def _store(self, request: web.Request) -> web.Response:
-        threads = self._node.api_threads
-        begin = partial(self._node.store.stream_writer, expected_size_bytes=request.content_length or 0)
-        writer = await in_thread(threads, begin, undo=lambda begun: begun.abort())
-        try:
-            async for span in request.content.iter_chunked(_SPAN_BYTES):
-                await in_thread(threads, writer.write, span)
-            stored = await in_thread(threads, writer.commit)
-        finally:
-            await in_thread(threads, writer.abort)
+        stored = await receive_file(self._node, request)
         return web.json_response({"sha1": stored.sha1, "size": stored.size, "manifestSha1": stored.manifest_sha1})
 
     async def _why(self, request: web.Request) -> web.Response:

@@ -33,14 +33,16 @@ from .feeds import Reading, Watch
 if TYPE_CHECKING:
     from .node import Node
 
-__all__ = ["FeedApi"]
+__all__ = [
+    "BATCH_MESSAGES_MAX", "LOCAL", "WATCHES_MAX", "FeedApi", "FeedWatch", "contents_of", "limit_of", "read_watches",
+]
 
 # In the place of a channel: read what is held here, and ask nobody (WIRE-2022.md, part B).
-_LOCAL = "*local*"
-_WATCHES_MAX = 1000
+LOCAL = "*local*"
+WATCHES_MAX = 1000
 _MESSAGES_MAX = 2**40
 # Messages that are appended in one call: a few seconds of signing, in which other appends wait, and 100 MB of memory.
-_BATCH_MESSAGES_MAX = 100_000
+BATCH_MESSAGES_MAX = 100_000
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 _WaitMsec = Annotated[float, msgspec.Meta(ge=0, le=24 * 3600 * 1000)]
@@ -69,21 +71,23 @@ class _Append(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
     messages: list[dict[str, Any]]
 
 
-class _Watch(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
+class FeedWatch(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
+    """A subfeed that a client reads from ``position`` on."""
+
     feed_id: str
     subfeed: str | dict[str, Any]
     channel: str | None = None
     position: _Count = 0
 
 
-class _Read(_Watch, forbid_unknown_fields=True, rename="camel"):
+class _Read(FeedWatch, forbid_unknown_fields=True, rename="camel"):
     wait_msec: _WaitMsec = 0
     max_messages: _Count | None = None
     signed: bool = False
 
 
 class _WatchAll(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
-    watches: dict[str, _Watch]
+    watches: dict[str, FeedWatch]
     wait_msec: _WaitMsec = 0
     max_messages: _Count | None = None
     signed: bool = False
@@ -165,57 +169,27 @@ class FeedApi:
             asked = _append_decoder.decode(data)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise BadMessage(why=f"the body of {request.path} is not as documented ({error})") from None
-        if len(asked.messages) > _BATCH_MESSAGES_MAX:
+        if len(asked.messages) > BATCH_MESSAGES_MAX:
             raise InvalidArgument(what=f"{len(asked.messages)} messages are too many; append at most "
-                                       f"{_BATCH_MESSAGES_MAX} in a call.")
+                                       f"{BATCH_MESSAGES_MAX} in a call.")
         return asked
 
     async def _read(self, request: web.Request) -> web.Response:
         asked = await read_body(request, _Read)
-        (reading,) = await self._read_all([asked], asked.wait_msec / 1000, _limit(asked.max_messages))
+        (reading,) = await read_watches(self._node, [asked], asked.wait_msec / 1000, limit_of(asked.max_messages))
         return answer_with({
-            "messages": _contents(reading.messages, asked.signed), "count": reading.count,
+            "messages": contents_of(reading.messages, asked.signed), "count": reading.count,
             "position": asked.position + len(reading.messages), "known": reading.known, "why": reading.why})
 
     async def _watch(self, request: web.Request) -> web.Response:
         asked = await read_body(request, _WatchAll)
-        if len(asked.watches) > _WATCHES_MAX:
-            raise InvalidArgument(what=f"{len(asked.watches)} subfeeds are too many; watch {_WATCHES_MAX} in a call")
-        readings = await self._read_all(list(asked.watches.values()), asked.wait_msec / 1000,
-                                        _limit(asked.max_messages))
+        if len(asked.watches) > WATCHES_MAX:
+            raise InvalidArgument(what=f"{len(asked.watches)} subfeeds are too many; watch {WATCHES_MAX} in a call")
+        readings = await read_watches(self._node, list(asked.watches.values()), asked.wait_msec / 1000,
+                                        limit_of(asked.max_messages))
         return answer_with({"messages": {
-            name: _contents(reading.messages, asked.signed)
+            name: contents_of(reading.messages, asked.signed)
             for name, reading in zip(asked.watches, readings, strict=True) if reading.messages}})
-
-    async def _read_all(self, wanted: list[_Watch], wait_seconds: float, count_max: int) -> list[Reading]:
-        """Return what is here, at once; where nothing is, follow what is another node's, and wait.
-
-        :raises KacheryError: nothing is here, and one of them cannot be followed.
-        """
-        feeds = self._node.feeds
-        watches = [Watch(check_feed_id(asked.feed_id), subfeed_hash(asked.subfeed), asked.position)
-                   for asked in wanted]
-        readings = await feeds.read(watches, 0.0, count_max)
-        if not watches or any(reading.messages for reading in readings):
-            return readings
-        for number, (watch, asked, reading) in enumerate(zip(watches, wanted, readings, strict=True)):
-            if feeds.owns(watch.feed_id) or asked.channel == _LOCAL:
-                continue
-            try:
-                link = await permitted_link(
-                    self._node, FeedUri(watch.feed_id, None, watch.subfeed), asked.channel, Permission.REQUEST_FEEDS,
-                    suffices=lambda link: link.providers(Permission.PROVIDE_FEEDS))
-            except NoChannel as error:
-                if not reading.known:
-                    raise
-                readings[number] = replace(reading, why=error.message)  # a copy, read as far as it goes
-                wait_seconds = 0.0
-            else:
-                following = await feeds.follow(link, watch.feed_id, watch.subfeed)
-                watches[number] = watch._replace(following=following)
-        found = await feeds.read(watches, wait_seconds, count_max)
-        return [replace(after, why=after.why or before.why) if not after.messages else after
-                for before, after in zip(readings, found, strict=True)]
 
     async def _forks(self, request: web.Request) -> web.Response:
         asked = await read_body(request, _Subfeed)
@@ -225,11 +199,44 @@ class FeedApi:
             for fork in forks]})
 
 
-def _limit(max_messages: int | None) -> int:
+async def read_watches(node: Node, wanted: list[FeedWatch], wait_seconds: float, count_max: int) -> list[Reading]:
+    """Return what is here, at once; where nothing is, follow what is another node's, and wait.
+
+    :raises KacheryError: nothing is here, and one of them cannot be followed.
+    """
+    feeds = node.feeds
+    watches = [Watch(check_feed_id(asked.feed_id), subfeed_hash(asked.subfeed), asked.position)
+               for asked in wanted]
+    readings = await feeds.read(watches, 0.0, count_max)
+    if not watches or any(reading.messages for reading in readings):
+        return readings
+    for number, (watch, asked, reading) in enumerate(zip(watches, wanted, readings, strict=True)):
+        if feeds.owns(watch.feed_id) or asked.channel == LOCAL:
+            continue
+        try:
+            link = await permitted_link(
+                node, FeedUri(watch.feed_id, None, watch.subfeed), asked.channel, Permission.REQUEST_FEEDS,
+                suffices=lambda link: link.providers(Permission.PROVIDE_FEEDS))
+        except NoChannel as error:
+            if not reading.known:
+                raise
+            readings[number] = replace(reading, why=error.message)  # a copy, read as far as it goes
+            wait_seconds = 0.0
+        else:
+            following = await feeds.follow(link, watch.feed_id, watch.subfeed)
+            watches[number] = watch._replace(following=following)
+    found = await feeds.read(watches, wait_seconds, count_max)
+    return [replace(after, why=after.why or before.why) if not after.messages else after
+            for before, after in zip(readings, found, strict=True)]
+
+
+def limit_of(max_messages: int | None) -> int:
+    """Return how many messages a client takes; 0 and None are all."""
     return max_messages or _MESSAGES_MAX
 
 
-def _contents(messages: list[bytes], signed: bool) -> list[msgspec.Raw]:
+def contents_of(messages: list[bytes], signed: bool) -> list[msgspec.Raw]:
+    """Return what a client is given of signed messages: them, or the messages inside."""
     if signed:
         return [msgspec.Raw(message) for message in messages]
     return [_signed_decoder.decode(message).body.message for message in messages]

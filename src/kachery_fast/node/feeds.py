@@ -134,6 +134,10 @@ class Feeds:
         """As ``FeedLog.info``."""
         return await self._in_thread(self.log.info, feed_id)
 
+    async def count(self, feed_id: str, subfeed: str) -> int:
+        """Return how many messages of a subfeed are held here."""
+        return (await self._in_thread(self.log.tail, feed_id, subfeed)).count
+
     async def forks(self, feed_id: str, subfeed: str) -> list[ForkRecord]:
         """As ``FeedLog.forks``."""
         return await self._in_thread(self.log.forks, feed_id, subfeed)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -23,7 +24,7 @@ from .threads import in_thread
 if TYPE_CHECKING:
     from .node import Node
 
-__all__ = ["mutable_routes"]
+__all__ = ["mutable_routes", "on_mutables"]
 
 T = TypeVar("T")
 
@@ -41,17 +42,24 @@ class _Set(msgspec.Struct, forbid_unknown_fields=True):
     update: bool = True
 
 
-def mutable_routes(node: Node) -> list[web.RouteDef]:
-    """Return the routes of this part of the API of ``node``."""
+async def on_mutables(node: Node, work: Callable[[MutableStore], T]) -> T:
+    """Return what ``work`` makes of the node's mutables.
+
+    :raises KacheryError: as ``MutableStore``.
+    """
     settings = node.settings
 
-    async def on(work: Callable[[MutableStore], T]) -> T:
+    def run() -> T:
         # Opened for each request, as clients do it: requests are few, and nothing has to be closed at the end.
-        def run() -> T:
-            with MutableStore(settings.storage_dir, value_size_bytes_max=settings.mutable_size_bytes_max) as mutables:
-                return work(mutables)
+        with MutableStore(settings.storage_dir, value_size_bytes_max=settings.mutable_size_bytes_max) as mutables:
+            return work(mutables)
 
-        return await in_thread(node.api_threads, run)
+    return await in_thread(node.api_threads, run)
+
+
+def mutable_routes(node: Node) -> list[web.RouteDef]:
+    """Return the routes of this part of the API of ``node``."""
+    on = partial(on_mutables, node)
 
     async def get(request: web.Request) -> web.Response:
         asked = await read_body(request, _Key)

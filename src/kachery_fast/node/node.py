@@ -23,6 +23,7 @@ from ..protocol.hub_bodies import ChannelInfo
 from ..store.files import FileStore
 from ..store.tasks import TaskLedger
 from .api import LocalApi
+from .deposits import Deposits
 from .ending import end_tasks
 from .faults import logged_fault
 from .feeds import Feeds
@@ -79,6 +80,7 @@ class _Membership(NamedTuple):
     """One channel, and what this node does for others there, by the permission that it needs."""
 
     link: ChannelLink
+    uploader: Uploader
     providing: Providing
     services: dict[Permission, _Service]
 
@@ -123,6 +125,7 @@ class Node:
         self._hubs: dict[str, _HubSide] = {}
         self._looked_again_at = float("-inf")
         self._memberships: dict[tuple[str, str], _Membership] = {}
+        self.deposits = Deposits()
         self._api = LocalApi(self)
         self._rotation: asyncio.Task[None] | None = None
 
@@ -287,8 +290,9 @@ class Node:
                               self._hash_threads)
         tasks = TaskProviding(link, self.identity, self.settings, self.task_backends, self._ledger, uploader,
                               self._disk_threads)
-        return _Membership(link, providing, {Permission.PROVIDE_FILES: providing, Permission.PROVIDE_TASKS: tasks,
-                                             Permission.PROVIDE_FEEDS: self.feeds.serve(link)})
+        return _Membership(link, uploader, providing, {
+            Permission.PROVIDE_FILES: providing, Permission.PROVIDE_TASKS: tasks,
+            Permission.PROVIDE_FEEDS: self.feeds.serve(link)})
 
     def _requested(self, key: tuple[str, str], body: Any, sender: str) -> None:
         membership = self._memberships.get(key)
@@ -333,6 +337,16 @@ class Node:
         """Return every channel that this node is on."""
         return [membership.link for membership in self._memberships.values()]
 
+    def uploader(self, link: ChannelLink) -> Uploader:
+        """Return who uploads to the bucket of a channel.
+
+        :raises ChannelUnknown: this node has left it.
+        """
+        for membership in self._memberships.values():
+            if membership.link is link:
+                return membership.uploader
+        raise self._unknown(link.name)
+
     def _unknown(self, name: str) -> KacheryError:
         known = ", ".join(sorted(link.name for link in self.links())) or "none"
         down = {url: side for url, side in self._hubs.items() if not side.reachable}
@@ -350,7 +364,7 @@ class Node:
                 "why": link.why, "load": providing.load,
                 "members": [{"node": member.node_id, "label": member.label, "permissions": sorted(member.permissions)}
                             for member in link.info.members],
-            } for key, (link, providing, _) in self._memberships.items() if key[0] == url]
+            } for key, (link, _, providing, _) in self._memberships.items() if key[0] == url]
             hubs.append({"url": url, "owner": side.owner, "reachable": side.reachable, "why": side.why,
                          "channels": channels})
         return {"nodeId": self.identity.node_id, "version": self.version, "label": self._node_file.label,

@@ -31,7 +31,7 @@ from .link import ChannelLink
 if TYPE_CHECKING:
     from .node import Node
 
-__all__ = ["TaskApi"]
+__all__ = ["TaskApi", "has_provider"]
 
 _WaitMsec = Annotated[float, msgspec.Meta(ge=0, le=24 * 3600 * 1000)]
 
@@ -70,7 +70,7 @@ class TaskApi:
     async def _request(self, request: web.Request) -> web.Response:
         asked = await read_body(request, _Ask)
         link = await permitted_link(self._node, f"The result of {asked.function[:100]!r}", asked.channel,
-                                    Permission.REQUEST_TASKS, suffices=_has_provider)
+                                    Permission.REQUEST_TASKS, suffices=has_provider)
         tasks = self._node.task_requests
         name = tasks.request(link, asked.function, asked.kwargs, asked.kind, asked.id)
         try:
@@ -93,5 +93,6 @@ class TaskApi:
         return answer_with({"tasks": self._node.task_requests.list()})
 
 
-def _has_provider(link: ChannelLink) -> bool:
+def has_provider(link: ChannelLink) -> bool:
+    """Whether somebody on a channel, as it is known here, may run tasks."""
     return link.may(Permission.PROVIDE_TASKS) or bool(link.providers(Permission.PROVIDE_TASKS))

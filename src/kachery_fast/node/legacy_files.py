@@ -1,0 +1,324 @@
+"""The local API of 2022 for files: what kachery-client 1.2 asks of its node. Bodies and answers as in docs/formats.md.
+
+    POST /store                     a raw body with Content-Length   -> STORED
+    POST /storeFile                 {"localFilePath"}                -> STORED
+    POST /linkFile                  {"localFilePath", "size", "mtime"}  -> STORED
+    POST /loadFile                  {"fileKey": KEY, "channelName"}  -> a stream of FRAMES
+    POST /downloadFileData          {"fileKey": KEY, "startByte", "endByte"}  -> the bytes
+    POST /uploadFile                {"sha1", "channel"}              -> {"success"}
+    POST /createSignedFileUploadUrl {"channelName", "sha1", "size"}  -> {"success", "alreadyUploaded", "signedUrl"}
+
+STORED is ``{"success", "error", "sha1", "manifestSha1"}``, KEY ``{"sha1", "manifestSha1", "chunkOf": {"fileKey": KEY,
+"startByte", "endByte"}}``, a FRAME the length of some JSON in decimal, ``#``, and the JSON: ``progress``, then
+``finished`` or ``error``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+from aiohttp import web
+
+from .._core import digest_buffer
+from ..errors import (
+    CorruptObject,
+    FileChanged,
+    InvalidArgument,
+    KacheryError,
+    LinkInvalid,
+    LocalFileMissing,
+    NotInStore,
+    ObjectMissing,
+)
+from ..protocol.access import Permission
+from ..protocol.hub_bodies import SignedObject
+from ..protocol.manifest import CHUNK_SIZE_BYTES_MAX
+from ..protocol.names import FileUri, check_sha1, object_name
+from ..store.objects import Located, Stored
+from .api_parts import fault_of, permitted_link
+from .legacy_parts import answer_success, read_legacy_body, tell_in_text
+from .link import ChannelLink
+from .receiving import receive_file, stored_spans
+from .threads import in_thread
+from .uploading import put_signed
+
+if TYPE_CHECKING:
+    from .node import Node
+
+__all__ = ["LegacyFiles"]
+
+log = logging.getLogger("kachery_fast.node")
+
+_BODY_SIZE_BYTES_MAX = 1024 * 1024
+_PROGRESS_INTERVAL_SECONDS = 2.0  # the client prints each of them
+_MTIME_TOLERANCE_SECONDS = 0.002  # of 2022, which sent seconds as a double
+_MISSING = "Error downloading file: Unable get data read stream for local file."  # of 2022
+
+_Bytes = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+
+
+class _ChunkOf(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
+    file_key: _FileKey
+    start_byte: _Bytes
+    end_byte: _Bytes
+
+
+class _FileKey(msgspec.Struct, forbid_unknown_fields=True):
+    sha1: str
+    manifest_sha1: str | None = msgspec.field(default=None, name="manifestSha1")
+    chunk_of: _ChunkOf | None = msgspec.field(default=None, name="chunkOf")
+
+    def uri(self) -> FileUri:
+        """:raises InvalidName: a SHA-1 is none."""
+        return FileUri(check_sha1(self.sha1), "",
+                       None if self.manifest_sha1 is None else check_sha1(self.manifest_sha1))
+
+
+class _StoreFile(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
+    local_file_path: str
+
+
+class _LinkFile(_StoreFile, forbid_unknown_fields=True, rename="camel"):
+    size: _Bytes
+    mtime: float
+
+
+class _LoadFile(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
+    file_key: _FileKey
+    channel_name: str
+
+
+class _Download(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
+    file_key: _FileKey
+    start_byte: _Bytes = 0
+    end_byte: _Bytes | None = None
+
+
+class _Upload(msgspec.Struct, forbid_unknown_fields=True):
+    sha1: str
+    channel: str
+
+
+class _SignUpload(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
+    channel_name: str
+    sha1: str
+    size: _Bytes | None = None
+
+
+class LegacyFiles:
+    """The routes for one ``Node``."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def routes(self) -> list[web.RouteDef]:
+        """Return what is to be served."""
+        return [
+            web.post("/store", self._store),
+            web.post("/storeFile", self._store_file),
+            web.post("/linkFile", self._link_file),
+            web.post("/loadFile", self._load_file),
+            web.post("/downloadFileData", self._download),
+            web.post("/uploadFile", self._upload_file),
+            web.post("/createSignedFileUploadUrl", self._sign_upload),
+        ]
+
+    # --- storing
+
+    async def _store(self, request: web.Request) -> web.Response:
+        if request.content_length is None:
+            return tell_in_text("Missing Content-Length in header", 403)  # a chunked body may end anywhere
+        try:
+            stored = await receive_file(self._node, request)
+        except KacheryError as error:
+            # The client shows an error of an answer with status 200, and hides that of any other.
+            log.warning("a file could not be stored: %s", error)
+            return web.json_response({"success": False, "error": error.message, "sha1": None, "manifestSha1": None})
+        return _tell_stored(stored)
+
+    async def _store_file(self, request: web.Request) -> web.Response:
+        asked = await read_legacy_body(request, _StoreFile, _BODY_SIZE_BYTES_MAX)
+        node = self._node
+        path = await in_thread(node.api_threads, self._check_path, asked.local_file_path)
+        return _tell_stored(await in_thread(node.api_threads, node.store.put_file, path))
+
+    async def _link_file(self, request: web.Request) -> web.Response:
+        asked = await read_legacy_body(request, _LinkFile, _BODY_SIZE_BYTES_MAX)
+        node = self._node
+
+        def link() -> Stored:
+            path = self._check_path(asked.local_file_path)
+            found = path.stat()
+            if found.st_size != asked.size:
+                raise FileChanged(path=str(path), why=f"the client saw {asked.size} bytes, this node {found.st_size}")
+            if not abs(found.st_mtime - asked.mtime) <= _MTIME_TOLERANCE_SECONDS:
+                raise FileChanged(path=str(path), why="client and node see different times of its last change")
+            return node.store.link_file(path)
+
+        return _tell_stored(await in_thread(node.api_threads, link))
+
+    def _check_path(self, text: str) -> Path:
+        """Return a path that a client named, with every symbolic link followed.
+
+        :raises InvalidArgument: it is relative, or leads into the node's own directory, where its keys are.
+        :raises LocalFileMissing: this node does not see it.
+        """
+        path = Path(text)
+        if not path.is_absolute() or "\0" in text:
+            raise InvalidArgument(what=f"{text[:200]!r} is not an absolute path. The node has another working "
+                                       "directory than its client.")
+        try:
+            real = path.resolve(strict=True)
+        except (OSError, RuntimeError) as error:
+            raise LocalFileMissing(path=text) from error
+        if real.is_relative_to(self._node.settings.storage_dir.resolve()):
+            raise InvalidArgument(what=f"{text[:200]!r} leads into the node's own directory, whose files are not "
+                                       "stored by their path.")
+        return real
+
+    # --- loading
+
+    async def _load_file(self, request: web.Request) -> web.StreamResponse:
+        asked = await read_legacy_body(request, _LoadFile, _BODY_SIZE_BYTES_MAX)
+        uri = asked.file_key.uri()
+        response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
+        await response.prepare(request)
+        task = asyncio.get_running_loop().create_task(self._load(asked.file_key, uri, asked.channel_name))
+        try:
+            await self._tell_progress(response, uri, task)
+            located = task.result()
+        except ConnectionError:
+            raise
+        except Exception as error:  # the head is out: the error is the last frame
+            told = error if isinstance(error, KacheryError) else fault_of(request, error)
+            log.warning("a client asked for %s: %s", uri, told)
+            await _write_frame(response, {"type": "error", "error": told.message})
+            return response
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+        await _write_frame(response, {"type": "progress", "bytesLoaded": located.size, "bytesTotal": located.size})
+        await _write_frame(response, {"type": "finished", "localFilePath": str(located.path)})
+        return response
+
+    async def _tell_progress(self, response: web.StreamResponse, uri: FileUri, task: asyncio.Task[Located]) -> None:
+        while not (await asyncio.wait([task], timeout=_PROGRESS_INTERVAL_SECONDS))[0]:
+            transfer = self._node.transfers.active(uri.sha1)
+            received, total = (0, None) if transfer is None else (transfer.received, transfer.total)
+            await _write_frame(response, {"type": "progress", "bytesLoaded": received, "bytesTotal": total or 0})
+
+    async def _load(self, key: _FileKey, uri: FileUri, channel: str) -> Located:
+        node = self._node
+        with contextlib.suppress(NotInStore, LinkInvalid):
+            return await in_thread(node.api_threads, node.store.find, uri.sha1)
+        if key.chunk_of is not None:
+            return await self._load_chunk(uri.sha1, key.chunk_of, channel)
+        link = await permitted_link(node, uri, channel, Permission.REQUEST_FILES, suffices=ChannelLink.providers)
+        return await node.transfers.load(uri, link)
+
+    async def _load_chunk(self, sha1: str, part: _ChunkOf, channel: str) -> Located:
+        """Make a file of a chunk, since an old client opens it as one.
+
+        It is cut from its file where that is here, taken from the bucket, or had from a node that has the file.
+        """
+        node, whole = self._node, part.file_key.uri()
+        length = part.end_byte - part.start_byte
+        if not 0 < length <= CHUNK_SIZE_BYTES_MAX:
+            raise InvalidArgument(what=f"bytes {part.start_byte} to {part.end_byte} are not those of a chunk")
+        data = await in_thread(node.api_threads, self._cut, whole.sha1, part.start_byte, length)
+        if data is None:
+            link = await permitted_link(node, whole, channel, Permission.REQUEST_FILES,
+                                        suffices=ChannelLink.providers)
+            try:
+                data = await link.bucket.get_small(object_name(link.name, sha1), length)
+            except ObjectMissing:
+                _, spans = await node.transfers.read(whole, link, part.start_byte, part.end_byte)
+                async with contextlib.aclosing(spans):
+                    data = b"".join([span async for span in spans])
+        return await in_thread(node.api_threads, self._keep_chunk, sha1, data)
+
+    def _cut(self, sha1: str, start: int, length: int) -> bytes | None:
+        try:
+            with self._node.store.open(sha1) as file:
+                return os.pread(file.fileno(), length, start)
+        except (NotInStore, LinkInvalid):
+            return None
+
+    def _keep_chunk(self, sha1: str, data: bytes) -> Located:
+        store = self._node.store
+        found = digest_buffer(data, CHUNK_SIZE_BYTES_MAX).sha1
+        if found != sha1:
+            raise CorruptObject(object=f"sha1://{sha1}", found=found, sha1=sha1)
+        part = store.part_path(sha1)
+        part.write_bytes(data)
+        return store.adopt(part, sha1, manifest=None)
+
+    async def _download(self, request: web.Request) -> web.StreamResponse:
+        asked = await read_legacy_body(request, _Download, _BODY_SIZE_BYTES_MAX)
+        node, sha1 = self._node, asked.file_key.uri().sha1
+        try:
+            located = await in_thread(node.api_threads, node.store.find, sha1)
+        except (NotInStore, LinkInvalid) as error:
+            return tell_in_text(f"{_MISSING} {error.message}", 500)
+        start, end = asked.start_byte, located.size if asked.end_byte is None else asked.end_byte
+        if not start <= end <= located.size:
+            raise InvalidArgument(what=f"bytes {start} to {end} are not a range of a file of {located.size} bytes")
+        response = web.StreamResponse(headers={"Content-Type": "application/octet-stream",
+                                               "Content-Length": str(end - start)})
+        await response.prepare(request)
+        try:
+            async with contextlib.aclosing(stored_spans(node, sha1, start, end)) as spans:
+                async for span in spans:
+                    await response.write(span)
+        except KacheryError as error:
+            log.warning("a download of sha1://%s broke off: %s", sha1, error)
+            if request.transport is not None:
+                request.transport.abort()  # the head is out: nobody must take this for the whole
+        return response
+
+    # --- uploading
+
+    async def _upload_file(self, request: web.Request) -> web.Response:
+        asked = await read_legacy_body(request, _Upload, _BODY_SIZE_BYTES_MAX)
+        uri = FileUri(check_sha1(asked.sha1))
+        link = await permitted_link(self._node, uri, asked.channel, Permission.PROVIDE_FILES)
+        await self._node.uploader(link).put_file(uri)
+        return answer_success()
+
+    async def _sign_upload(self, request: web.Request) -> web.Response:
+        asked = await read_legacy_body(request, _SignUpload, _BODY_SIZE_BYTES_MAX)
+        sha1 = check_sha1(asked.sha1)
+        link = await permitted_link(self._node, f"sha1://{sha1}", asked.channel_name, Permission.PROVIDE_FILES)
+        with contextlib.suppress(ObjectMissing):
+            if await link.bucket.size(object_name(link.name, sha1)) == asked.size or asked.size is None:
+                return answer_success(alreadyUploaded=True, signedUrl="")
+
+        async def take(data: bytes) -> None:
+            found = hashlib.sha1(data, usedforsecurity=False).hexdigest()
+            if found != sha1:
+                raise InvalidArgument(what=f"the bytes have the SHA-1 {found}, and {sha1} was announced")
+
+            async def sign() -> list[SignedObject]:
+                return await link.hub.sign_uploads(link.name, [(sha1, len(data))])
+
+            (leave,) = await sign()
+            await put_signed(leave, lambda upload: link.bucket.put_bytes(upload, data), sign)
+
+        url = self._node.deposits.expect(request, asked.size, CHUNK_SIZE_BYTES_MAX, take)
+        return answer_success(alreadyUploaded=False, signedUrl=url)
+
+
+def _tell_stored(stored: Stored) -> web.Response:
+    return answer_success(error=None, sha1=stored.sha1, manifestSha1=stored.manifest_sha1)
+
+
+async def _write_frame(response: web.StreamResponse, message: dict[str, object]) -> None:
+    data = msgspec.json.encode(message)
+    await response.write(b"%d#%b" % (len(data), data))

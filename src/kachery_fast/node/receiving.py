@@ -1,0 +1,53 @@
+"""Bytes between a client of the local API and the store: a file that comes in, and a stored one that goes out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from functools import partial
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from ..errors import FileChanged
+from ..store.objects import Stored
+from .threads import in_thread
+
+if TYPE_CHECKING:
+    from .node import Node
+
+__all__ = ["receive_file", "stored_spans"]
+
+_SPAN_BYTES = 4 * 1024 * 1024
+
+
+async def receive_file(node: Node, request: web.Request) -> Stored:
+    """Store the body of a request.
+
+    :raises DiskFull, DiskError: nothing was stored. :raises ConnectionError: the client has gone; likewise.
+    """
+    threads = node.api_threads
+    begin = partial(node.store.stream_writer, expected_size_bytes=request.content_length or 0)
+    writer = await in_thread(threads, begin, undo=lambda begun: begun.abort())
+    try:
+        async for span in request.content.iter_chunked(_SPAN_BYTES):
+            await in_thread(threads, writer.write, span)
+        return await in_thread(threads, writer.commit)
+    finally:
+        await in_thread(threads, writer.abort)
+
+
+async def stored_spans(node: Node, sha1: str, start: int, end: int) -> AsyncGenerator[bytes, None]:
+    """Yield the bytes ``start`` to ``end`` of a stored file.
+
+    :raises FileChanged: it ends before that. :raises KacheryError: it cannot be read.
+    """
+    threads = node.api_threads
+    file = await in_thread(threads, node.store.open, sha1, undo=lambda opened: opened.close())
+    with file:
+        file.seek(start)
+        while start < end:
+            span = await in_thread(threads, file.read, min(_SPAN_BYTES, end - start))
+            if not span:
+                raise FileChanged(path=f"sha1://{sha1}", why=f"it ends at byte {start}")
+            start += len(span)
+            yield span

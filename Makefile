@@ -9,6 +9,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+STAMP_2022 := .venv-2022/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
 SOURCES := pyproject.toml setup.py $(wildcard src/kachery_fast/*.pyx src/kachery_fast/*.pxd \
              src/kachery_fast/*.c src/kachery_fast/*.h)
@@ -27,7 +28,7 @@ demo: $(STAMP)
 	else exec $(BIN)/kachery-fast demo $$ARGS; fi
 
 # Most tests wait for processes and sockets, so as many run at once as there are CPUs, up to four; a file's in turn.
-test: lint
+test: lint $(STAMP_2022)
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --benchmark-disable $$ARGS
 
 # cython-lint looks for pycodestyle on the PATH.
@@ -40,7 +41,7 @@ bench: $(BENCH_STAMP)
 	$(BIN)/python -m benchmarks $$ARGS
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage src/*.egg-info
+	rm -rf $(VENV) .venv-2022 build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage src/*.egg-info
 	rm -f src/kachery_fast/*.so
 	find src tests benchmarks -type d -name __pycache__ -prune -exec rm -rf {} +
 
@@ -57,4 +58,12 @@ $(STAMP): $(SOURCES) .ci/find-python
 $(BENCH_STAMP): $(STAMP)
 	@echo "Installing what the benchmarks need besides"
 	@$(PIP) install --quiet --editable '.[hub,test,bench]'
+	@touch $@
+
+# The client of 2022, which the tests run against our node; in an environment of its own, as a user has it.
+$(STAMP_2022): $(STAMP)
+	@echo "Installing kachery-client 1.2.0 into .venv-2022"
+	@$(BIN)/python -m venv --clear .venv-2022
+	@.venv-2022/bin/python -m pip --disable-pip-version-check --no-input install --quiet kachery-client==1.2.0 'numpy<2; python_version<"3.13"' \
+	  'numpy; python_version>="3.13"'
 	@touch $@

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from ..errors import DiskError, NodeError
 from ..protocol.signing import private_key, public_id
 
-__all__ = ["ClientAuth", "DirectoryLock", "Identity", "load_identity", "write_whole"]
+__all__ = ["ClientAuth", "DirectoryLock", "Identity", "load_identity", "note_owner", "write_whole"]
 
 _PRIVATE_PREFIX = bytes.fromhex("302e020100300506032b657004220420")
 _PUBLIC_PREFIX = bytes.fromhex("302a300506032b6570032100")
@@ -88,6 +88,14 @@ def _note_public_parts(storage_dir: Path, identity: Identity) -> None:
                 write_whole(path, text, mode)
         except OSError as error:
             raise DiskError(action="the writing", path=str(path), why=error.strerror or str(error)) from None
+
+
+def note_owner(storage_dir: Path, owner: str) -> None:
+    """Write who owns this node into the file ``owner``, which clients of 2022 show; one that is there is kept."""
+    path = storage_dir / "owner"
+    with contextlib.suppress(OSError):
+        if not path.exists():
+            write_whole(path, owner, 0o644)
 
 
 def _encode_pem(kind: str, der: bytes) -> str:

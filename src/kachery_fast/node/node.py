@@ -27,7 +27,7 @@ from .deposits import Deposits
 from .ending import end_tasks
 from .faults import logged_fault
 from .feeds import Feeds
-from .identity import ClientAuth, DirectoryLock, load_identity
+from .identity import ClientAuth, DirectoryLock, load_identity, note_owner
 from .link import ChannelLink
 from .membership import NodeFile, read_node_file
 from .providing import Providing
@@ -36,6 +36,7 @@ from .slots import AdaptiveSlots
 from .task_backends import TaskBackends
 from .task_providing import TaskProviding
 from .task_requests import TaskRequests
+from .threads import in_thread
 from .tools import Tools, Traffic
 from .transfers import Transfers, request_limits
 from .uploading import Uploader
@@ -261,6 +262,7 @@ class Node:
             side.short_why = str(error.details["why"]) if isinstance(error, HubUnreachable) else error.message
             return
         side.reachable, side.why, side.owner = True, "", config.owner
+        await in_thread(self.api_threads, note_owner, self.settings.storage_dir, config.owner)
         await self._apply(url, side, config.channels)
 
     async def _apply(self, url: str, side: _HubSide, channels: list[ChannelInfo]) -> None:

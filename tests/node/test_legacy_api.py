@@ -1,0 +1,190 @@
+"""The local API of 2022 as a stranger may use it: bodies of every kind, codes, hosts and paths; the node goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kachery_fast.node.legacy_parts import MISSING_CODE, WRONG_CODE
+from tests.network import LOOPS
+from tests.node.running import Client, alone
+
+pytestmark = pytest.mark.parametrize("loop_kind", LOOPS)
+
+SHA1 = "0a4d55a8d778e5022fab701977c5d840bbc486d0"  # of "Hello World"
+
+
+async def _ask(client: Client, path: str, body: Any = None, method: str = "POST", **headers: str) -> tuple[int, str]:
+    data = body if isinstance(body, bytes) else json.dumps({} if body is None else body).encode()
+    async with client.session.request(method, client.url + path, data=data if method != "GET" else None,
+                                      headers=client.headers(**headers)) as answer:
+        return answer.status, await answer.text()
+
+
+async def _ask_json(client: Client, path: str, body: Any = None, method: str = "POST") -> Any:
+    status, text = await _ask(client, path, body, method)
+    assert status == 200, text
+    return json.loads(text)
+
+
+def test_codes_hosts_and_origins_are_checked_in_the_words_of_2022(loop_kind: str, tmp_path: Path) -> None:
+    async def work(client: Client) -> None:
+        async with client.session.post(client.url + "/mutable/get", json={"key": 1}) as answer:
+            assert (answer.status, await answer.text()) == (403, MISSING_CODE)
+        for headers, text in (({"KACHERY-CLIENT-AUTH-CODE": "abcdefghijkl"}, WRONG_CODE),
+                              ({"Origin": "https://evil.example"}, "web pages"),
+                              ({"Host": "evil.example"}, "web pages")):
+            status, told = await _ask(client, "/mutable/get", {"key": 1}, **headers)
+            assert status == 403
+            assert text in told
+        async with client.session.get(client.url + "/probe") as answer:
+            assert (await answer.json())["success"] is True
+        async with client.session.post(client.url + "/probe") as answer:
+            assert answer.status == 403
+
+    alone(loop_kind, tmp_path, work)
+
+
+@pytest.mark.parametrize(("path", "body"), [
+    ("/loadFile", b"{"), ("/loadFile", b"\xff"), ("/loadFile", {}), ("/loadFile", {"fileKey": {"sha1": 1}}),
+    ("/loadFile", {"fileKey": {"sha1": SHA1}, "channelName": "x", "more": 1}),
+    ("/loadFile", {"fileKey": {"sha1": "../../private.pem"}, "channelName": "x"}),
+    ("/downloadFileData", {"fileKey": {"sha1": SHA1}, "startByte": -1}),
+    ("/downloadFileData", {"fileKey": {"sha1": SHA1}, "startByte": 10**30}),
+    ("/linkFile", {"localFilePath": "/etc/hostname", "size": "1", "mtime": 1}),
+    ("/mutable/get", b"[" * 100_000), ("/mutable/set", {"key": 1}),
+    ("/feed/appendMessages", {"feedId": "a" * 64, "subfeedHash": "b" * 40, "messages": ["text"]}),
+    ("/feed/watchForNewMessages", {"subfeedWatches": {}, "waitMsec": -1}),
+    ("/task/requestTask", {"channelName": 1}), ("/task/updateTaskStatus", {"status": "odd"}),
+])
+def test_a_malformed_body_is_told_what_is_wrong(loop_kind: str, tmp_path: Path, path: str, body: Any) -> None:
+    async def work(client: Client) -> None:
+        status, text = await _ask(client, path, body)
+        assert status == 400, text
+        assert "Invalid request in" in text or "SHA-1" in text
+        assert (await _ask_json(client, "/mutable/get", {"key": 1}))["found"] is False
+
+    alone(loop_kind, tmp_path, work)
+
+
+def test_an_oversize_body_is_refused(loop_kind: str, tmp_path: Path) -> None:
+    async def work(client: Client) -> None:
+        status, text = await _ask(client, "/mutable/set", {"key": 1, "value": "x" * 200_000})
+        assert status == 413, text
+        assert (await _ask_json(client, "/mutable/set", {"key": 1, "value": "x" * 50_000}))["success"] is True
+
+    alone(loop_kind, tmp_path, work, api_body_size_bytes_max=100_000)
+
+
+def test_files_are_stored_by_path_only_where_that_is_harmless(loop_kind: str, tmp_path: Path) -> None:
+    async def work(client: Client) -> None:
+        root = client.node.settings.storage_dir
+        data = tmp_path / "data.bin"
+        data.write_bytes(b"Hello World")
+        (tmp_path / "to-the-key").symlink_to(root / "private.pem")
+        os.mkfifo(tmp_path / "pipe")
+        refused = ["data.bin", "", "~/data.bin", "/data\0.bin", str(root / "private.pem"),
+                   f"{tmp_path}/x/../n/private.pem", str(tmp_path / "to-the-key"), str(tmp_path),
+                   str(tmp_path / "pipe"), str(tmp_path / "absent"), "/dev/zero"]
+        for path in refused:
+            for endpoint, more in (("/storeFile", {}), ("/linkFile", {"size": 11, "mtime": 0.0})):
+                status, text = await _ask(client, endpoint, {"localFilePath": path, **more})
+                assert status in (400, 404, 409), (path, text)
+        assert not list((root / "sha1").rglob("*")) if (root / "sha1").exists() else True
+        stored = await _ask_json(client, "/storeFile", {"localFilePath": f"{tmp_path}/./data.bin"})
+        assert stored == {"success": True, "error": None, "sha1": SHA1, "manifestSha1": None}
+
+    alone(loop_kind, tmp_path, work)
+
+
+def test_a_link_is_made_of_the_file_that_the_client_saw(loop_kind: str, tmp_path: Path) -> None:
+    async def work(client: Client) -> None:
+        data = tmp_path / "data.bin"
+        data.write_bytes(b"Hello World")
+        mtime = data.stat().st_mtime
+        seen = {"localFilePath": str(data), "size": 11, "mtime": mtime}
+        for changed in ({"size": 12}, {"mtime": mtime + 0.01}, {"mtime": 1e300}):
+            status, text = await _ask(client, "/linkFile", seen | changed)
+            assert status == 409, text
+        assert (await _ask_json(client, "/linkFile", seen | {"mtime": mtime + 0.001}))["sha1"] == SHA1
+
+    alone(loop_kind, tmp_path, work)
+
+
+def test_absurd_ranges_and_missing_files_are_refused_and_true_ones_served(loop_kind: str, tmp_path: Path) -> None:
+    async def work(client: Client) -> None:
+        client.node.store.put_bytes(b"Hello World")
+        key = {"fileKey": {"sha1": SHA1}}
+        for part in ({"startByte": 5, "endByte": 4}, {"startByte": 12}, {"endByte": 12}, {"startByte": 2**61}):
+            status, text = await _ask(client, "/downloadFileData", key | part)
+            assert (status, "not a range" in text) == (400, True)
+        assert await _ask(client, "/downloadFileData", key) == (200, "Hello World")
+        assert await _ask(client, "/downloadFileData", key | {"startByte": 6, "endByte": 11}) == (200, "World")
+        assert await _ask(client, "/downloadFileData", key | {"startByte": 11}) == (200, "")
+        status, text = await _ask(client, "/downloadFileData", {"fileKey": {"sha1": 40 * "0"}})
+        assert status == 500
+        assert text.startswith("Error downloading file: Unable get data read stream for local file.")
+
+    alone(loop_kind, tmp_path, work)
+
+
+def test_a_store_tells_its_error_and_wants_a_length(loop_kind: str, tmp_path: Path) -> None:
+    async def work(client: Client) -> None:
+        async def pieces() -> Any:
+            yield b"Hello World"
+
+        async with client.session.post(client.url + "/store", data=pieces(), headers=client.headers()) as answer:
+            assert (answer.status, await answer.text()) == (403, "Missing Content-Length in header")
+        assert await _ask_json(client, "/store", b"Hello World") == {
+            "success": True, "error": None, "sha1": SHA1, "manifestSha1": None}
+        (client.node.settings.storage_dir / "tmp").rename(tmp_path / "moved")
+        (client.node.settings.storage_dir / "tmp").write_text("a file where a directory should be")
+        told = await _ask_json(client, "/store", b"Another")
+        assert told["success"] is False
+        assert "writing" in told["error"]
+
+    alone(loop_kind, tmp_path, work)
+
+
+def test_a_chunk_of_a_local_file_is_loaded_as_a_file(loop_kind: str, tmp_path: Path) -> None:
+    async def work(client: Client) -> None:
+        whole = client.node.store.put_bytes(b"Hello World" * 10)
+        chunk = {"sha1": SHA1, "chunkOf": {"fileKey": {"sha1": whole.sha1}, "startByte": 11, "endByte": 22}}
+        status, text = await _ask(client, "/loadFile", {"fileKey": chunk, "channelName": "x"})
+        length, _, rest = text.partition("#")
+        assert (status, json.loads(rest[:int(length)])) == (
+            200, {"type": "progress", "bytesLoaded": 11, "bytesTotal": 11})
+        length, _, frame = rest[int(length):].partition("#")
+        assert len(frame) == int(length)
+        assert Path(json.loads(frame)["localFilePath"]).read_bytes() == b"Hello World"
+        wrong = chunk | {"sha1": 40 * "1"}
+        _, text = await _ask(client, "/loadFile", {"fileKey": wrong, "channelName": "x"})
+        assert json.loads(text.partition("#")[2])["type"] == "error"
+
+    alone(loop_kind, tmp_path, work)
+
+
+def test_what_was_not_announced_is_not_taken(loop_kind: str, tmp_path: Path) -> None:
+    async def work(client: Client) -> None:
+        async with client.session.put(f"{client.url}/deposit/guessed", data=b"x") as answer:
+            assert answer.status == 400
+            assert "expired" in await answer.text()
+        async with client.session.get(f"{client.url}/task-result/guessed") as answer:
+            assert answer.status == 404
+
+    alone(loop_kind, tmp_path, work)
+
+
+def test_stats_and_halt(loop_kind: str, tmp_path: Path) -> None:
+    async def work(client: Client) -> None:
+        stats = await _ask_json(client, "/stats", method="GET")
+        assert stats["stats"]["nodeId"] == client.node.identity.node_id
+        assert "<table>" in (await _ask(client, "/stats?format=html", method="GET"))[1]
+        assert (await _ask_json(client, "/halt", method="GET")) == {"success": True}
+        await client.node.stopped.wait()
+
+    alone(loop_kind, tmp_path, work)

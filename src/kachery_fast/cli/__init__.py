@@ -33,6 +33,7 @@ _COMMANDS = {
     "verify": _Entry("files", "verify", "Read files of the local store and check their bytes."),
     "feed": _Entry("feed", "feed", "Make, append to, read and follow feeds."),
     "task": _Entry("task", "task", "Have functions run by other nodes, and run them for others."),
+    "import": _Entry("importing", "import_directory", "Take files, mutables and feeds from a directory of 2022."),
     "info": _Entry("node", "info", "Show the local store, the node and its channels."),
     "mutable": _Entry("mutable", "mutable", "Keep small values on this machine, by keys."),
     "node": _Entry("node", "node", "Start, stop and connect the node of this machine."),

@@ -21,6 +21,7 @@ from ..net.ranges import RangeClient
 from ..protocol.access import Permission
 from ..protocol.hub_bodies import ChannelInfo
 from ..store.files import FileStore
+from ..store.takeover import take_over_in_place
 from ..store.tasks import TaskLedger
 from .api import LocalApi
 from .deposits import Deposits
@@ -142,6 +143,7 @@ class Node:
         cleaned = await loop.run_in_executor(self._disk_threads, self._clean)
         if any(cleaned):
             log.info("leftovers of earlier runs removed: %s", cleaned)
+        await loop.run_in_executor(self._disk_threads, self._take_over)
         await self.feeds.open()
         # First the code: a client that finds the node listening finds it too.
         await loop.run_in_executor(self._disk_threads, self.client_auth.rotate)
@@ -170,6 +172,15 @@ class Node:
 
     def _clean(self) -> Any:
         return self.store.clean(now=time.time(), partial_keep_days=self.settings.partial_keep_days)
+
+    def _take_over(self) -> None:
+        """Take over what the daemon of 2022 left; whatever is wrong with it, the node goes on."""
+        settings = self.settings
+        try:
+            take_over_in_place(settings.storage_dir, mutable_size_bytes_max=settings.mutable_size_bytes_max,
+                               message_size_bytes_max=settings.feed_message_size_bytes_max)
+        except KacheryError as error:
+            log.error("the mutables and feeds of 2022 could not be taken over; the next start tries again: %s", error)
 
     async def _rotate_for_ever(self) -> None:
         loop = asyncio.get_running_loop()

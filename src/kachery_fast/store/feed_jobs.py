@@ -51,6 +51,14 @@ class FeedJobs:
         rows.insert_feed(connection, feed_id, name, seed, self.time_ms())
         return feed_id, True
 
+    def adopt(self, feed_id: str, seed: bytes | None, name: str | None, connection: sqlite3.Connection) -> None:
+        """Give a feed its key, making its row where there is none, and its name, unless it or the feed has another."""
+        if seed is not None and not connection.execute(
+                "UPDATE feeds SET seed = ? WHERE feed = ?", (seed, feed_id)).rowcount:
+            rows.insert_feed(connection, feed_id, None, seed, self.time_ms())
+        if name is not None:
+            connection.execute("UPDATE OR IGNORE feeds SET name = ? WHERE feed = ? AND name IS NULL", (name, feed_id))
+
     def delete(self, feed_id: str, connection: sqlite3.Connection) -> None:
         """Delete a feed with its key; its messages become orphans.
 

@@ -90,6 +90,17 @@ class FeedLog:
         self._own.add(feed_id)
         return feed_id, made
 
+    def adopt(self, feed_id: str, *, seed: bytes | None = None, name: str | None = None) -> None:
+        """Make a feed this node's own by its key, whose messages are all here, or give it a name that is free.
+
+        :raises InvalidName: as ``create``.
+        """
+        if name is not None:
+            _check_name(name)
+        self._write(partial(self._jobs.adopt, feed_id, seed, name))
+        if seed is not None:
+            self._own.add(feed_id)
+
     def find(self, name: str) -> str:
         """Return the id of the feed that has this name.
 

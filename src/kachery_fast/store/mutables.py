@@ -7,14 +7,14 @@ kept as it was given. Every change is on the disk when its call returns, and is 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import rfc8785
 
-from ..errors import BadMessage, InvalidArgument, TooLarge
+from ..errors import BadMessage, InvalidArgument, KacheryError, TooLarge
 from ..protocol.canonical import canonical_bytes
 from .database import Database
 
@@ -69,6 +69,22 @@ class MutableStore:
         with self._database.writing() as connection:
             return connection.execute(f"INSERT OR {'REPLACE' if update else 'IGNORE'} INTO mutables (key, value)"  # noqa: S608
                                       " VALUES (?, ?)", (name, data)).rowcount > 0
+
+    def add(self, pairs: Iterable[tuple[Any, Any]]) -> tuple[int, list[KacheryError]]:
+        """Set many values in one transaction, each only where there is none.
+
+        :returns: how many were set, and an InvalidArgument or TooLarge for each pair that cannot be kept.
+        """
+        rows: list[tuple[bytes, bytes]] = []
+        refused: list[KacheryError] = []
+        for key, value in pairs:
+            try:
+                rows.append((encode_key(key), encode_value(value, self._value_size_bytes_max)))
+            except (InvalidArgument, TooLarge) as error:
+                refused.append(error)
+        with self._database.writing() as connection:
+            added = connection.executemany("INSERT OR IGNORE INTO mutables (key, value) VALUES (?, ?)", rows).rowcount
+        return max(added, 0), refused
 
     def delete(self, key: Any) -> bool:
         """Delete a key; return whether there was a value."""

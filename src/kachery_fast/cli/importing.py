@@ -120,7 +120,7 @@ def _target(storage_dir: Path, dry_run: bool) -> Iterator[Path]:
         try:
             for path in storage_dir.glob("kachery-fast-*.db*"):
                 if not path.name.endswith("-shm"):
-                    shutil.copyfile(path, Path(scratch) / path.name)
+                    shutil.copy(path, scratch)  # with its mode: it holds keys
         except OSError as error:
             raise DiskError(action="the copying", path=str(error.filename), why=error.strerror or str(error)) from None
         yield Path(scratch)

@@ -161,7 +161,8 @@ def _take_feeds(old: OldDatabase, root: Path, found: _FeedRows, message_size_byt
     feed_log = FeedLog(root, message_size_bytes_max=message_size_bytes_max)
     try:
         before = {info.feed_id: info.writable for info in feed_log.feeds()}
-        broken = {feed_id for feed_id, subfeed in _subfeeds(old, tally)
+        places = _subfeeds(old, tally)
+        broken = {feed_id for feed_id, subfeed in places
                   if not _take_subfeed(feed_log, old, feed_id, subfeed, tally)}
         old.close()  # which notes when it was written to meanwhile
         if old.problem:
@@ -184,7 +185,8 @@ def _take_feeds(old: OldDatabase, root: Path, found: _FeedRows, message_size_byt
         feed_log.close()
     news = {feed_id for feed_id, writable in after.items() if before.get(feed_id) != writable}
     tally.feeds.taken += len(news)
-    tally.feeds.here += len(after.keys() & found.seeds.keys() - news)
+    of_2022 = {*found.seeds, *(feed_id for feed_id, _ in places)}
+    tally.feeds.here += len((after.keys() & of_2022) - news)
 
 
 def _subfeeds(old: OldDatabase, tally: Tally) -> list[tuple[str, str]]:

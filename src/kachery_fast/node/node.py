@@ -21,7 +21,6 @@ from ..net.ranges import RangeClient
 from ..protocol.access import Permission
 from ..protocol.hub_bodies import ChannelInfo
 from ..store.files import FileStore
-from ..store.takeover import take_over_in_place
 from ..store.tasks import TaskLedger
 from .api import LocalApi
 from .deposits import Deposits
@@ -34,6 +33,7 @@ from .membership import NodeFile, read_node_file
 from .providing import Providing
 from .rules import RULES
 from .slots import AdaptiveSlots
+from .takeover import take_over
 from .task_backends import TaskBackends
 from .task_providing import TaskProviding
 from .task_requests import TaskRequests
@@ -140,10 +140,11 @@ class Node:
         """Clean up after a crash, listen for clients, and begin to reach the hubs; hubs that are down are retried."""
         loop = asyncio.get_running_loop()
         self._lock.acquire()
-        cleaned = await loop.run_in_executor(self._disk_threads, self._clean)
+        cleaned = await loop.run_in_executor(self._disk_threads, partial(
+            self.store.clean, now=time.time(), partial_keep_days=self.settings.partial_keep_days))
         if any(cleaned):
             log.info("leftovers of earlier runs removed: %s", cleaned)
-        await loop.run_in_executor(self._disk_threads, self._take_over)
+        await loop.run_in_executor(self._disk_threads, take_over, self.settings)
         await self.feeds.open()
         # First the code: a client that finds the node listening finds it too.
         await loop.run_in_executor(self._disk_threads, self.client_auth.rotate)
@@ -169,18 +170,6 @@ class Node:
             if self._rotation is not None:
                 parts.push_async_callback(end_tasks, [self._rotation])
             parts.push_async_callback(self._api.stop)
-
-    def _clean(self) -> Any:
-        return self.store.clean(now=time.time(), partial_keep_days=self.settings.partial_keep_days)
-
-    def _take_over(self) -> None:
-        """Take over what the daemon of 2022 left; whatever is wrong with it, the node goes on."""
-        settings = self.settings
-        try:
-            take_over_in_place(settings.storage_dir, mutable_size_bytes_max=settings.mutable_size_bytes_max,
-                               message_size_bytes_max=settings.feed_message_size_bytes_max)
-        except KacheryError as error:
-            log.error("the mutables and feeds of 2022 could not be taken over; the next start tries again: %s", error)
 
     async def _rotate_for_ever(self) -> None:
         loop = asyncio.get_running_loop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from functools import partial
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from aiohttp import web
 
 from ..errors import FileChanged
 from ..store.objects import Stored
+from .ending import end_tasks
 from .threads import in_thread
 
 if TYPE_CHECKING:
@@ -28,12 +30,33 @@ async def receive_file(node: Node, request: web.Request) -> Stored:
     threads = node.api_threads
     begin = partial(node.store.stream_writer, expected_size_bytes=request.content_length or 0)
     writer = await in_thread(threads, begin, undo=lambda begun: begun.abort())
+    # One span is hashed and written while the next one comes in; what comes in is small, and a thread's turn is not.
+    writing: asyncio.Task[None] | None = None
     try:
-        async for span in request.content.iter_chunked(_SPAN_BYTES):
-            await in_thread(threads, writer.write, span)
+        async for span in _spans(request):
+            if writing is not None:
+                await writing
+            writing = asyncio.ensure_future(in_thread(threads, writer.write, span))
+        if writing is not None:
+            await writing
         return await in_thread(threads, writer.commit)
     finally:
+        if writing is not None:
+            await end_tasks([writing])
         await in_thread(threads, writer.abort)
+
+
+async def _spans(request: web.Request) -> AsyncGenerator[bytes, None]:
+    pieces: list[bytes] = []
+    size_bytes = 0
+    async for piece in request.content.iter_any():
+        pieces.append(piece)
+        size_bytes += len(piece)
+        if size_bytes >= _SPAN_BYTES:
+            yield b"".join(pieces)
+            pieces, size_bytes = [], 0
+    if pieces:
+        yield b"".join(pieces)
 
 
 async def stored_spans(node: Node, sha1: str, start: int, end: int) -> AsyncGenerator[bytes, None]:

@@ -30,33 +30,29 @@ async def receive_file(node: Node, request: web.Request) -> Stored:
     threads = node.api_threads
     begin = partial(node.store.stream_writer, expected_size_bytes=request.content_length or 0)
     writer = await in_thread(threads, begin, undo=lambda begun: begun.abort())
-    # One span is hashed and written while the next one comes in; what comes in is small, and a thread's turn is not.
+    # What comes in is small, and a thread's turn is not: what came while the thread was at work is its next span.
     writing: asyncio.Task[None] | None = None
+    pieces: list[bytes] = []
+    size_bytes = 0
     try:
-        async for span in _spans(request):
-            if writing is not None:
+        async for piece in request.content.iter_any():
+            pieces.append(piece)
+            size_bytes += len(piece)
+            if writing is not None and (writing.done() or size_bytes >= _SPAN_BYTES):
                 await writing
-            writing = asyncio.ensure_future(in_thread(threads, writer.write, span))
+                writing = None
+            if writing is None:
+                writing = asyncio.ensure_future(in_thread(threads, writer.write, b"".join(pieces)))
+                pieces, size_bytes = [], 0
         if writing is not None:
             await writing
+        if pieces:
+            await in_thread(threads, writer.write, b"".join(pieces))
         return await in_thread(threads, writer.commit)
     finally:
         if writing is not None:
             await end_tasks([writing])
         await in_thread(threads, writer.abort)
-
-
-async def _spans(request: web.Request) -> AsyncGenerator[bytes, None]:
-    pieces: list[bytes] = []
-    size_bytes = 0
-    async for piece in request.content.iter_any():
-        pieces.append(piece)
-        size_bytes += len(piece)
-        if size_bytes >= _SPAN_BYTES:
-            yield b"".join(pieces)
-            pieces, size_bytes = [], 0
-    if pieces:
-        yield b"".join(pieces)
 
 
 async def stored_spans(node: Node, sha1: str, start: int, end: int) -> AsyncGenerator[bytes, None]:

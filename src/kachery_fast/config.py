@@ -51,9 +51,11 @@ class Settings:
     """The values in force. Field names are those of the table; sizes are bytes, times are seconds."""
 
     storage_dir: Path
+    offline_storage_dir: str
     node_host: str
     node_port: int
     channel: str
+    direct_hub: str
     hub_dir: Path
     hub_host: str
     hub_port: int
@@ -66,6 +68,9 @@ class Settings:
     fingerprint_size_bytes: int
     partial_keep_days: float
     client_auth_seconds: float
+    client_auth_code: str
+    client_auth_file: str
+    client_auth_group: str
     connect_timeout_seconds: float
     stall_seconds: float
     retry_attempts_max: int
@@ -115,12 +120,16 @@ class Settings:
 SETTINGS: tuple[Setting, ...] = (
     Setting("storage_dir", "~/kachery-storage", "path", "KACHERY_STORAGE_DIR",
             "The local store: files, keys and the node's configuration."),
+    Setting("offline_storage_dir", "", "directory", "KACHERY_OFFLINE_STORAGE_DIR",
+            "Work offline: this directory is the local store, and no node is ever asked. Empty: not offline."),
     Setting("node_host", "127.0.0.1", "host", "KACHERY_DAEMON_HOST",
             "Where the node's local API listens, and where clients look for it."),
     Setting("node_port", 20431, "port", "KACHERY_DAEMON_PORT",
             "The port of the node's local API."),
     Setting("channel", "", "name", "KACHERY_CHANNEL",
             "The channel to ask on when none is named."),
+    Setting("direct_hub", "", "URL", "KACHERY_DIRECT_HUB",
+            "A hub from whose channels' buckets clients load straight, without a node. Empty: they ask the node."),
     Setting("hub_dir", "~/kachery-hub", "path", "KACHERY_HUB_DIR",
             "Everything a hub keeps: its registry, its keys, the embedded bucket."),
     Setting("hub_host", "127.0.0.1", "host", "KACHERY_HUB_HOST",
@@ -145,6 +154,12 @@ SETTINGS: tuple[Setting, ...] = (
             "How long an unfinished download is kept for a later resume."),
     Setting("client_auth_seconds", 180.0, "seconds", "KACHERY_CLIENT_AUTH_SECONDS",
             "How often the code in the file client-auth changes; the one before stays valid.", minimum=1),
+    Setting("client_auth_code", "", "secret", "KACHERY_CLIENT_AUTH_CODE",
+            "A lasting code that the node's owner has admitted, for clients that cannot read the file client-auth."),
+    Setting("client_auth_file", "", "file", "KACHERY_CLIENT_AUTH_FILE",
+            "Where clients read the node's code; empty: the file client-auth of the local store."),
+    Setting("client_auth_group", "", "name", "KACHERY_CLIENT_AUTH_GROUP",
+            "The group, by name or number, that the node hands the file client-auth to; empty: as the system does."),
     Setting("connect_timeout_seconds", 10.0, "seconds", "KACHERY_CONNECT_TIMEOUT_SECONDS",
             "How long a connection may take to open.", minimum=0.01),
     Setting("stall_seconds", 30.0, "seconds", "KACHERY_STALL_SECONDS",
@@ -239,6 +254,9 @@ SETTINGS: tuple[Setting, ...] = (
             "What the embedded bucket gives to all downloads together, and to all uploads together; 0: no bound."),
 )
 
+# How the directory of offline_storage_dir is read, which unlike other paths may be absent.
+_OFFLINE_STORE = Setting("offline_storage_dir", "", "path", "KACHERY_OFFLINE_STORAGE_DIR", "The store, offline.")
+
 
 def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
     """Read the settings: defaults, then the environment, then ``overrides`` by name (``None`` is no override).
@@ -268,6 +286,9 @@ def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) ->
         else:
             value = setting.default
         values[setting.name] = value
+    if values["offline_storage_dir"] and overrides.get("storage_dir") is None:
+        values["storage_dir"] = _convert(_OFFLINE_STORE, values["offline_storage_dir"],
+                                         "the setting offline_storage_dir")
     settings = Settings(**values)
     if settings.chunk_size_bytes % 64:
         raise InvalidSetting(name="chunk_size_bytes", value=settings.chunk_size_bytes, source="the settings",

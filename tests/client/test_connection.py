@@ -20,6 +20,7 @@ import pytest
 import kachery_fast as kf
 from kachery_fast import errors
 from kachery_fast.client import storing
+from kachery_fast.client.access import ClientCode
 from kachery_fast.client.connection import NodeConnection
 from kachery_fast.config import load_settings
 from tests.cli.commands import Program, environment, free_port
@@ -201,7 +202,7 @@ def test_a_wrong_code_is_refused(node: Program) -> None:
 def test_a_code_that_changes_meanwhile_is_read_again(node: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     code = (node.storage_dir / "client-auth").read_text()
     codes = iter(["outdatedcode", code])
-    monkeypatch.setattr(NodeConnection, "_read_code", lambda _: next(codes))
+    monkeypatch.setattr(ClientCode, "read", lambda _: next(codes))
     data = b"twice"
     sent: list[bytes] = []
 

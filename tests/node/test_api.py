@@ -16,8 +16,8 @@ from aiohttp.test_utils import make_mocked_request
 
 from kachery_fast.client.connection import NodeConnection
 from kachery_fast.errors import ClientAuthRefused, FileChanged, NodeError
-from kachery_fast.node.destination import Destination
 from kachery_fast.node.node import Node
+from kachery_fast.store.destination import Destination
 from kachery_fast.store.streams import StreamWriter
 from tests.hub.support import CHANNEL, World
 from tests.network import LOOPS, run_on

@@ -22,13 +22,13 @@ from kachery_fast.errors import (
     ObjectMissing,
 )
 from kachery_fast.net.memory import MemoryBucket
-from kachery_fast.node import destination as destination_module
-from kachery_fast.node.destination import Destination
 from kachery_fast.node.transfer import Transfer
 from kachery_fast.node.transfers import Transfers
 from kachery_fast.protocol.manifest import make_manifest, parse_manifest
 from kachery_fast.protocol.names import FileUri
 from kachery_fast.protocol.provide import LookedUp
+from kachery_fast.store import destination as destination_module
+from kachery_fast.store.destination import Destination
 from kachery_fast.store.files import FileStore
 from tests.network import LOOPS, run_on
 from tests.node.support import (

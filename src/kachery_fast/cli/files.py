@@ -18,6 +18,8 @@ __all__ = ["cat", "link", "load", "store", "verify", "why"]
 
 channel_option = click.option("--channel", metavar="NAME",
                               help="The channel to ask on; without it the one of KACHERY_CHANNEL.")
+direct_option = click.option("--direct", metavar="HUB_URL", help=(
+    "Read from the bucket of the channel of this hub, without a node; without it as KACHERY_DIRECT_HUB says."))
 label_option = click.option("--label", help="The label in the URI; without it the file's own name. For one file only.")
 
 
@@ -64,19 +66,21 @@ def link(files: tuple[str, ...], label: str | None, quiet: bool, as_json: bool) 
 @click.argument("uri")
 @click.option("--dest", type=click.Path(), help="Put a copy there, outside the store, and print that path.")
 @channel_option
+@direct_option
 @quiet_option
 @json_option
 @command_errors
-def load(uri: str, dest: str | None, channel: str | None, quiet: bool, as_json: bool) -> None:
+def load(uri: str, dest: str | None, channel: str | None, direct: str | None, quiet: bool, as_json: bool) -> None:
     """Get a file by its content URI and print where it is.
 
     A file of the local store is there already; another is requested on the channel, verified, and kept in the store.
+    With --direct no node is needed, and only what is in the channel's bucket already can be had.
     Ctrl-C withdraws the request; what was transferred is kept for the next time.
     """
     from ..client import files as client
 
     with progress_bar(_short(uri), hidden=quiet or as_json) as progress:
-        loaded = client.load(uri, dest=dest, channel=channel, progress=progress)
+        loaded = client.load(uri, dest=dest, channel=channel, progress=progress, direct=direct)
     emit(loaded._asdict(), loaded.path, as_json)
 
 
@@ -85,9 +89,11 @@ def load(uri: str, dest: str | None, channel: str | None, quiet: bool, as_json: 
 @click.option("--start", type=click.IntRange(min=0), metavar="BYTE", help="The first byte; without it the file's.")
 @click.option("--end", type=click.IntRange(min=0), metavar="BYTE", help="The byte after the last; without it the end.")
 @channel_option
+@direct_option
 @json_option
 @command_errors
-def cat(uri: str, start: int | None, end: int | None, channel: str | None, as_json: bool) -> None:
+def cat(uri: str, start: int | None, end: int | None, channel: str | None, direct: str | None,
+        as_json: bool) -> None:
     """Write the bytes of a file, or a range of them, to the standard output.
 
     Of a file that is not in the local store only the chunks of that range are fetched. With --json the bytes come as
@@ -95,7 +101,7 @@ def cat(uri: str, start: int | None, end: int | None, channel: str | None, as_js
     """
     from ..client.files import open_range
 
-    with closing(open_range(uri, start, end, channel=channel)) as pieces:
+    with closing(open_range(uri, start, end, channel=channel, direct=direct)) as pieces:
         if as_json:
             data = b"".join(pieces)
             begin = start or 0

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from ..client.access import check_online
 from ..client.connection import NodeConnection
 from ..config import Settings, load_settings
 from ..errors import AlreadyExists, KacheryError, NodeError
@@ -48,6 +49,7 @@ def node() -> None:
 def start(detach: bool, label: str | None, verbose: bool, as_json: bool) -> None:
     """Start the node. It stays in the foreground, until Ctrl-C or node stop, unless told to detach."""
     settings = load_settings()
+    check_online(settings, "Running a node")
     connection = NodeConnection(settings)
     if connection.is_running():
         raise AlreadyExists(what=f"A node at {connection.url}",
@@ -93,6 +95,7 @@ def join(link: str, label: str | None, permissions: str | None, as_json: bool) -
     from ..node import membership
 
     settings = load_settings()
+    check_online(settings, "Joining a channel")
     wanted = None
     if permissions is not None:
         wanted = [name.strip() for name in permissions.split(",") if name.strip()]
@@ -114,6 +117,7 @@ def leave(channel: str, as_json: bool) -> None:
     from ..node import membership
 
     settings = load_settings()
+    check_online(settings, "Leaving a channel")
     membership.leave(settings, channel)
     then = _reload(settings)
     emit({"channel": channel, **then}, f"This node has left the channel {channel}.{_note(then)}", as_json)

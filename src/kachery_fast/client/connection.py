@@ -1,9 +1,7 @@
 """The way to the node of this machine: its local HTTP API on loopback.
 
-The node wants the code that stands in ``client-auth`` of its storage directory, so whoever can read that file may use
-the node. The code changes every few minutes and the one before stays valid; it is read afresh for each request, and
-once more when it is refused. What is large or lasts has a connection of its own, and closing it is how a request is
-withdrawn; small calls share kept ones (``keeping``).
+Each request carries a client code (``access``), read afresh, and once more when it is refused. What is large or lasts
+has a connection of its own, and closing it is how a request is withdrawn; small calls share kept ones (``keeping``).
 """
 
 from __future__ import annotations
@@ -19,6 +17,7 @@ from typing import Any
 
 from ..config import Settings
 from ..errors import ClientAuthRefused, KacheryError, NodeError, NodeNotRunning, Stalled
+from .access import ClientCode, check_online
 from .keeping import KeptConnections, NoAnswer, NotHttp, Reply, Withdrawal
 from .progress import Progress, ProgressCallback
 
@@ -45,7 +44,7 @@ class NodeConnection:
         self._settings = settings
         host = f"[{settings.node_host}]" if ":" in settings.node_host else settings.node_host  # RFC 3986, 3.2.2
         self.url = f"http://{host}:{settings.node_port}"
-        self._auth_path = settings.storage_dir / "client-auth"
+        self._client_code = ClientCode(settings, self.probe)
         self._code = ""  # as it was last read, for the kept connections
         self._kept = KeptConnections(partial(_connected, settings, self.url), f"{host}:{settings.node_port}")
 
@@ -167,10 +166,10 @@ class NodeConnection:
 
     def _exchange_kept(self, path: str, data: bytes, timeout: float, withdrawal: Withdrawal | None) -> Reply:
         try:
-            self._code = self._code or self._read_code()
+            self._code = self._code or self._client_code.read()
         except ClientAuthRefused:
             self.probe()  # that no node runs is the better reason
-            self._code = self._read_code()  # a node that began in this moment had written it before it listened
+            self._code = self._client_code.read()  # a node that began in this moment had written it before it listened
         try:
             return self._kept.exchange(path, self._code, data, timeout_seconds=timeout,
                                        answer_size_bytes_max=_ANSWER_SIZE_BYTES_MAX, withdrawal=withdrawal)
@@ -223,6 +222,7 @@ class NodeConnection:
 
     def _connect(self, timeout: float | None) -> http.client.HTTPConnection:
         settings = self._settings
+        check_online(settings, "This call")
         with _connect_errors(self.url):
             connection = http.client.HTTPConnection(settings.node_host, settings.node_port,
                                                     timeout=settings.connect_timeout_seconds, blocksize=1 << 20)
@@ -235,7 +235,7 @@ class NodeConnection:
                   size_bytes: int) -> Answer:
         headers = {}
         if auth:
-            headers[AUTH_HEADER] = self._read_code()
+            headers[AUTH_HEADER] = self._client_code.read()
         data: Any = None
         if callable(body):
             data = body()
@@ -255,28 +255,6 @@ class NodeConnection:
             except ConnectionResetError as error:
                 raise NodeNotRunning(url=self.url, why="it closed the connection without an answer") from error
             return Answer(response, self.url, self._settings.stall_seconds)
-
-    def _read_code(self) -> str:
-        try:
-            code = self._auth_path.read_text("ascii").strip()
-        except FileNotFoundError:
-            raise ClientAuthRefused(why=self._missing_code_reason(), path=self._auth_path) from None
-        except (OSError, UnicodeDecodeError) as error:
-            why = getattr(error, "strerror", None) or "its content is not a code"
-            raise ClientAuthRefused(why=f"its code could not be read ({why})", path=self._auth_path) from error
-        if not code.isalnum():
-            raise ClientAuthRefused(why="there is no code in the file", path=self._auth_path)
-        return code
-
-    def _missing_code_reason(self) -> str:
-        try:
-            storage_dir = self.probe().get("kacheryStorageDir")
-        except KacheryError:
-            storage_dir = None
-        if storage_dir in (None, str(self._settings.storage_dir)):
-            return "there is no file with its code"
-        return (f"there is no file with its code here; its storage directory is {storage_dir}, "
-                "set KACHERY_STORAGE_DIR to that")
 
 
 class Answer:
@@ -335,6 +313,7 @@ class Answer:
 
 def _connected(settings: Settings, url: str) -> socket.socket:
     """Return a new connection for small requests, which must not wait for each other in the socket's buffer."""
+    check_online(settings, "This call")
     with _connect_errors(url):
         connection = socket.create_connection((settings.node_host, settings.node_port),
                                               settings.connect_timeout_seconds)

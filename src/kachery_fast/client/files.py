@@ -27,6 +27,7 @@ from ..errors import (
 from ..protocol.names import check_channel_name, parse_file_uri
 from ..store import Located, Verified
 from ..store.disk import translated
+from .access import check_online
 from .connection import NodeConnection
 from .copies import SomePath, check_destination, copy_to
 from .progress import ProgressCallback
@@ -50,8 +51,8 @@ _SPAN_SIZE_BYTES = 8 * 1024 * 1024
 class Loaded(NamedTuple):
     """A file that is here now.
 
-    ``path`` is where, ``size`` its bytes, ``source`` "store" when it was here already and "channel" when it was
-    fetched, ``seconds`` how long that took.
+    ``path`` is where, ``size`` its bytes, ``source`` "store" when it was here already, "channel" when it was
+    fetched, "bucket" when without a node, ``seconds`` how long that took.
     """
 
     uri: str
@@ -66,7 +67,7 @@ class Loaded(NamedTuple):
 
 
 def load_file(uri: str, dest: SomePath | None = None, local_only: bool = False, channel: str | None = None, *,
-              progress: ProgressCallback | None = None) -> str:
+              progress: ProgressCallback | None = None, direct: str | None = None) -> str:
     """Return the path of a file, fetched from a channel when it is not in the local store.
 
     :param uri: ``sha1://…``, or 40 hex digits.
@@ -75,19 +76,22 @@ def load_file(uri: str, dest: SomePath | None = None, local_only: bool = False, 
     :param local_only: look in the local store alone.
     :param channel: the channel to ask on; without it the one of the setting KACHERY_CHANNEL.
     :param progress: called about four times a second while the file comes in.
+    :param direct: the address of a hub: read what is in the channel's bucket straight from there, without a node;
+        without it the setting KACHERY_DIRECT_HUB. Nobody is asked to upload anything then.
     :raises InvalidUri, InvalidName: the URI or channel is malformed.
     :raises NotInStore: ``local_only``, and it is not there.
     :raises NoChannel: it is not in the store, and no channel is named.
-    :raises NodeNotRunning, ClientAuthRefused: there is no node to ask.
+    :raises NodeNotRunning, ClientAuthRefused: there is no node to ask; ClientOffline: none may be asked.
     :raises NotAvailable, NotPermitted, ChannelUnknown and others: the node could not get it, and why.
     :raises DiskFull, DiskError, NotADataFile: ``dest`` cannot be written.
     :raises InvalidArgument: ``dest`` is within the store.
     """
-    return load(uri, dest=dest, local_only=local_only, channel=channel, progress=progress).path
+    return load(uri, dest=dest, local_only=local_only, channel=channel, progress=progress,
+                direct=direct).path
 
 
 def load(uri: str, *, dest: SomePath | None = None, local_only: bool = False, channel: str | None = None,
-         progress: ProgressCallback | None = None) -> Loaded:
+         progress: ProgressCallback | None = None, direct: str | None = None) -> Loaded:
     """Do as ``load_file``, and return also the size, where it came from, and how long that took."""
     begun = time.monotonic()
     settings = load_settings()
@@ -101,28 +105,36 @@ def load(uri: str, *, dest: SomePath | None = None, local_only: bool = False, ch
         if local_only:
             raise
         asked = _chosen_channel(settings, channel, uri, error)
-        answer = NodeConnection(settings).load(uri, asked, progress)
-        path, size, source = str(answer["path"]), int(answer["size"]), str(answer.get("source", "channel"))
+        hub_url = settings.direct_hub if direct is None else direct
+        if hub_url:
+            from .direct import load_directly
+
+            located = load_directly(file_uri, hub_url, asked, open_store(settings), settings, progress)
+            path, size, source = str(located.path), located.size, "bucket"
+        else:
+            answer = NodeConnection(settings).load(uri, asked, progress)
+            path, size, source = str(answer["path"]), int(answer["size"]), str(answer.get("source", "channel"))
     if dest is not None:
         copy_to(path, dest)
         path = os.fspath(dest)
     return Loaded(uri, path, size, file_uri.sha1, source, time.monotonic() - begun)
 
 
-def load_bytes(uri: str, start: int | None = None, end: int | None = None, *, channel: str | None = None) -> bytes:
+def load_bytes(uri: str, start: int | None = None, end: int | None = None, *, channel: str | None = None,
+               direct: str | None = None) -> bytes:
     """Return bytes ``start`` (0) to ``end`` (exclusive; the file's end) of a file.
 
     Of a file that is not here, only the chunks that hold those bytes are fetched.
 
-    :param channel: as ``load_file``, which also lists what else may be raised.
+    :param channel, direct: as ``load_file``, which also lists what else may be raised.
     :raises InvalidArgument: the range is not within the file.
     """
-    with closing(open_range(uri, start, end, channel=channel)) as pieces:
+    with closing(open_range(uri, start, end, channel=channel, direct=direct)) as pieces:
         return b"".join(pieces)
 
 
 def open_range(uri: str, start: int | None = None, end: int | None = None, *,
-               channel: str | None = None) -> Generator[bytes, None, None]:
+               channel: str | None = None, direct: str | None = None) -> Generator[bytes, None, None]:
     """Yield the bytes of ``load_bytes`` piece by piece, in bounded memory. Close the generator to withdraw it."""
     settings = load_settings()
     file_uri = parse_file_uri(uri)
@@ -133,7 +145,14 @@ def open_range(uri: str, start: int | None = None, end: int | None = None, *,
         file = open_store(settings).open(file_uri.sha1)
     except (NotInStore, LinkInvalid) as error:
         asked = _chosen_channel(settings, channel, uri, error)
-        yield from _read_by_node(settings, uri, asked, start, end)
+        hub_url = settings.direct_hub if direct is None else direct
+        if hub_url:
+            from .direct import read_directly
+
+            yield from read_directly(file_uri, hub_url, asked, open_store(settings), settings, start, end,
+                                     lambda size: _check_range(uri, start, end, size))
+        else:
+            yield from _read_by_node(settings, uri, asked, start, end)
         return
     with file:
         size = os.fstat(file.fileno()).st_size
@@ -181,11 +200,13 @@ def _chosen_channel(settings: Settings, channel: str | None, uri: str, error: Ka
     """Return the channel to ask on.
 
     :raises NoChannel: there is none; or LinkInvalid, ``error``, which says more.
+    :raises ClientOffline: no channel may be asked.
     """
     chosen = settings.channel if channel is None else channel
+    if isinstance(error, LinkInvalid) and not (chosen and not settings.offline_storage_dir):
+        raise error
+    check_online(settings, f"Loading {uri}, which is not in the local store,")
     if not chosen:
-        if isinstance(error, LinkInvalid):
-            raise error
         raise NoChannel(uri=uri) from error
     return check_channel_name(chosen)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import Settings, load_settings
-from ..errors import InvalidArgument, KacheryError, NodeNotRunning
+from ..errors import ClientOffline, DiskError, InvalidArgument, KacheryError, NodeNotRunning
 from ..protocol.names import FileUri
 from ..store import FileStore
 from ..store.disk import SourceFile, source_errors
@@ -160,6 +160,9 @@ def _uri_or_error(path: Any, result: Any) -> str | KacheryError:
 def _store_by_node(settings: Settings, make_body: Callable[[], Iterable[Any]], size: int, label: str) -> str:
     try:
         answer = NodeConnection(settings).store(make_body, size)
+    except ClientOffline as error:
+        raise DiskError(action="the writing", path=settings.storage_dir, why=(
+            "you may not write there, and no node is asked because KACHERY_OFFLINE_STORAGE_DIR is set")) from error
     except NodeNotRunning as error:
         raise NodeNotRunning(url=error.details.get("url"), why=(
             f"{error.details.get('why')}; it is needed because you may not write {settings.storage_dir}")) from error

@@ -27,6 +27,7 @@ from .general import (
     Cancelled,
     ChannelUnknown,
     ClientAuthRefused,
+    ClientOffline,
     CorruptFile,
     CorruptObject,
     DatabaseUnusable,
@@ -82,7 +83,7 @@ from .tree import KacheryError
 
 __all__ = [
     "AlreadyExists", "BadMessage", "BandUnreachable", "BucketUnreachable", "Cancelled", "ChannelUnknown",
-    "ClientAuthRefused", "CorruptFile", "CorruptObject", "DatabaseUnusable", "DiskError", "DiskFull",
+    "ClientAuthRefused", "ClientOffline", "CorruptFile", "CorruptObject", "DatabaseUnusable", "DiskError", "DiskFull",
     "FeedChainBroken", "FeedForked", "FeedInvalid", "FeedNotWritable", "FeedUnknown", "FileChanged",
     "HeadInvalid", "HubError", "HubUnreachable", "InvalidArgument", "InvalidFeedUri", "InvalidName",
     "InvalidSetting", "InvalidUri", "KacheryError", "LinkInvalid", "LocalFileMissing",

@@ -6,7 +6,7 @@ from .tree import KacheryError
 
 __all__ = [
     "AlreadyExists", "BadMessage", "BandUnreachable", "BucketUnreachable", "Cancelled", "ChannelUnknown",
-    "ClientAuthRefused", "CorruptFile", "CorruptObject", "DatabaseUnusable", "DiskError", "DiskFull",
+    "ClientAuthRefused", "ClientOffline", "CorruptFile", "CorruptObject", "DatabaseUnusable", "DiskError", "DiskFull",
     "FileChanged", "HubError", "HubUnreachable", "InvalidArgument", "InvalidFeedUri", "InvalidName",
     "InvalidSetting", "InvalidUri", "LinkInvalid", "LocalFileMissing", "LocalFileUnreadable",
     "ManifestInvalid", "MutableMissing", "NoChannel", "NodeError", "NodeNotRunning", "NotADataFile",
@@ -190,6 +190,11 @@ class NodeNotRunning(KacheryError):
 
     exit_code = 5
     http_status = 503
+
+
+class ClientOffline(NodeNotRunning):
+    """{what} needs a node or the network, and this client is offline: KACHERY_OFFLINE_STORAGE_DIR is set to {path}.
+    Unset it to work with a node."""
 
 
 class HubUnreachable(KacheryError):

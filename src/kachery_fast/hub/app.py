@@ -157,6 +157,7 @@ class Hub:
         app.router.add_get("/join/{code}", self._join_page)
         app.router.add_post("/api/node", self._node)
         app.router.add_post("/api/owner", self._owner)
+        app.router.add_post("/api/getChannelBucketBaseUrl", self._bucket_url)
         app.router.add_route("*", "/bucket/{name:.*}", self._other_connection)
         app.router.add_routes([route for route in self._broker.routes() if route.path != "/"])
         return app
@@ -209,6 +210,13 @@ class Hub:
 
     async def _node(self, request: web.Request) -> web.Response:
         return _json(await self._node_api.answer(await request.read(), address_group(request.remote)))
+
+    async def _bucket_url(self, request: web.Request) -> web.Response:
+        url = (await self._node_api.bucket_of(await request.read())).rstrip("/")
+        if url.startswith("/"):  # by the name that the client knows the hub by
+            host = request.headers.get("Host", "")
+            url = (f"http://{host}" if host and self._given_url is None else self.public_url) + url
+        return _json({"url": url})
 
     async def _owner(self, request: web.Request) -> web.Response:
         authorization = request.headers.get("Authorization", "")

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import msgspec
 from sqlalchemy.engine import Connection
 
 from ..config import Settings
@@ -38,6 +39,7 @@ from ..protocol.hub_bodies import (
     SignUploads,
 )
 from ..protocol.messages import decode_hub_request
+from ..protocol.names import check_channel_name
 from ..protocol.signing import FreshnessGuard
 from . import grants, identity
 from .damage import Damage
@@ -61,6 +63,10 @@ REQUESTS_REMEMBERED_PER_NODE_MAX = 100_000
 REQUEST_SIZE_BYTES_MAX = 256 * 1024
 # What is longer is read in a thread, while the others are answered.
 _READ_AT_ONCE_BYTES = 8 * 1024
+
+
+class _BucketQuestion(msgspec.Struct, rename="camel"):
+    channel_name: str
 
 
 class NodeApi:
@@ -88,6 +94,19 @@ class NodeApi:
     async def start(self) -> None:
         """Take up what was going on when the hub stopped."""
         await self._tasks.start()
+
+    async def bucket_of(self, data: bytes) -> str:
+        """Answer ``{"channelName"}``, asked without a signature: the base of the channel's object URLs, which everybody
+        may read; relative to the hub if it begins with a slash (WIRE-2022.md, part A).
+
+        :raises InvalidArgument, InvalidName: it is not such a question. :raises NotOnHub: there is no such channel.
+        """
+        try:
+            asked = msgspec.json.decode(data, type=_BucketQuestion)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise InvalidArgument(what=f"The question for a channel's bucket could not be read: {error}") from None
+        await self._registry.call(grants.find_channel_owner, check_channel_name(asked.channel_name))
+        return self._bucket_url
 
     def close(self) -> None:
         """Finish the checks that were begun."""

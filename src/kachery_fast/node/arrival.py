@@ -27,7 +27,7 @@ from ..protocol.request_events import (
     WholeDamaged,
     WholeGood,
 )
-from .destination import Destination
+from ..store.destination import Destination
 from .link import ChannelLink
 from .threads import in_thread
 from .tools import Tools

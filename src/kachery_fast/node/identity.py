@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import fcntl
+import grp
 import hmac
 import os
 import re
@@ -114,12 +115,16 @@ def _decode_pem(text: str, path: Path) -> bytes:
     return der[len(_PRIVATE_PREFIX):]
 
 
-def write_whole(path: Path, text: str, mode: int) -> None:
-    """Write a small file as a whole: readers see the old content or the new, also after a crash."""
+def write_whole(path: Path, text: str, mode: int, *, group_id: int = -1) -> None:
+    """Write a small file as a whole: readers see the old content or the new, also after a crash.
+
+    :param group_id: the group that it is handed to; -1: that which the system gives it.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         with os.fdopen(fd, "w", encoding="utf-8") as file:
+            os.fchown(file.fileno(), -1, group_id)
             os.fchmod(file.fileno(), mode)
             file.write(text)
             file.flush()
@@ -161,12 +166,27 @@ class DirectoryLock:
             os.close(fd)
 
 
-class ClientAuth:
-    """The code in the file ``client-auth``: who can read the file may use the node. The last code stays valid."""
+def _group_id(name: str) -> int:
+    """Return the number of a group, -1 for the empty name. :raises NodeError: there is none."""
+    if not name:
+        return -1
+    try:
+        return int(name) if name.isascii() and name.isdecimal() else grp.getgrnam(name).gr_gid
+    except (KeyError, ValueError):
+        raise NodeError(what=f"there is no group {name!r}, which KACHERY_CLIENT_AUTH_GROUP names. Make it with "
+                             "groupadd, or name another.") from None
 
-    def __init__(self, storage_dir: Path, *,
+
+class ClientAuth:
+    """The code in the file ``client-auth``: who can read the file may use the node. The last code stays valid.
+
+    :param group: the group, by name or number, that the file is handed to; empty: as the system does.
+    """
+
+    def __init__(self, storage_dir: Path, *, group: str = "",
                  choose: Callable[[str], str] = secrets.choice) -> None:
         self._path = storage_dir / "client-auth"
+        self._group = group
         self._choose = choose
         self._codes: list[str] = []
 
@@ -179,20 +199,32 @@ class ClientAuth:
         """Make a new code and write it, mode 0640; the one before the last is no longer accepted.
 
         :raises DiskError: it cannot be written; the last code stays valid.
+        :raises NodeError: there is no such group, or it may not be given the file.
         """
+        group_id = _group_id(self._group)
         code = "".join(self._choose(string.ascii_letters) for _ in range(_CODE_LENGTH))
         former = self._codes[-1:]
         self._codes = [*former, code]  # before any client can read it
         try:
-            write_whole(self._path, code, 0o640)
+            write_whole(self._path, code, 0o640, group_id=group_id)
         except OSError as error:
             self._codes = former
+            if group_id != -1 and isinstance(error, PermissionError):
+                raise NodeError(what=f"it may not hand {self._path} to the group {self._group!r} of "
+                                     "KACHERY_CLIENT_AUTH_GROUP. The node's user must be a member of that group, and "
+                                     "own the storage directory.") from None
             raise DiskError(action="the writing", path=str(self._path), why=error.strerror or str(error)) from None
 
     def accepts(self, code: str) -> bool:
         """Whether a client knows the code, compared in constant time."""
         data = code.encode("utf-8", "surrogateescape")
         return sum(hmac.compare_digest(data, known.encode()) for known in self._codes) > 0
+
+    def admits(self, code: str, admitted: object) -> bool:
+        """Whether ``code`` is among those that the node's owner lists, a list of texts; other values admit nobody."""
+        data = code.encode("utf-8", "surrogateescape")
+        known = [text for text in admitted if isinstance(text, str)] if isinstance(admitted, list) else []
+        return sum(hmac.compare_digest(data, text.encode("utf-8", "surrogatepass")) for text in known if text) > 0
 
     def remove(self) -> None:
         """The node stops: no code is valid any more. A file that another node of this store has written stays."""

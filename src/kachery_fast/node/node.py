@@ -104,7 +104,7 @@ class Node:
         self.identity = load_identity(settings.storage_dir)
         self.store = FileStore(settings.storage_dir, chunk_size_bytes=settings.chunk_size_bytes,
                                fingerprint_size_bytes=settings.fingerprint_size_bytes)
-        self.client_auth = ClientAuth(settings.storage_dir)
+        self.client_auth = ClientAuth(settings.storage_dir, group=settings.client_auth_group)
         self._lock = DirectoryLock(settings.storage_dir)
         self.stopped = asyncio.Event()
         self.version = importlib.metadata.version("kachery-fast")

@@ -37,9 +37,9 @@ from ..protocol.request_events import (
     Succeed,
     Tick,
 )
+from ..store.destination import Destination
 from ..store.objects import Located
 from .arrival import Arrival
-from .destination import Destination
 from .ending import begin_task, end_tasks
 from .faults import logged_fault
 from .link import ChannelLink

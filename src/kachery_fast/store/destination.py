@@ -5,17 +5,19 @@ Everything here blocks on the disk and runs in threads; ``transfer`` awaits it.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import os
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 
 from .._chunker import ChunkMemory, ChunkSpan, Reassembly
-from ..errors import KacheryError
+from ..errors import AlreadyExists, KacheryError
 from ..protocol.manifest import Chunk, Manifest
-from ..store.disk import check_room, translated
-from ..store.files import FileStore
-from ..store.objects import Located
+from .disk import check_room, translated
+from .files import FileStore
+from .objects import Located
 
 __all__ = ["Destination"]
 
@@ -24,12 +26,14 @@ class Destination:
     """Where the chunks of ``sha1`` are put together.
 
     :param whole: the whole file is wanted, so room for all of it is reserved at once.
+    :raises AlreadyExists: another program is at it.
     """
 
     def __init__(self, store: FileStore, sha1: str, manifest: Manifest | None, chunks: tuple[Chunk, ...], size: int, *,
                  whole: bool) -> None:
         self._store, self._sha1, self._manifest, self._chunks = store, sha1, manifest, chunks
         self._path = store.part_path(sha1)
+        self._lock_fd = -1
         self._size = size
         self._checked: set[int] = set()
         self._lock = threading.Lock()
@@ -42,11 +46,39 @@ class Destination:
                 self._reassembly = Reassembly(
                     str(self._path), size, [(chunk.start, chunk.end) for chunk in chunks],
                     [chunk.sha1 for chunk in chunks], reserve=whole)
+            self._lock_fd = self._locked()
+        except AlreadyExists:
+            self._reassembly.close()
+            raise
         except KacheryError:
             if not self.was_there:
                 with suppress(KacheryError):  # a full disk is the news, not what it does not let go of
                     self.remove()
             raise
+
+    def _locked(self) -> int:
+        """Lock the partial file and return the descriptor that holds the lock: two that wrote into one file could
+        damage what the other has verified. The system drops the lock with the process.
+        """
+        with self._translated():
+            fd = os.open(self._path, os.O_RDONLY)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.fstat(fd), self._path.stat()):  # not adopted by the other meanwhile
+                    return fd
+            except (BlockingIOError, FileNotFoundError):
+                pass
+            except BaseException:
+                os.close(fd)
+                raise
+            os.close(fd)
+        raise AlreadyExists(what=f"A download of sha1://{self._sha1} by another program",
+                            advice="Wait until it has ended, and try again.")
+
+    def _unlock(self) -> None:
+        fd, self._lock_fd = self._lock_fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     @property
     def next_index(self) -> int:
@@ -145,12 +177,14 @@ class Destination:
         :raises DiskError: it cannot be removed.
         """
         self._reassembly.close()
+        self._unlock()
         if not keep:
             self.remove()
 
     def remove(self) -> None:
         """Remove the partial file, if it is not adopted; who still reads it can go on. :raises DiskError:"""
         self._store.drop_part(self._sha1)
+        self._unlock()
 
     def _translated(self) -> AbstractContextManager[None]:
         return translated("download into", self._path, needed=self._size)

@@ -1,0 +1,37 @@
+"""Where a channel's objects are, for those who are on no channel: one unsigned question to a hub."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import msgspec
+
+from ..config import Settings
+from ..errors import HubError
+from .exchange import Exchange
+
+__all__ = ["find_bucket_url"]
+
+
+class _Answer(msgspec.Struct):
+    url: str
+
+
+async def find_bucket_url(hub_url: str, channel: str, settings: Settings) -> str:
+    """Return the base of the URLs of a channel's objects, as a hub of 2022 tells it too (WIRE-2022.md, part A).
+
+    :raises InvalidArgument: ``hub_url`` is no hub's address. :raises NotOnHub: it has no such channel.
+    :raises HubUnreachable, HubError: it cannot be asked, or its answer makes no sense.
+    """
+    exchange = Exchange(hub_url, settings, None, settings.retry_attempts_max, asyncio.sleep, random.uniform)
+    try:
+        data = await exchange.post("/api/getChannelBucketBaseUrl",
+                                   lambda: msgspec.json.encode({"channelName": channel}))
+    finally:
+        await exchange.close()
+    try:
+        url = msgspec.json.decode(data, type=_Answer).url
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise HubError(url=exchange.url, why=f"it does not say where the channel's bucket is ({error})") from None
+    return exchange.url + url if url.startswith("/") else url

@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from .._version import __version__
 from ..config import Settings, load_settings
 from ..errors import (
+    CorruptFile,
     DiskError,
     InvalidArgument,
     KacheryError,
@@ -113,11 +115,42 @@ def load(uri: str, *, dest: SomePath | None = None, local_only: bool = False, ch
             path, size, source = str(located.path), located.size, "bucket"
         else:
             answer = NodeConnection(settings).load(uri, asked, progress)
-            path, size, source = str(answer["path"]), int(answer["size"]), str(answer.get("source", "channel"))
+            path, size = _brought(settings, uri, asked, answer)
+            source = str(answer.get("source", "channel"))
     if dest is not None:
         copy_to(path, dest)
         path = os.fspath(dest)
     return Loaded(uri, path, size, file_uri.sha1, source, time.monotonic() - begun)
+
+
+def _brought(settings: Settings, uri: str, channel: str, answer: dict[str, Any]) -> tuple[str, int]:
+    """Return path and size of what the node has brought into its store.
+
+    The path is one of the node's machine. Here the file is in the local store, where that is the same directory,
+    whatever the path that it is mounted at; else it is at the node's path, if it has the right name; else it is
+    fetched through the node's API.
+    """
+    store, sha1, size = open_store(settings), parse_file_uri(uri).sha1, int(answer["size"])
+    with suppress(NotInStore, LinkInvalid):
+        located = store.find(sha1)
+        return str(located.path), located.size
+    path = Path(str(answer["path"]))
+    if path.name == sha1 and _is_here(path, size):
+        return str(path), size
+    stored = store.put_stream(_read_by_node(settings, uri, channel, 0, None))
+    if stored.sha1 != sha1:
+        store.remove(stored.sha1)
+        raise CorruptFile(path=f"what the node sent of {uri}", found=stored.sha1, sha1=sha1,
+                          advice="Have the node verify its store with: kachery-fast verify")
+    return str(store.find(sha1).path), size
+
+
+def _is_here(path: Path, size: int) -> bool:
+    """Whether a path of the node's machine is one of this machine too, and leads to a file of that size."""
+    try:
+        return os.access(path, os.R_OK) and path.stat().st_size == size
+    except OSError:
+        return False
 
 
 def load_bytes(uri: str, start: int | None = None, end: int | None = None, *, channel: str | None = None,

@@ -30,6 +30,7 @@ from ..errors import (
 from ..protocol.access import Permission
 from ..protocol.names import FileUri, parse_file_uri
 from ..store.objects import Located
+from .admissions import Admissions
 from .api_parts import Nothing, fault_of, permitted_link, read_body, write_line
 from .backend_api import BackendApi
 from .failures import Failures
@@ -82,6 +83,7 @@ class LocalApi:
         self._node = node
         self._failures = Failures(time.monotonic)
         self._legacy = LegacyApi(node)
+        self._admissions = Admissions(node.settings, node.client_auth, node.api_threads, time.monotonic)
         self._runner: web.AppRunner | None = None
         self.port = 0
 
@@ -132,7 +134,7 @@ class LocalApi:
     @web.middleware
     async def _border(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
-            self._check_client(request)
+            await self._check_client(request)
             return await handler(request)
         except KacheryError as error:
             return self._tell(request, error, error.http_status)
@@ -155,7 +157,7 @@ class LocalApi:
             return tell_in_text(_OF_2022.get(str(error.details.get("why")), error.message), status)
         return web.json_response(error.to_dict(), status=status)
 
-    def _check_client(self, request: web.Request) -> None:
+    async def _check_client(self, request: web.Request) -> None:
         # Not request.host: without the header that is this machine's name, from a look-up that may block.
         host = _HOST.fullmatch(request.headers.get("Host", "").lower())
         if "Origin" in request.headers or host is None or not self._is_own_host(host[1] or host[2]):
@@ -165,7 +167,7 @@ class LocalApi:
         code = request.headers.get(_AUTH_HEADER)
         if code is None:
             raise ClientAuthRefused(why=_NO_CODE, path=str(self._node.client_auth.path))
-        if not self._node.client_auth.accepts(code):
+        if not self._node.client_auth.accepts(code) and not await self._admissions.admit(code):
             raise ClientAuthRefused(why=_WRONG_CODE, path=str(self._node.client_auth.path))
 
     def _is_own_host(self, host: str) -> bool:

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 from aiohttp import web
 
-from ..errors import TooLarge
-from ..store.mutables import MutableStore
+from ..errors import ClientAuthRefused, TooLarge
+from ..store.mutables import DATABASE_NAME, MutableStore
+from .admissions import ADMITTED_KEY
 from .api_parts import Nothing, read_body
 from .threads import in_thread
 
@@ -63,16 +64,19 @@ def mutable_routes(node: Node) -> list[web.RouteDef]:
 
     async def get(request: web.Request) -> web.Response:
         asked = await read_body(request, _Key)
+        _check_key(asked.key)
         found, value = await on(lambda mutables: mutables.get(asked.key))
         return web.json_response({"found": found, "value": value})
 
     async def set_value(request: web.Request) -> web.Response:
         asked = await read_body(request, _Set)
+        _check_key(asked.key)
         changed = await on(lambda mutables: mutables.set(asked.key, asked.value, update=asked.update))
         return web.json_response({"changed": changed})
 
     async def delete(request: web.Request) -> web.Response:
         asked = await read_body(request, _Key)
+        _check_key(asked.key)
         return web.json_response({"changed": await on(lambda mutables: mutables.delete(asked.key))})
 
     async def list_all(request: web.Request) -> web.Response:
@@ -83,10 +87,19 @@ def mutable_routes(node: Node) -> list[web.RouteDef]:
             web.post("/api/mutable/delete", delete), web.post("/api/mutable/list", list_all)]
 
 
+def _check_key(key: object) -> None:
+    """Who was let in may not let others in: :raises ClientAuthRefused: the key is that of the codes."""
+    if key == ADMITTED_KEY:
+        raise ClientAuthRefused(why=f"only the node's owner may read and change the mutable {ADMITTED_KEY!r}",
+                                path=DATABASE_NAME)
+
+
 def _encode_list(mutables: MutableStore) -> bytes:
     rows: list[bytes] = []
     size_bytes = 0
     for key, value in mutables.items():
+        if key == ADMITTED_KEY:
+            continue
         rows.append(json.dumps({"key": key, "value": value}).encode())
         size_bytes += len(rows[-1]) + 1
         if size_bytes > _LIST_SIZE_BYTES_MAX:

@@ -1,0 +1,120 @@
+"""One node for several machines: other paths of one mounted store, no mount at all, lasting codes, a group."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import kachery_fast as kf
+from kachery_fast import errors
+from kachery_fast.cli.lab import Lab, LabNode
+from kachery_fast.client.connection import NodeConnection
+from kachery_fast.config import load_settings
+from kachery_fast.node.admissions import ADMITTED_KEY
+from kachery_fast.node.identity import ClientAuth
+from tests.system.support import CHUNK_SIZE_BYTES, QUICK, make_recording, store
+
+NODE_HOST = "127.0.0.2"  # another address than that which clients and nodes take without being told
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with Lab(tmp_path_factory.mktemp("lab"), environ=QUICK) as lab:
+        lab.start_hub()
+        lab.add_node("A")
+        lab.add_node("B", KACHERY_DAEMON_HOST=NODE_HOST)
+        yield lab
+
+
+def enter(lab: Lab, node: LabNode, storage_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make this process a client at another machine, whose local store is ``storage_dir``."""
+    for name, value in {**QUICK, "KACHERY_DAEMON_HOST": NODE_HOST, "KACHERY_DAEMON_PORT": str(node.port),
+                        "KACHERY_CHANNEL": lab.channel, "KACHERY_STORAGE_DIR": str(storage_dir)}.items():
+        monkeypatch.setenv(name, value)
+
+
+def admit(node: LabNode, *codes: str) -> None:
+    """Do as the owner of a node does, on its machine."""
+    with node.used():
+        kf.set(ADMITTED_KEY, list(codes))
+
+
+def wait_for_admission() -> None:
+    time.sleep(3.1)  # the node keeps what it has read for three seconds
+
+
+def test_a_store_that_is_mounted_at_another_path_is_read_from_there(
+        lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make_recording(tmp_path / "a.dat", 3 * CHUNK_SIZE_BYTES + 1, seed=41)
+    uri = store(lab.nodes["A"], path)
+    node = lab.nodes["B"]
+    mount = tmp_path / "mount"
+    mount.symlink_to(node.storage_dir)
+    enter(lab, node, mount, monkeypatch)
+    loaded = kf.load(uri)
+    assert Path(loaded.path).is_relative_to(mount)
+    assert Path(loaded.path).read_bytes() == path.read_bytes()
+    assert loaded.source == "channel"
+
+
+def test_without_the_mount_an_admitted_code_lets_in_and_the_file_is_streamed(
+        lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make_recording(tmp_path / "b.dat", 3 * CHUNK_SIZE_BYTES + 1, seed=42)
+    uri = store(lab.nodes["A"], path)
+    node, own = lab.nodes["B"], tmp_path / "own"
+    code = secrets.token_hex(16)
+    enter(lab, node, own, monkeypatch)
+    with pytest.raises(errors.ClientAuthRefused, match="KACHERY_CLIENT_AUTH_CODE"):
+        kf.load_file(uri)
+    monkeypatch.setenv("KACHERY_CLIENT_AUTH_CODE", code)
+    with pytest.raises(errors.ClientAuthRefused):
+        NodeConnection(load_settings()).info()
+    admit(node, "another", code)
+    wait_for_admission()
+    assert kf.load_bytes(uri, 5, 9) == path.read_bytes()[5:9]
+    monkeypatch.setattr("kachery_fast.client.files._is_here", lambda *_: False)  # the node's disk is not this machine's
+    loaded = kf.load(uri)
+    assert Path(loaded.path).is_relative_to(own)
+    assert Path(loaded.path).read_bytes() == path.read_bytes()
+    connection = NodeConnection(load_settings())
+    for call, body in (("get", {"key": ADMITTED_KEY}), ("delete", {"key": ADMITTED_KEY}),
+                       ("set", {"key": ADMITTED_KEY, "value": ["x"]})):
+        with pytest.raises(errors.ClientAuthRefused, match="owner"):
+            connection.call(f"/api/mutable/{call}", body)
+    assert ADMITTED_KEY not in str(connection.call("/api/mutable/list", {}))
+    admit(node)
+    wait_for_admission()
+    with pytest.raises(errors.ClientAuthRefused):
+        NodeConnection(load_settings()).info()
+
+
+def test_the_file_with_the_code_may_be_named(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = lab.nodes["B"]
+    enter(lab, node, tmp_path / "own", monkeypatch)
+    monkeypatch.setenv("KACHERY_CLIENT_AUTH_FILE", str(node.storage_dir / "client-auth"))
+    assert NodeConnection(load_settings()).info()["storageDir"] == str(node.storage_dir)
+    monkeypatch.setenv("KACHERY_CLIENT_AUTH_FILE", str(tmp_path / "none"))
+    with pytest.raises(errors.ClientAuthRefused, match=str(tmp_path / "none")):
+        NodeConnection(load_settings()).info()
+
+
+def test_the_code_is_handed_to_the_group(tmp_path: Path) -> None:
+    auth = ClientAuth(tmp_path, group=str(os.getgid()))
+    auth.rotate()
+    found = auth.path.stat()
+    assert (found.st_gid, found.st_mode & 0o777) == (os.getgid(), 0o640)
+    with pytest.raises(errors.NodeError, match="there is no group 'no-such-group'"):
+        ClientAuth(tmp_path, group="no-such-group").rotate()
+
+
+@pytest.mark.parametrize("value", [None, "code", {"code": 1}, [1, None, ""], ["other"]])
+def test_a_list_that_is_none_admits_nobody(tmp_path: Path, value: object) -> None:
+    auth = ClientAuth(tmp_path)
+    assert not auth.admits("code", value)
+    assert not auth.admits("", value)
+    assert auth.admits("code", ["other", "code"])

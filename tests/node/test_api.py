@@ -97,9 +97,9 @@ def test_the_name_of_its_host_has_no_case(loop_kind: str, tmp_path: Path) -> Non
         node = Node(node_settings(tmp_path / "n", node_host="Rig-2"))
         host = {"Host": "RIG-2:20431", "KACHERY-CLIENT-AUTH-CODE": "x"}
         with pytest.raises(ClientAuthRefused, match="not the node's"):  # the host is not what is refused
-            node._api._check_client(make_mocked_request("GET", "/api/info", host))
+            await node._api._check_client(make_mocked_request("GET", "/api/info", host))
         with pytest.raises(ClientAuthRefused, match="web pages"):
-            node._api._check_client(make_mocked_request("GET", "/api/info", {**host, "Host": "rig-3"}))
+            await node._api._check_client(make_mocked_request("GET", "/api/info", {**host, "Host": "rig-3"}))
         await node.stop()
     run_on(loop_kind, work(), 60)
 

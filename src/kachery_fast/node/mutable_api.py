@@ -25,7 +25,7 @@ from .threads import in_thread
 if TYPE_CHECKING:
     from .node import Node
 
-__all__ = ["mutable_routes", "on_mutables"]
+__all__ = ["check_mutable_key", "mutable_routes", "on_mutables"]
 
 T = TypeVar("T")
 
@@ -64,19 +64,19 @@ def mutable_routes(node: Node) -> list[web.RouteDef]:
 
     async def get(request: web.Request) -> web.Response:
         asked = await read_body(request, _Key)
-        _check_key(asked.key)
+        check_mutable_key(asked.key)
         found, value = await on(lambda mutables: mutables.get(asked.key))
         return web.json_response({"found": found, "value": value})
 
     async def set_value(request: web.Request) -> web.Response:
         asked = await read_body(request, _Set)
-        _check_key(asked.key)
+        check_mutable_key(asked.key)
         changed = await on(lambda mutables: mutables.set(asked.key, asked.value, update=asked.update))
         return web.json_response({"changed": changed})
 
     async def delete(request: web.Request) -> web.Response:
         asked = await read_body(request, _Key)
-        _check_key(asked.key)
+        check_mutable_key(asked.key)
         return web.json_response({"changed": await on(lambda mutables: mutables.delete(asked.key))})
 
     async def list_all(request: web.Request) -> web.Response:
@@ -87,7 +87,7 @@ def mutable_routes(node: Node) -> list[web.RouteDef]:
             web.post("/api/mutable/delete", delete), web.post("/api/mutable/list", list_all)]
 
 
-def _check_key(key: object) -> None:
+def check_mutable_key(key: object) -> None:
     """Who was let in may not let others in: :raises ClientAuthRefused: the key is that of the codes."""
     if key == ADMITTED_KEY:
         raise ClientAuthRefused(why=f"only the node's owner may read and change the mutable {ADMITTED_KEY!r}",

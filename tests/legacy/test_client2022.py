@@ -20,6 +20,7 @@ MEGABYTE = 1_000_000
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     with Lab(tmp_path_factory.mktemp("lab"), "ch1") as made:
+        made.hub.arguments += ["--public-url", made.hub_url]  # else it tells the name that the proxy was asked for
         made.start_hub()
         made.add_node("a", permissions=PERMISSIONS)
         made.add_node("b", permissions=PERMISSIONS)
@@ -99,6 +100,20 @@ def test_a_file_comes_from_the_other_node(on_a: Client2022, on_b: Client2022) ->
 
 def test_nobody_has_a_file_is_none_as_in_2022(on_a: Client2022) -> None:
     assert on_a.run(f"print(json.dumps(kc.load_file('sha1://{40 * 'b'}', channel='ch1')))") is None
+
+
+def test_a_file_is_uploaded_to_a_channel_and_read_from_it_directly(lab: Lab, on_a: Client2022,
+                                                                    on_b: Client2022) -> None:
+    path = make_recording(on_a.directory / "uploaded.bin", 45 * MEGABYTE, seed=4)
+    uri = on_a.command("kachery-store", path.name, "--upload-to-channel", "ch1").decode().splitlines()[-1]
+    sha1 = hashlib.sha1(path.read_bytes()[:20 * 2**20]).hexdigest()
+    assert (lab.bucket_dir / "sha1" / sha1[:2] / sha1[2:4] / sha1[4:6] / sha1).stat().st_size == 20 * 2**20
+    loaded = on_b.command("kachery-load", uri, "--direct-channel", "ch1").decode().splitlines()[-1]
+    assert Path(loaded).read_bytes() == path.read_bytes()
+    assert on_a.run("""
+        uri = kc.upload_json({'a': 1}, channel='ch1')
+        print(json.dumps(kc.load_json(kc.upload_file(uri, channel='ch1'))))
+    """) == {"a": 1}
 
 
 def test_feeds_are_made_appended_read_watched_and_deleted(on_a: Client2022, on_b: Client2022) -> None:

@@ -67,6 +67,10 @@ class Settings:
     small_read_size_bytes: int
     fingerprint_size_bytes: int
     partial_keep_days: float
+    cache_size_bytes_max: int
+    cache_keep_seconds: float
+    cache_check_seconds: float
+    trash_keep_days: float
     client_auth_seconds: float
     client_auth_code: str
     client_auth_file: str
@@ -152,6 +156,15 @@ SETTINGS: tuple[Setting, ...] = (
             "How much of a linked file's head and of its tail is fingerprinted.", minimum=1),
     Setting("partial_keep_days", 7.0, "days", "KACHERY_PARTIAL_KEEP_DAYS",
             "How long an unfinished download is kept for a later resume."),
+    Setting("cache_size_bytes_max", 0, "bytes", "KACHERY_CACHE_SIZE_BYTES_MAX",
+            "What copies fetched from channels may take in the store; 0: as maxCacheSizeGiB in kachery.yaml says, and "
+            "without that no bound."),
+    Setting("cache_keep_seconds", 600.0, "seconds", "KACHERY_CACHE_KEEP_SECONDS",
+            "A copy that came or was used within this time is not evicted."),
+    Setting("cache_check_seconds", 60.0, "seconds", "KACHERY_CACHE_CHECK_SECONDS",
+            "How often a node looks whether there are more copies than may be.", minimum=0.05),
+    Setting("trash_keep_days", 1.0, "days", "KACHERY_TRASH_KEEP_DAYS",
+            "How long the node keeps what was evicted or removed in the trash."),
     Setting("client_auth_seconds", 180.0, "seconds", "KACHERY_CLIENT_AUTH_SECONDS",
             "How often the code in the file client-auth changes; the one before stays valid.", minimum=1),
     Setting("client_auth_code", "", "secret", "KACHERY_CLIENT_AUTH_CODE",

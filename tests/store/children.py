@@ -12,12 +12,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from kachery_fast.errors import KacheryError
 from kachery_fast.store import FileStore
 from kachery_fast.store import disk as _disk
+from kachery_fast.store.eviction import CacheKeeper
 
 __all__ = ["CHUNK_SIZE_BYTES", "OPERATIONS", "run_child", "start_child"]
 
@@ -25,7 +27,8 @@ CHUNK_SIZE_BYTES = 64 * 1024
 PROJECT = Path(__file__).resolve().parents[2]
 
 # What Python reports (sys.addaudithook) of the calls that change a directory or a lock.
-EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "fcntl.flock", "os.listdir", "os.utime", "os.write")
+EVENTS = ("open", "os.link", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "fcntl.flock", "os.listdir", "os.utime",
+          "os.write")
 
 
 def start_child(*arguments: str | Path) -> subprocess.Popen[str]:
@@ -80,6 +83,11 @@ def _adopt(store: FileStore, source: Path) -> None:
     store.adopt(part, sha1, manifest=manifest.encode())
 
 
+def _evict(store: FileStore, source: Path) -> None:
+    _adopt(store, source)
+    CacheKeeper(store.root).evict(0, now=time.time() + 3600, keep_seconds=0)
+
+
 OPERATIONS: dict[str, Callable[[FileStore, Path], None]] = {
     "put_file": _put_file,
     "put_bytes": _put_bytes,
@@ -88,6 +96,7 @@ OPERATIONS: dict[str, Callable[[FileStore, Path], None]] = {
     "link_file": _link_file,
     "remove": _remove,
     "adopt": _adopt,
+    "evict": _evict,
 }
 
 

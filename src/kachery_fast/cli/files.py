@@ -14,7 +14,7 @@ import click
 from ..errors import InvalidArgument, KacheryError
 from .output import command_errors, emit, human_size, json_option, progress_bar, quiet_option, show_error
 
-__all__ = ["cat", "link", "load", "store", "verify", "why"]
+__all__ = ["Answers", "cat", "link", "load", "store", "verify", "why"]
 
 channel_option = click.option("--channel", metavar="NAME",
                               help="The channel to ask on; without it the one of KACHERY_CHANNEL.")
@@ -145,7 +145,7 @@ def verify(uris: tuple[str, ...], everything: bool, quiet: bool, as_json: bool) 
 
     if everything == bool(uris):
         raise InvalidArgument(what="Name the URIs to verify, or give --all.")
-    answers = _Answers(as_json)
+    answers = Answers(as_json)
     if everything:
         _verify_all(answers, hidden=quiet or as_json)
     for uri in uris:
@@ -161,7 +161,7 @@ def verify(uris: tuple[str, ...], everything: bool, quiet: bool, as_json: bool) 
 # --- several at once
 
 
-class _Answers:
+class Answers:
     """Answers for several names: printed as they come, or as one JSON list; the first failure gives the exit code."""
 
     def __init__(self, as_json: bool) -> None:
@@ -185,6 +185,14 @@ class _Answers:
         if self._as_json:
             self._rows.append(row)
 
+    def attempt(self, row: dict[str, Any], act: Callable[[], str | dict[str, Any]]) -> None:
+        """Take what ``act`` returns, or the error that it raises."""
+        try:
+            answer: str | dict[str, Any] | KacheryError = act()
+        except KacheryError as error:
+            answer = error
+        self.add(row, answer)
+
     def end(self) -> None:
         """Print the JSON list, and exit when anything failed."""
         if self._as_json:
@@ -194,7 +202,7 @@ class _Answers:
             sys.exit(self._exit_code)
 
 
-def _verify_all(answers: _Answers, *, hidden: bool) -> None:
+def _verify_all(answers: Answers, *, hidden: bool) -> None:
     """Verify the whole store. Answers are printed as they come, or after the progress bar where there is one."""
     from ..client import files as client
     from ..client.progress import Progress
@@ -222,7 +230,7 @@ def _store_many(files: tuple[str, ...], as_json: bool, quiet: bool) -> None:
     from ..client.progress import Progress
     from ..client.storing import store_files
 
-    answers = _Answers(as_json)
+    answers = Answers(as_json)
     with progress_bar(f"{len(files)} files", hidden=quiet or as_json) as progress:
         if progress is None:
             store_files(files, on_done=lambda path, answer: answers.add({"path": os.fspath(path)}, answer))
@@ -250,7 +258,7 @@ def _size_of(path: str) -> int:
 
 
 def _each(files: Iterable[str], as_json: bool, quiet: bool, act: Callable[[str, Any], str]) -> None:
-    answers = _Answers(as_json)
+    answers = Answers(as_json)
     for path in files:
         with progress_bar(os.path.basename(path), hidden=quiet or as_json) as progress:  # noqa: PTH119
             try:

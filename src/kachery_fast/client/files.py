@@ -28,6 +28,7 @@ from ..errors import (
 )
 from ..protocol.names import check_channel_name, parse_file_uri
 from ..store import Located, Verified
+from ..store.cache import note_use
 from ..store.disk import translated
 from .access import check_online
 from .connection import NodeConnection
@@ -102,6 +103,8 @@ def load(uri: str, *, dest: SomePath | None = None, local_only: bool = False, ch
         check_destination(dest, settings.storage_dir)
     try:
         located = open_store(settings).find(file_uri.sha1)
+        if not located.linked:
+            note_use(located.path, time.time())
         path, size, source = str(located.path), located.size, "store"
     except (NotInStore, LinkInvalid) as error:
         if local_only:

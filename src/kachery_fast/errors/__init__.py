@@ -10,6 +10,7 @@ Exit codes: 1 internal, 2 usage, 3 not found, 4 not permitted, 5 unreachable, 6 
 
 from __future__ import annotations
 
+from .cache import CacheConfigInvalid, FilePinned, NotInTrash, OnlyCopyHere
 from .feeds import (
     FeedChainBroken,
     FeedForked,
@@ -82,15 +83,16 @@ from .tasks import (
 from .tree import KacheryError
 
 __all__ = [
-    "AlreadyExists", "BadMessage", "BandUnreachable", "BucketUnreachable", "Cancelled", "ChannelUnknown",
-    "ClientAuthRefused", "ClientOffline", "CorruptFile", "CorruptObject", "DatabaseUnusable", "DiskError", "DiskFull",
-    "FeedChainBroken", "FeedForked", "FeedInvalid", "FeedNotWritable", "FeedUnknown", "FileChanged",
-    "HeadInvalid", "HubError", "HubUnreachable", "InvalidArgument", "InvalidFeedUri", "InvalidName",
-    "InvalidSetting", "InvalidUri", "KacheryError", "LinkInvalid", "LocalFileMissing",
-    "LocalFileUnreadable", "ManifestInvalid", "MutableMissing", "NoChannel", "NodeError",
-    "NodeNotRunning", "NotADataFile", "NotAvailable", "NotInStore", "NotOnHub", "NotPermitted",
-    "ObjectExists", "ObjectMissing", "OwnerTokenRefused", "PartialTransfer", "RateLimited",
-    "ResultRefused", "SignatureInvalid", "StaleMessage", "Stalled", "SubfeedNotAvailable", "TaskCrashed",
-    "TaskFailed", "TaskHung", "TaskNotTaken", "TaskOutcomeUnknown", "TaskPending", "TaskUnknown",
-    "TooLarge", "UnsafePickle", "UploadRefused", "UrlExpired", "WrongFormat", "WrongSize",
+    "AlreadyExists", "BadMessage", "BandUnreachable", "BucketUnreachable", "CacheConfigInvalid", "Cancelled",
+    "ChannelUnknown", "ClientAuthRefused", "ClientOffline", "CorruptFile", "CorruptObject",
+    "DatabaseUnusable", "DiskError", "DiskFull", "FeedChainBroken", "FeedForked", "FeedInvalid",
+    "FeedNotWritable", "FeedUnknown", "FileChanged", "FilePinned", "HeadInvalid", "HubError",
+    "HubUnreachable", "InvalidArgument", "InvalidFeedUri", "InvalidName", "InvalidSetting", "InvalidUri",
+    "KacheryError", "LinkInvalid", "LocalFileMissing", "LocalFileUnreadable", "ManifestInvalid",
+    "MutableMissing", "NoChannel", "NodeError", "NodeNotRunning", "NotADataFile", "NotAvailable",
+    "NotInStore", "NotInTrash", "NotOnHub", "NotPermitted", "ObjectExists", "ObjectMissing", "OnlyCopyHere",
+    "OwnerTokenRefused", "PartialTransfer", "RateLimited", "ResultRefused", "SignatureInvalid",
+    "StaleMessage", "Stalled", "SubfeedNotAvailable", "TaskCrashed", "TaskFailed", "TaskHung", "TaskNotTaken",
+    "TaskOutcomeUnknown", "TaskPending", "TaskUnknown", "TooLarge", "UnsafePickle", "UploadRefused",
+    "UrlExpired", "WrongFormat", "WrongSize",
 ]

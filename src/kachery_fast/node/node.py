@@ -25,6 +25,7 @@ from ..store.tasks import TaskLedger
 from .api import LocalApi
 from .deposits import Deposits
 from .ending import end_tasks
+from .evicting import Evicting
 from .faults import logged_fault
 from .feeds import Feeds
 from .identity import ClientAuth, DirectoryLock, load_identity, note_owner
@@ -129,7 +130,8 @@ class Node:
         self._memberships: dict[tuple[str, str], _Membership] = {}
         self.deposits = Deposits()
         self._api = LocalApi(self)
-        self._rotation: asyncio.Task[None] | None = None
+        self._evicting = Evicting(settings, self.store, self._disk_threads)
+        self._background: list[asyncio.Task[None]] = []
 
     @property
     def port(self) -> int:
@@ -140,16 +142,14 @@ class Node:
         """Clean up after a crash, listen for clients, and begin to reach the hubs; hubs that are down are retried."""
         loop = asyncio.get_running_loop()
         self._lock.acquire()
-        cleaned = await loop.run_in_executor(self._disk_threads, partial(
+        await loop.run_in_executor(self._disk_threads, partial(  # which logs what it removes
             self.store.clean, now=time.time(), partial_keep_days=self.settings.partial_keep_days))
-        if any(cleaned):
-            log.info("leftovers of earlier runs removed: %s", cleaned)
         await loop.run_in_executor(self._disk_threads, take_over, self.settings)
         await self.feeds.open()
         # First the code: a client that finds the node listening finds it too.
         await loop.run_in_executor(self._disk_threads, self.client_auth.rotate)
         await self._api.start()
-        self._rotation = loop.create_task(self._rotate_for_ever())
+        self._background = [loop.create_task(self._rotate_for_ever()), loop.create_task(self._evicting.run())]
         await self._read_hubs()
 
     async def stop(self) -> None:
@@ -157,6 +157,7 @@ class Node:
         async with contextlib.AsyncExitStack() as parts:  # closed in reverse, each whatever becomes of the others
             parts.callback(self._lock.release)
             parts.callback(self._ledger.close)
+            parts.callback(self._evicting.close)
             for threads in (self._disk_threads, self._verify_threads, self._hash_threads, self.api_threads):
                 parts.callback(threads.shutdown, wait=True)
             parts.callback(self.client_auth.remove)
@@ -167,8 +168,7 @@ class Node:
                 parts.push_async_callback(self._drop_hub, url)
             parts.push_async_callback(self.task_requests.close)
             parts.push_async_callback(self.transfers.close)
-            if self._rotation is not None:
-                parts.push_async_callback(end_tasks, [self._rotation])
+            parts.push_async_callback(end_tasks, self._background)
             parts.push_async_callback(self._api.stop)
 
     async def _rotate_for_ever(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import fields
 from typing import Any, TypeVar
@@ -12,6 +13,7 @@ from ..config import Settings
 from ..errors import Cancelled, KacheryError, LinkInvalid, NotInStore
 from ..protocol.asking import RequestLimits
 from ..protocol.names import FileUri
+from ..store.cache import note_use
 from ..store.objects import Located
 from .link import ChannelLink
 from .threads import in_thread
@@ -156,9 +158,12 @@ class Transfers:
 
     def _find_stored(self, sha1: str) -> Located | None:
         try:
-            return self._tools.store.find(sha1)
+            located = self._tools.store.find(sha1)
         except (NotInStore, LinkInvalid):
             return None
+        if not located.linked:
+            note_use(located.path, time.time())
+        return located
 
     def _stay(self, sha1: str) -> None:
         handle = self._lingering.pop(sha1, None)

@@ -6,9 +6,10 @@ import asyncio
 import hashlib
 import os
 import threading
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Executor
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from ..config import Settings
 from ..errors import Cancelled, FileChanged, ObjectMissing, UrlExpired
@@ -16,6 +17,7 @@ from ..net.bucket import SignedUpload
 from ..protocol.hub_bodies import SignedObject
 from ..protocol.names import FileUri, object_name
 from ..protocol.provide import Upload
+from ..store.cache import note_use
 from ..store.files import FileStore
 from .ending import end_tasks
 from .link import ChannelLink
@@ -106,7 +108,7 @@ class Uploader:
         return size == upload.end - upload.start
 
     async def _put(self, upload: Upload, leave: SignedObject, progress: Callable[[int], None]) -> None:
-        file = await in_thread(self._threads, self._store.open, upload.file_sha1, undo=lambda opened: opened.close())
+        file = await in_thread(self._threads, self._open, upload.file_sha1, undo=lambda opened: opened.close())
         try:
             if upload.check:
                 await in_thread(self._threads, self._check, file.fileno(), upload)
@@ -120,6 +122,13 @@ class Uploader:
                 self._traffic.uploaded_bytes += length
         finally:
             file.close()
+
+    def _open(self, sha1: str) -> BinaryIO:
+        """Open a file for an upload; once it is open, an eviction does not disturb."""
+        located = self._store.find(sha1)
+        if not located.linked:
+            note_use(located.path, time.time())
+        return self._store.open(sha1)
 
     def _check(self, fd: int, upload: Upload) -> None:
         digest = hashlib.sha1(usedforsecurity=False)

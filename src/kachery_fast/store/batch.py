@@ -160,7 +160,7 @@ class _Batch:
         digests = digest_buffer(data, writer.chunk_size_bytes)
         stored = Stored(digests.sha1, digests.size, None)
         if digests.sha1 not in self._written:
-            if writer.holds(digests.sha1, digests.size):
+            if writer.keeps(digests.sha1, digests.size):
                 self.known = stored
                 return True
             self._write(data, digests)

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from .._core import Digests, copy_file, digest_buffer, digest_file
-from ..errors import CorruptFile, KacheryError, LinkInvalid, ManifestInvalid, NotInStore
-from ..protocol.manifest import Manifest, parse_manifest
+from ..errors import CorruptFile, KacheryError, LinkInvalid, NotInStore
+from ..protocol.manifest import Manifest
 from .batch import Result, SomePath, put_many, read_source
 from .census import Totals, count_all, walk
 from .disk import (
@@ -26,12 +26,12 @@ from .disk import (
     display,
     find_size,
     make_directories,
-    rename_into,
     source_errors,
     translated,
     write_all,
 )
-from .flushing import flush_file, sync_directory
+from .downloads import adopt
+from .flushing import sync_directory
 from .layout import Layout
 from .leftovers import Cleaned, clean_leftovers
 from .links import (
@@ -85,6 +85,10 @@ class FileStore:
         self._chunk_size_bytes = chunk_size_bytes
         self._fingerprint_size_bytes = min(fingerprint_size_bytes, FINGERPRINT_SIZE_BYTES_MAX)
         self._manifests = ManifestShelf(self._writer, lambda *key: self._digest(*key)[1])
+
+    def close(self) -> None:
+        """Let go of the index of cached copies; it is opened again when needed."""
+        self._writer.cache.close()
 
     # --- putting
 
@@ -181,7 +185,7 @@ class FileStore:
             source.check_unchanged(digests.size)
         size, sha1, _ = digests
         manifest_sha1 = self._writer.keep_manifest_of(digests)
-        if not self._writer.holds(sha1, size):
+        if not self._writer.keeps(sha1, size):
             absolute = os.path.abspath(source.path)  # noqa: PTH100 - Path.absolute keeps ".."
             record = LinkRecord(absolute, size, source.stat.st_mtime, manifest_sha1, source.stat.st_mtime_ns,
                                 fingerprint)
@@ -362,34 +366,13 @@ class FileStore:
                 path.unlink(missing_ok=True)
 
     def adopt(self, part: Path, sha1: str, *, manifest: bytes | None) -> Located:
-        """Make a verified download the file ``sha1``.
+        """Make a verified download the file ``sha1``: a cached copy, unless the file was stored here meanwhile.
 
         :param part: as from ``part_path``; its bytes were verified by the caller.
         :param manifest: the bytes of its manifest, None for a file of one chunk.
         :raises ManifestInvalid: the manifest is not one of this file; nothing was changed.
         """
-        with translated("opening", part):
-            size = part.stat().st_size
-        manifest_sha1: str | None = None
-        if manifest is not None:
-            name = digest_buffer(manifest, self._chunk_size_bytes).sha1
-            found = parse_manifest(manifest, name=name)
-            if (found.sha1, found.size) != (sha1, size):
-                raise ManifestInvalid(manifest=name, why=f"it is of sha1://{found.sha1}, not of sha1://{sha1}")
-            manifest_sha1 = self._writer.keep_manifest(manifest)
-        path = self._layout.file(sha1)
-        with translated("writing", path):
-            if self._writer.holds(sha1, size):
-                part.unlink()
-            else:
-                if self._writer.durable:
-                    flush_file(part)
-                rename_into(part, path, durable=self._writer.durable)
-            with suppress(FileNotFoundError):
-                self._layout.part_marker(sha1).unlink()
-        if manifest_sha1 is not None:
-            self._writer.note_manifest(sha1, manifest_sha1)
-        return Located(sha1, path, size, linked=False)
+        return adopt(self._writer, part, sha1, manifest)
 
     def clean(self, *, now: float, partial_keep_days: float) -> Cleaned:
         """Remove what crashed writers left, and old unfinished downloads; for the start of a node.

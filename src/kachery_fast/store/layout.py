@@ -8,6 +8,8 @@
 ``tmp/``                              files being written (new use)
 ``tmp/<sha1>.part-of``                empty; says that there is, or was, a ``.part``, so that nobody has to search
 ``damaged/``                          files that ``verify`` was asked to set aside (new)
+``sha1-trash/aa/bb/cc/<sha1>``        a file that was evicted or removed, until the trash is emptied (2022)
+``kachery-fast-cache.db``             which files are copies from a channel, and pins: see ``cache`` (new)
 ``store.file.*.tmp``                  what an interrupted daemon of 2022 left behind
 ====================================  =====================================================================
 """
@@ -27,11 +29,14 @@ MARKER_SUFFIX = ".part-of"
 
 
 class Layout:
-    """The paths of one store. Every method that takes a SHA-1 raises InvalidName when it is malformed."""
+    """The paths of one store. Every method that takes a SHA-1 raises InvalidName when it is malformed.
 
-    def __init__(self, root: Path) -> None:
+    :param files: the directory of the files; the trash is laid out alike.
+    """
+
+    def __init__(self, root: Path, *, files: str = "sha1") -> None:
         self.root = root
-        self.files = root / "sha1"
+        self.files = root / files
         self.temp = root / "tmp"
         self.damaged = root / "damaged"
         self._prefix = str(self.files)

@@ -17,6 +17,7 @@ from .._core import Digests, digest_buffer
 from ..errors import DiskFull, ManifestInvalid
 from ..protocol.manifest import MANIFEST_SIZE_BYTES_MAX, Manifest, make_manifest, parse_manifest
 from ..protocol.names import is_sha1
+from .cache import CacheIndex
 from .disk import TempFile, check_room, find_size, translated, write_all
 from .layout import Layout
 
@@ -63,6 +64,7 @@ class ObjectWriter:
         self.layout = layout
         self.chunk_size_bytes = chunk_size_bytes
         self.durable = durable
+        self.cache = CacheIndex(layout.root)
 
     def temp(self) -> TempFile:
         """Begin a file that ``finish`` will name."""
@@ -72,13 +74,23 @@ class ObjectWriter:
         """Whether the store has a file of this name and length; a shorter one is damage, and is replaced."""
         return find_size(self.layout.file_name(sha1)) == size
 
+    def keeps(self, sha1: str, size: int) -> bool:
+        """Whether the store has a file of this name and length, and will not evict it from now on.
+
+        Otherwise the caller writes its own, which takes the place of a cached copy and is none.
+        """
+        if not self.holds(sha1, size) or not self.cache.claim(sha1):
+            return False
+        # It may have been evicted just before it was claimed; without an index nothing evicts.
+        return not self.cache.exists or self.holds(sha1, size)
+
     def finish(self, temp: TempFile, digests: Digests) -> Stored:
         """Name the bytes in ``temp``, whose digests are given; discard them when the store has them already.
 
         :raises DiskFull, DiskError: nothing was stored.
         """
         manifest_sha1 = self.keep_manifest_of(digests)
-        if self.holds(digests.sha1, digests.size):
+        if self.keeps(digests.sha1, digests.size):
             temp.discard()
         else:
             temp.publish(self.layout.file(digests.sha1), durable=self.durable)
@@ -91,7 +103,7 @@ class ObjectWriter:
 
         :raises DiskFull, DiskError: nothing was stored.
         """
-        if self.holds(digests.sha1, digests.size) and len(digests.chunk_sha1s) <= 1:
+        if len(digests.chunk_sha1s) <= 1 and self.keeps(digests.sha1, digests.size):
             return Stored(digests.sha1, digests.size, None)
         check_room(self.layout.root, view.nbytes)
         with self.temp() as temp:
@@ -115,7 +127,7 @@ class ObjectWriter:
         :raises DiskFull, DiskError: it was not stored.
         """
         digests = digest_buffer(data, self.chunk_size_bytes)
-        if not self.holds(digests.sha1, len(data)):
+        if not self.keeps(digests.sha1, len(data)):
             with self.temp() as temp:
                 with translated("writing", temp.path, needed=len(data)):
                     write_all(temp.fd, memoryview(data))

@@ -1,0 +1,35 @@
+"""What goes wrong when files are pinned, evicted, removed and restored."""
+
+from __future__ import annotations
+
+from .general import InvalidArgument
+from .tree import KacheryError
+
+__all__ = ["CacheConfigInvalid", "FilePinned", "NotInTrash", "OnlyCopyHere"]
+
+
+class CacheConfigInvalid(InvalidArgument):
+    """{path} cannot be used: {why}. Nothing is evicted while that is so; write maxCacheSizeGiB as a number, such as
+    200, or set KACHERY_CACHE_SIZE_BYTES_MAX."""
+
+
+class NotInTrash(KacheryError):
+    """sha1://{sha1} is not in the trash of {store}. It may have been emptied; load it from a channel."""
+
+    exit_code = 3
+    http_status = 404
+
+
+class FilePinned(KacheryError):
+    """sha1://{sha1} is pinned, and was left where it is. Take the pin away first: kachery-fast unpin sha1://{sha1}"""
+
+    exit_code = 9
+    http_status = 409
+
+
+class OnlyCopyHere(KacheryError):
+    """sha1://{sha1} was stored on this machine, not fetched from a channel, so this may be the only machine that has
+    it. It was left where it is; remove it all the same with --force."""
+
+    exit_code = 9
+    http_status = 409

@@ -1,0 +1,81 @@
+"""Making a verified download a file of the store, noted as a copy that may be evicted."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from .._core import digest_buffer
+from ..errors import ManifestInvalid
+from ..protocol.manifest import parse_manifest
+from .disk import make_directories, rename_into, translated
+from .flushing import flush_file, sync_directory
+from .objects import Located, ObjectWriter
+
+__all__ = ["adopt"]
+
+
+def adopt(writer: ObjectWriter, part: Path, sha1: str, manifest: bytes | None) -> Located:
+    """Make ``part`` the file ``sha1``, with the bytes of its manifest; see ``FileStore.adopt``.
+
+    :raises ManifestInvalid: the manifest is not one of this file; nothing was changed.
+    :raises DiskFull, DiskError: it could not be written.
+    """
+    with translated("opening", part):
+        size = part.stat().st_size
+    manifest_sha1: str | None = None
+    if manifest is not None:
+        manifest_sha1 = digest_buffer(manifest, writer.chunk_size_bytes).sha1
+        found = parse_manifest(manifest, name=manifest_sha1)
+        if (found.sha1, found.size) != (sha1, size):
+            raise ManifestInvalid(manifest=manifest_sha1, why=f"it is of sha1://{found.sha1}, not of sha1://{sha1}")
+        if not writer.holds(manifest_sha1, len(manifest)):
+            writer.keep_manifest(manifest)
+            _note(writer, writer.layout.file(manifest_sha1), manifest_sha1, manifest_of=sha1)
+    path = writer.layout.file(sha1)
+    with translated("writing", path):
+        if writer.holds(sha1, size):
+            part.unlink()
+        else:
+            if writer.durable:
+                flush_file(part)
+            # Before it has its name: from then on somebody may store it and so make it an original.
+            _note(writer, part, sha1)
+            if not _name(part, path, durable=writer.durable) and not writer.holds(sha1, size):
+                rename_into(part, path, durable=writer.durable)  # what was there is damaged
+            with suppress(FileNotFoundError):
+                part.unlink()
+        with suppress(FileNotFoundError):
+            writer.layout.part_marker(sha1).unlink()
+    if manifest_sha1 is not None:
+        writer.note_manifest(sha1, manifest_sha1)
+    return Located(sha1, path, size, linked=False)
+
+
+def _note(writer: ObjectWriter, path: Path, sha1: str, *, manifest_of: str | None = None) -> None:
+    with translated("opening", path):
+        found = path.stat()
+    writer.cache.note(sha1, found, now_ms=time.time_ns() // 1_000_000, manifest_of=manifest_of)
+
+
+def _name(part: Path, path: Path, *, durable: bool) -> bool:
+    """Give ``part`` the name ``path`` as well; False when something has it.
+
+    A rename would take the place of what another process stored a moment ago, and that is an original.
+    """
+    try:
+        try:
+            os.link(part, path)
+        except FileNotFoundError:
+            make_directories(path.parent, durable=durable)
+            os.link(part, path)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without hard links
+        rename_into(part, path, durable=durable)
+        return True
+    if durable:
+        sync_directory(path.parent)
+    return True

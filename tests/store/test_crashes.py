@@ -59,7 +59,7 @@ def test_death_at_each_system_call_leaves_nothing_or_the_right_bytes(tmp_path: P
     assert [line.split()[1] for line in lines] == ["killed"] * (len(lines) - 1) + ["done"]
     assert len(lines) > 15
     assert not held[0]
-    assert held[-1] == (operation != "remove")
+    assert held[-1] == (operation not in ("remove", "evict"))
 
 
 @pytest.mark.parametrize("operation", ["put_file", "put_files", "link_file"])

@@ -17,7 +17,9 @@ from kachery_fast.protocol.manifest import make_manifest
 from kachery_fast.store import FileStore
 from kachery_fast.store.cache import CacheIndex, note_use, score
 from kachery_fast.store.eviction import CacheKeeper, Kind
+from kachery_fast.store.importing import FileImport
 from kachery_fast.store.quota import quota_of
+from kachery_fast.store.tally import Tally
 
 from .children import CHUNK_SIZE_BYTES, run_child
 from .data import counter_stream, files_below, sha1_of, sound
@@ -340,3 +342,16 @@ def test_a_bound_that_makes_no_sense_is_an_error(tmp_path: Path, text: str) -> N
     (tmp_path / "kachery.yaml").write_text(text)
     with pytest.raises(CacheConfigInvalid, match=r"kachery\.yaml"):
         quota_of(tmp_path, 0)
+
+
+def test_what_is_imported_from_another_directory_is_no_copy_any_more(tmp_path: Path) -> None:
+    data = counter_stream(1000)
+    store_of(tmp_path / "old").put_bytes(data)
+    root = tmp_path / "store"
+    sha1 = fetch(root, data)
+    for dry_run in (True, False):
+        FileImport(tmp_path / "old", root, Tally(), chunk_size_bytes=CHUNK_SIZE_BYTES, fingerprint_size_bytes=1024,
+                   dry_run=dry_run).run()
+        assert keeper_of(root).index.totals().files == int(dry_run)
+    assert evict_all(root) == set()
+    assert store_of(root).has(sha1)

@@ -86,7 +86,10 @@ class FileImport:
     def _is_here(self, entry: Entry) -> bool:
         if entry.size is None:
             return self._store.has(entry.sha1)
-        return self._writer.holds(entry.sha1, entry.size)
+        if self._dry_run:
+            return self._writer.holds(entry.sha1, entry.size)
+        # A cached copy becomes an original: the other directory may be deleted next.
+        return self._writer.keeps(entry.sha1, entry.size)
 
     def _take_file(self, sha1: str, count: Count) -> None:
         path = self._from.file(sha1)

@@ -326,6 +326,7 @@ class Peer:
         await self.ranges.close()
         self.threads.shutdown()
         self.hash_threads.shutdown()
+        self.store.close()
 
     async def _refresh(self) -> None:
         await asyncio.sleep(0)

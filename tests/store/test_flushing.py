@@ -27,14 +27,21 @@ FULL_FSYNC = 51  # as on macOS
 
 
 class Recorder:
-    """The calls that were made, in their order: ``("flush", inode)``, ``("rename", to)`` and ``("mkdir", path)``."""
+    """The calls that were made, in their order: ``("flush", inode)``, ``("rename", to)`` and ``("mkdir", path)``.
+
+    A download gets its name by a hard link, which replaces nothing; that counts as a rename here.
+    """
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.calls: list[tuple[str, int | str]] = []
-        rename, mkdir, fsync = os.rename, os.mkdir, os.fsync
+        rename, link, mkdir, fsync = os.rename, os.link, os.mkdir, os.fsync
 
         def watched_rename(source: str | Path, final: str | Path) -> None:
             rename(source, final)
+            self.calls.append(("rename", str(final)))
+
+        def watched_link(source: str | Path, final: str | Path) -> None:
+            link(source, final)
             self.calls.append(("rename", str(final)))
 
         def watched_mkdir(path: str | Path, mode: int = 0o777) -> None:
@@ -46,6 +53,7 @@ class Recorder:
             self.calls.append(("flush", os.fstat(fd).st_ino))
 
         patch.setattr(os, "rename", watched_rename)
+        patch.setattr(os, "link", watched_link)
         patch.setattr(os, "mkdir", watched_mkdir)
         patch.setattr(os, "fsync", watched_fsync)
         if hasattr(fcntl, "F_FULLFSYNC"):

@@ -18,6 +18,7 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from .client.backend import run_task_backend
+    from .client.ephemeral import EphemeralNode, ephemeral_node
     from .client.feeds import (
         Feed,
         create_feed,
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from .errors import KacheryError
 
 __all__ = [
+    "EphemeralNode",
     "Feed",
     "KacheryError",
     "Loaded",
@@ -68,6 +70,7 @@ __all__ = [
     "create_feed",
     "delete",
     "delete_feed",
+    "ephemeral_node",
     "get",
     "get_feed_id",
     "info",
@@ -99,6 +102,7 @@ __all__ = [
 ]
 
 _ROOMS = {
+    "EphemeralNode": "client.ephemeral",
     "Feed": "client.feeds",
     "KacheryError": "errors",
     "Loaded": "client.files",
@@ -109,6 +113,7 @@ _ROOMS = {
     "create_feed": "client.feeds",
     "delete": "client.mutables",
     "delete_feed": "client.feeds",
+    "ephemeral_node": "client.ephemeral",
     "get": "client.mutables",
     "get_feed_id": "client.feeds",
     "info": "client.files",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ _MAXIMUM = 2**53
 # A host's name (RFC 1123, and the underscore that many networks use), or an address, where of IPv6 with its zone.
 _HOST = re.compile(r"(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}\.?|[0-9a-f:]*:[0-9a-f:.]*(?:%[a-z0-9_.-]+)?",
                    re.IGNORECASE | re.ASCII)
+
+_SEED = re.compile(r"[0-9a-f]{64}", re.IGNORECASE | re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Settings:
     offline_storage_dir: str
     node_host: str
     node_port: int
+    node_private_key: str = field(repr=False)
     channel: str
     direct_hub: str
     hub_dir: Path
@@ -130,6 +133,8 @@ SETTINGS: tuple[Setting, ...] = (
             "Where the node's local API listens, and where clients look for it."),
     Setting("node_port", 20431, "port", "KACHERY_DAEMON_PORT",
             "The port of the node's local API."),
+    Setting("node_private_key", "", "secret key", "KACHERY_NODE_PRIVATE_KEY",
+            "The node's identity, 64 hex digits (node key makes one), kept in no file. Empty: it is in private.pem."),
     Setting("channel", "", "name", "KACHERY_CHANNEL",
             "The channel to ask on when none is named."),
     Setting("direct_hub", "", "URL", "KACHERY_DIRECT_HUB",
@@ -334,6 +339,8 @@ def _convert(setting: Setting, value: Any, source: str) -> Any:
         if setting.unit == "host":
             wanted = "a host's name or address"
             return _host(str(value))
+        if setting.unit == "secret key":
+            return _secret_key(setting, str(value), source)
         if isinstance(setting.default, str):
             return str(value)
         number = type(setting.default)(value)
@@ -346,6 +353,14 @@ def _convert(setting: Setting, value: Any, source: str) -> Any:
         raise InvalidSetting(name=setting.name, value=value, source=source,
                              why=f"it must be at most {setting.maximum:.16g} {setting.unit}")
     return number
+
+
+def _secret_key(setting: Setting, text: str, source: str) -> str:
+    """Return the seed of an Ed25519 key, 32 bytes as hex digits. What is wrong with it is told without showing it."""
+    if not _SEED.fullmatch(text.strip()):
+        raise InvalidSetting(name=setting.name, value="(not shown)", source=source,
+                             why="it must be 64 hex digits; make a key with: kachery-fast node key")
+    return text.strip().lower()
 
 
 def _host(text: str) -> str:

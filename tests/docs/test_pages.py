@@ -107,6 +107,8 @@ def check_call(words: list[str]) -> None:
             command, words = found, words[1:]
     options = {name for parameter in command.params for name in parameter.opts} | {"--help"}
     for word in words:
+        if word == "--":
+            break  # what follows is another program's
         assert not word.startswith("--") or word in options, f"{command.name} has no option {word}"
 
 

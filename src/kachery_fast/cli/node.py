@@ -1,4 +1,4 @@
-"""Commands on the node of this machine: info, and node start, info, join, leave, stop."""
+"""Commands on the node of this machine: info, and node start, info, join, leave, stop, run, key."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from ..client.connection import NodeConnection
 from ..config import Settings, load_settings
 from ..errors import AlreadyExists, KacheryError, NodeError
 from .background import start_detached
+from .node_run import key, run
 from .output import command_errors, emit, human_size, json_option
 
 __all__ = ["info", "node"]
@@ -40,6 +41,10 @@ def node() -> None:
     """Start, stop and connect the node of this machine."""
 
 
+node.add_command(run)
+node.add_command(key)
+
+
 @node.command(short_help="Start the node.")
 @click.option("--detach", is_flag=True, help="Run in the background, the log in node.log of the storage directory.")
 @click.option("--label", help="The node's name for people; remembered.")
@@ -59,7 +64,7 @@ def start(detach: bool, label: str | None, verbose: bool, as_json: bool) -> None
 
         set_label(settings.storage_dir, label)
     if not detach:
-        from ..node.node import run_node
+        from ..node.running import run_node
 
         logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         logging.getLogger("kachery_fast").setLevel(logging.DEBUG if verbose else logging.INFO)

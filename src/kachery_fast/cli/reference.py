@@ -66,9 +66,10 @@ def _section(path: str, command: click.Command) -> list[str]:
     level = "#" * min(path.count(" ") + 2, 4)
     lines = [f"{level} {path}", ""]
     if not isinstance(command, click.Group) or command.invoke_without_command:
-        usage = [path, *(_argument(parameter) for parameter in command.params
-                         if isinstance(parameter, click.Argument)), "[OPTIONS]"]
-        lines += ["    " + " ".join(usage), ""]
+        arguments = [_argument(parameter) for parameter in command.params if isinstance(parameter, click.Argument)]
+        options_last = command.context_settings.get("allow_interspersed_args", True)
+        usage = [*arguments, "[OPTIONS]"] if options_last else ["[OPTIONS]", *arguments]
+        lines += ["    " + " ".join([path, *usage]), ""]
     lines += [inspect.cleandoc(command.help or command.short_help or ""), ""]
     options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
     if options:

@@ -2,7 +2,8 @@
 
 Files of 2022 in the storage directory (WIRE-2022.md §1 and part B): ``private.pem`` (PKCS#8) and ``public.pem``
 (SubjectPublicKeyInfo), bodies on one line, mode 0600; ``kachery-node-id``; ``client-auth``, mode 0640, whose content
-changes every few minutes. The private key never leaves the node.
+changes every few minutes. The private key never leaves the node. A node that has it from KACHERY_NODE_PRIVATE_KEY has
+no ``private.pem``.
 """
 
 from __future__ import annotations
@@ -41,28 +42,42 @@ class Identity(NamedTuple):
     node_id: str
 
 
-def load_identity(storage_dir: Path, *, make_seed: Callable[[], bytes] = lambda: secrets.token_bytes(32)) -> Identity:
+def load_identity(storage_dir: Path, seed_hex: str = "", *,
+                  make_seed: Callable[[], bytes] = lambda: secrets.token_bytes(32)) -> Identity:
     """Read the node's key, or make one at first start.
 
-    :raises NodeError: the key file is damaged, or others than its owner may read it.
+    :param seed_hex: the seed of the key, 64 hex digits, of a node whose key is in no file; empty: it is in one.
+    :raises NodeError: the key file is damaged, others than its owner may read it, or it holds another key than
+        ``seed_hex``.
     :raises DiskError: the directory cannot be read or written.
     """
     path = storage_dir / "private.pem"
     try:
         storage_dir.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            _create_key(storage_dir, private_key(make_seed()))
-        mode = path.stat().st_mode
-        text = path.read_text(encoding="ascii", errors="replace")
+        if seed_hex and not path.exists():
+            key = private_key(bytes.fromhex(seed_hex))
+        else:
+            key = _key_of_file(storage_dir, path, make_seed)
     except OSError as error:
         raise DiskError(action="the use", path=str(path), why=error.strerror or str(error)) from None
-    if stat.S_IMODE(mode) & 0o077:
-        raise NodeError(what=f"{path} can be read by others than its owner, so this node's identity may have been "
-                             f"copied. Make it private with: chmod 600 {path}")
-    key = private_key(_decode_pem(text, path))
+    if seed_hex and not hmac.compare_digest(key.private_bytes_raw(), bytes.fromhex(seed_hex)):
+        raise NodeError(what=f"{path} is the key of another node ({public_id(key)[:16]}…) than the one that "
+                             "KACHERY_NODE_PRIVATE_KEY holds. Take the variable away, or give the node of that key a "
+                             "directory of its own by KACHERY_STORAGE_DIR.")
     identity = Identity(key, public_id(key))
     _note_public_parts(storage_dir, identity)
     return identity
+
+
+def _key_of_file(storage_dir: Path, path: Path, make_seed: Callable[[], bytes]) -> Ed25519PrivateKey:
+    if not path.exists():
+        _create_key(storage_dir, private_key(make_seed()))
+    mode = path.stat().st_mode
+    text = path.read_text(encoding="ascii", errors="replace")
+    if stat.S_IMODE(mode) & 0o077:
+        raise NodeError(what=f"{path} can be read by others than its owner, so this node's identity may have been "
+                             f"copied. Make it private with: chmod 600 {path}")
+    return private_key(_decode_pem(text, path))
 
 
 def _create_key(storage_dir: Path, key: Ed25519PrivateKey) -> None:

@@ -23,7 +23,7 @@ from ..protocol.access import Permission
 from ..protocol.hub_bodies import ChannelInfo
 from .identity import load_identity, write_whole
 
-__all__ = ["NodeFile", "join", "leave", "read_node_file", "set_label"]
+__all__ = ["NodeFile", "join", "leave", "read_node_file", "set_label", "use_hub"]
 
 
 class HubEntry(msgspec.Struct):
@@ -68,7 +68,7 @@ def join(settings: Settings, link: str, *, label: str | None = None,
     :raises KacheryError: the link is malformed, the hub out of reach, the invitation unknown, expired or used up.
     """
     url, code = split_invitation(link)
-    identity = load_identity(settings.storage_dir)
+    identity = load_identity(settings.storage_dir, settings.node_private_key)
     name = label if label is not None else read_node_file(settings.storage_dir).label
 
     async def ask() -> ChannelInfo:
@@ -87,12 +87,37 @@ def join(settings: Settings, link: str, *, label: str | None = None,
             "nodeId": identity.node_id}
 
 
+def use_hub(settings: Settings, url: str, *, label: str | None = None) -> list[str]:
+    """Remember a hub at which this node's key has been registered before, from another storage directory.
+
+    :return: the names of its channels there.
+    :raises KacheryError: the address is malformed, the hub out of reach, or the node not registered there.
+    """
+    url = check_hub_url(url)
+    identity = load_identity(settings.storage_dir, settings.node_private_key)
+    name = label if label is not None else read_node_file(settings.storage_dir).label
+
+    async def ask() -> list[str]:
+        hub = HubClient(url, identity.key, settings)
+        try:
+            return [info.name for info in (await hub.node_config(name, "")).channels]
+        finally:
+            await hub.close()
+
+    found = asyncio.run(ask())
+    with _changed(settings.storage_dir) as node_file:
+        node_file.label = name
+        if all(entry.url != url for entry in node_file.hubs):
+            node_file.hubs.append(HubEntry(url))
+    return found
+
+
 def leave(settings: Settings, channel: str) -> None:
     """Take this node off a channel, at every hub where it is a member of one of that name.
 
     :raises ChannelUnknown: there is none.
     """
-    identity = load_identity(settings.storage_dir)
+    identity = load_identity(settings.storage_dir, settings.node_private_key)
     hubs = read_node_file(settings.storage_dir).hubs
 
     async def ask() -> list[str]:

@@ -7,7 +7,6 @@ import contextlib
 import importlib.metadata
 import logging
 import os
-import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -43,7 +42,7 @@ from .tools import Tools, Traffic
 from .transfers import Transfers, request_limits
 from .uploading import Uploader
 
-__all__ = ["Node", "run_node"]
+__all__ = ["Node"]
 
 log = logging.getLogger("kachery_fast.node")
 
@@ -102,7 +101,7 @@ class Node:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.identity = load_identity(settings.storage_dir)
+        self.identity = load_identity(settings.storage_dir, settings.node_private_key)
         self.store = FileStore(settings.storage_dir, chunk_size_bytes=settings.chunk_size_bytes,
                                fingerprint_size_bytes=settings.fingerprint_size_bytes)
         self.client_auth = ClientAuth(settings.storage_dir, group=settings.client_auth_group)
@@ -373,28 +372,3 @@ class Node:
                 "storageDir": str(self.settings.storage_dir), "pid": os.getpid(), "hubs": hubs,
                 "transfers": self.transfers.describe(), "traffic": asdict(self._traffic),
                 "taskBackends": self.task_backends.describe()}
-
-
-def run_node(settings: Settings) -> None:
-    """Run a node in the foreground until SIGINT, SIGTERM, or a client's stop; on uvloop where that exists.
-
-    :raises KacheryError: the storage directory or the port cannot be used.
-    """
-    async def main() -> None:
-        node = Node(settings)
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, node.stopped.set)
-        try:
-            await node.start()
-            log.info("node %s on http://%s:%d", node.identity.node_id, settings.node_host, node.port)
-            await node.stopped.wait()
-        finally:
-            await node.stop()
-
-    try:
-        import uvloop
-    except ImportError:
-        asyncio.run(main())
-    else:
-        uvloop.run(main())

@@ -3,6 +3,7 @@ from types import TracebackType
 
 from typing_extensions import Self
 
+def begin_writeback(fd: int, start: int, size: int) -> None: ...
 def chunk_ranges(size_bytes: int, chunk_size_bytes: int) -> list[tuple[int, int]]: ...
 
 class ChunkMemory:

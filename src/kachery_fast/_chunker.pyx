@@ -29,7 +29,7 @@ from kachery_fast._core cimport (
     kf_sha1_update_both,
 )
 
-__all__ = ["ChunkMemory", "Reassembly", "chunk_ranges"]
+__all__ = ["ChunkMemory", "Reassembly", "begin_writeback", "chunk_ranges"]
 
 cdef enum:
     # How much of a chunk is mapped, or read, at a time to be hashed; it bounds resident memory for chunks of any
@@ -72,6 +72,12 @@ def chunk_ranges(size_bytes, chunk_size_bytes) -> list[tuple[int, int]]:
     if size_bytes < 0 or chunk_size_bytes < 1:
         raise ValueError(f"cannot split {size_bytes!r} bytes into chunks of {chunk_size_bytes!r}")
     return [(start, min(start + chunk_size_bytes, size_bytes)) for start in range(0, size_bytes, chunk_size_bytes)]
+
+
+def begin_writeback(int fd, long long start, long long size) -> None:
+    """Have ``size`` bytes of a file from ``start`` on go to the disk, for a caller who will wait for it (fsync)."""
+    with nogil:
+        kf_begin_writeback(fd, start, size)
 
 
 @cython.final

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import hashlib
 import io
 import json
+import random
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
-from aiohttp.test_utils import make_mocked_request
 
 from kachery_fast.client.connection import NodeConnection
 from kachery_fast.errors import ClientAuthRefused, FileChanged, NodeError
@@ -97,9 +100,9 @@ def test_the_name_of_its_host_has_no_case(loop_kind: str, tmp_path: Path) -> Non
         node = Node(node_settings(tmp_path / "n", node_host="Rig-2"))
         host = {"Host": "RIG-2:20431", "KACHERY-CLIENT-AUTH-CODE": "x"}
         with pytest.raises(ClientAuthRefused, match="not the node's"):  # the host is not what is refused
-            await node._api._check_client(make_mocked_request("GET", "/api/info", host))
+            await node._api._border.check("GET", "/api/info", host)
         with pytest.raises(ClientAuthRefused, match="web pages"):
-            await node._api._check_client(make_mocked_request("GET", "/api/info", {**host, "Host": "rig-3"}))
+            await node._api._border.check("GET", "/api/info", {**host, "Host": "rig-3"})
         await node.stop()
     run_on(loop_kind, work(), 60)
 
@@ -228,8 +231,69 @@ def test_bytes_are_stored_whole(loop_kind: str, tmp_path: Path) -> None:
     alone(loop_kind, tmp_path, work)
 
 
-def test_a_store_that_is_broken_off_leaves_nothing(loop_kind: str, tmp_path: Path,
-                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+def _store_request(client: Client, size: int, sent: int) -> bytes:
+    code = client.headers()["KACHERY-CLIENT-AUTH-CODE"]
+    return (f"POST /api/store HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size}\r\n"
+            f"KACHERY-CLIENT-AUTH-CODE: {code}\r\n\r\n").encode() + bytes(sent)
+
+
+@pytest.mark.parametrize("sent", [10_000, 5_000_000])
+def test_a_store_that_is_broken_off_leaves_nothing(loop_kind: str, tmp_path: Path, sent: int) -> None:
+    async def work(client: Client) -> None:
+        _, writer = await asyncio.open_connection("127.0.0.1", client.node.port)
+        writer.write(_store_request(client, 9_000_000, sent))
+        await writer.drain()
+        await until(lambda: any(path.stat().st_size for path in tmp_path.glob("n/tmp/*")))
+        writer.close()
+        await writer.wait_closed()
+        await until(lambda: not list(tmp_path.glob("n/tmp/*")))
+        assert not list((tmp_path / "n").glob("sha1/*"))
+    alone(loop_kind, tmp_path, work)
+
+
+def test_a_store_that_is_under_way_ends_with_the_node(loop_kind: str, tmp_path: Path) -> None:
+    async def work(client: Client) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", client.node.port)
+        writer.write(_store_request(client, 9_000_000, 5_000_000))
+        await until(lambda: list(tmp_path.glob("n/tmp/*")))
+        begun = time.monotonic()
+        await client.end()
+        assert time.monotonic() - begun < 15  # not stall_seconds
+        assert not list(tmp_path.glob("n/tmp/*"))
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""
+        writer.transport.abort()  # close() would wait until all is sent
+    alone(loop_kind, tmp_path, work)
+
+
+def test_stores_of_every_way_and_length_are_stored(loop_kind: str, tmp_path: Path) -> None:
+    """First on a connection or not, small or large, with the body behind the head or later."""
+    async def work(client: Client) -> None:
+        for size in (0, 1, 70_000, 2**20, 2**20 + 1, 3 * 2**20 + 17):
+            for first in (True, False):
+                data = random.Random(size).randbytes(size)
+                reader, writer = await asyncio.open_connection("127.0.0.1", client.node.port)
+                if not first:
+                    writer.write(b"GET /probe HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                    head = await reader.readuntil(b"\r\n\r\n")
+                    await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0]))
+                writer.write(_store_request(client, size, 0) + data[:100])
+                await writer.drain()
+                writer.write(data[100:])
+                head = await reader.readuntil(b"\r\n\r\n")
+                assert head.startswith(b"HTTP/1.1 200")
+                length = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
+                told = json.loads(await reader.readexactly(length))
+                assert told["sha1"] == hashlib.sha1(data).hexdigest()
+                assert client.node.store.verify(told["sha1"]).size == size
+                client.node.store.remove(told["sha1"])
+                writer.close()
+                await writer.wait_closed()
+    alone(loop_kind, tmp_path, work)
+
+
+def test_a_store_on_a_kept_connection_that_is_broken_off_leaves_nothing(
+        loop_kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The client goes while a thread is writing: the file must not be closed under it."""
     under_way: list[int] = []
     aborted_while_writing = []
@@ -252,10 +316,10 @@ def test_a_store_that_is_broken_off_leaves_nothing(loop_kind: str, tmp_path: Pat
     monkeypatch.setattr(StreamWriter, "abort", watched_abort)
 
     async def work(client: Client) -> None:
-        _, writer = await asyncio.open_connection("127.0.0.1", client.node.port)
-        code = client.headers()["KACHERY-CLIENT-AUTH-CODE"]
-        writer.write(f"POST /api/store HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9000000\r\n"
-                     f"KACHERY-CLIENT-AUTH-CODE: {code}\r\n\r\n".encode() + bytes(1_000_000))
+        reader, writer = await asyncio.open_connection("127.0.0.1", client.node.port)
+        writer.write(b"GET /probe HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(_store_request(client, 9_000_000, 1_000_000))
         await until(lambda: under_way)
         writer.close()
         await writer.wait_closed()
@@ -270,9 +334,7 @@ def test_a_store_that_is_broken_off_leaves_nothing(loop_kind: str, tmp_path: Pat
 
 def test_a_store_of_more_than_fits_is_refused_up_front(loop_kind: str, tmp_path: Path) -> None:
     async def work(client: Client) -> None:
-        code = client.headers()["KACHERY-CLIENT-AUTH-CODE"]
-        answer = await raw(client, f"POST /api/store HTTP/1.1\r\nHost: localhost\r\nContent-Length: {10**17}\r\n"
-                           f"KACHERY-CLIENT-AUTH-CODE: {code}\r\n\r\n".encode() + bytes(1000))
+        answer = await raw(client, _store_request(client, 10**17, 1000))
         assert answer.startswith(b"HTTP/1.1 507")
         assert b"DiskFull" in answer
     alone(loop_kind, tmp_path, work)

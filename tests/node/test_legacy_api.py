@@ -138,7 +138,8 @@ def test_a_store_tells_its_error_and_wants_a_length(loop_kind: str, tmp_path: Pa
             yield b"Hello World"
 
         async with client.session.post(client.url + "/store", data=pieces(), headers=client.headers()) as answer:
-            assert (answer.status, await answer.text()) == (403, "Missing Content-Length in header")
+            assert answer.status == 403
+            assert "Missing Content-Length" in await answer.text()
         assert await _ask_json(client, "/store", b"Hello World") == {
             "success": True, "error": None, "sha1": SHA1, "manifestSha1": None}
         (client.node.settings.storage_dir / "tmp").rename(tmp_path / "moved")

@@ -103,7 +103,7 @@ class UploadSigner:
 
 
 class BucketServer:
-    """Serves the objects below ``root`` on sockets that somebody else accepts (``port.serve_port``).
+    """Serves the objects below ``root`` on sockets that somebody else accepts (``net.port``).
 
     :param prefix: where objects begin in a URL's path.
     :param rate_limit_bytes_per_second: holds all uploads together, and all downloads together, to this rate.
@@ -126,6 +126,11 @@ class BucketServer:
         self._served: dict[socket.socket, RequestHandler] = {}
         self._refused: set[socket.socket] = set()
         self._closed = False
+
+    @property
+    def prefixes(self) -> tuple[bytes, ...]:
+        """How the targets of requests for objects begin."""
+        return (self.prefix.encode("ascii"),)
 
     def serve(self, sock: socket.socket) -> None:
         """Take over an accepted socket of which nothing was read yet; returns at once, a thread does the rest.

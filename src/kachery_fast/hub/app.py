@@ -23,8 +23,8 @@ from .._version import __version__
 from ..config import Settings
 from ..embedded.broker import Broker, TokenKey, is_websocket
 from ..embedded.bucket import BucketServer, UploadSigner
-from ..embedded.port import Port, serve_port
 from ..errors import InvalidArgument, InvalidSetting, KacheryError, NodeError, NotOnHub, TooLarge
+from ..net.port import Port, serve_port
 from . import identity
 from .directory import HubDirectory
 from .engines.embedded import EmbeddedBucket, EmbeddedPubsub
@@ -196,7 +196,7 @@ class Hub:
         return _json({"ok": True, "version": __version__, "time": int(self._clock() * 1000)})
 
     async def _other_connection(self, _request: web.Request) -> web.Response:
-        """A connection belongs to what it first asked for (``embedded/port.py``): objects want one of their own."""
+        """A connection belongs to what it first asked for (``net/port.py``): objects want one of their own."""
         response = web.Response(status=421, text="Ask for objects on a connection of their own.\n")
         response.force_close()
         return response

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
-import re
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 from aiohttp import web
 
 from ..errors import (
-    ClientAuthRefused,
     InvalidArgument,
     KacheryError,
     LinkInvalid,
@@ -27,19 +25,21 @@ from ..errors import (
     NotInStore,
     TooLarge,
 )
+from ..net.port import serve_port
 from ..protocol.access import Permission
 from ..protocol.names import FileUri, parse_file_uri
 from ..store.objects import Located
 from .admissions import Admissions
 from .api_parts import Nothing, fault_of, permitted_link, read_body, write_line
 from .backend_api import BackendApi
+from .border import Border
 from .failures import Failures
 from .feed_api import FeedApi
 from .legacy_api import LegacyApi
-from .legacy_parts import MISSING_CODE, WRONG_CODE, tell_in_text
 from .link import ChannelLink
 from .mutable_api import mutable_routes
-from .receiving import receive_file, stored_spans
+from .receiving import STORE_PATH, store_body, stored_spans
+from .store_server import StoreServer
 from .task_api import TaskApi
 from .threads import in_thread
 from .why import ask_channel
@@ -52,14 +52,8 @@ __all__ = ["LocalApi"]
 log = logging.getLogger("kachery_fast.node")
 
 _PROGRESS_INTERVAL_SECONDS = 0.25
-_AUTH_HEADER = "KACHERY-CLIENT-AUTH-CODE"
 _READ_HEADER = "X-Kachery-Read"
-_NO_CODE, _WRONG_CODE = "no client code was sent", "the client code is not the node's"
-_OF_2022 = {_NO_CODE: MISSING_CODE, _WRONG_CODE: WRONG_CODE}
-_EVERY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 - compared with, not bound to
-_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^:\[\]]+))(?::\d+)?", re.ASCII)
 _Position = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
-_LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -83,8 +77,10 @@ class LocalApi:
         self._node = node
         self._failures = Failures(time.monotonic)
         self._legacy = LegacyApi(node)
-        self._admissions = Admissions(node.settings, node.client_auth, node.api_threads, time.monotonic)
-        self._runner: web.AppRunner | None = None
+        self._border = Border(node.settings.node_host, node.client_auth,
+                              Admissions(node.settings, node.client_auth, node.api_threads, time.monotonic),
+                              self._legacy.is_open, self._legacy.speaks)
+        self._parts = contextlib.AsyncExitStack()  # closed in reverse
         self.port = 0
 
     async def start(self) -> None:
@@ -93,7 +89,7 @@ class LocalApi:
         :raises NodeError: the address is in use, or not this machine's.
         """
         settings = self._node.settings
-        app = web.Application(middlewares=[self._border], client_max_size=settings.api_body_size_bytes_max)
+        app = web.Application(middlewares=[self._pass], client_max_size=settings.api_body_size_bytes_max)
         app.add_routes([
             web.get("/probe", self._probe),
             web.post("/probe", self._probe),
@@ -101,7 +97,7 @@ class LocalApi:
             web.post("/api/load", self._load),
             web.post("/api/read", self._read),
             web.get("/api/read-error/{name}", self._read_error),
-            web.post("/api/store", self._store),
+            web.post(STORE_PATH, partial(store_body, self._node)),
             web.post("/api/why", self._why),
             web.post("/api/reload", self._reload),
             web.post("/api/stop", self._stop),
@@ -111,75 +107,48 @@ class LocalApi:
             *TaskApi(self._node).routes(),
             *self._legacy.routes(),
         ])
-        self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, settings.node_host, settings.node_port)
+        runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
+        self._parts.push_async_callback(self._legacy.close)
+        self._parts.push_async_callback(runner.cleanup)
+        await runner.setup()
+        assert runner.server is not None, "a runner that is set up has a server"
+        files = StoreServer(self._node.store, self._border, settings.stall_seconds)
+        self._parts.push_async_callback(asyncio.to_thread, files.close)
         try:
-            await site.start()
-        except OSError as error:
-            await self._runner.cleanup()
-            raise NodeError(what=f"it cannot listen on {settings.node_host}:{settings.node_port} "
-                                 f"({error.strerror or error}). Is a node running there already? Another port is "
+            port = await serve_port(settings.node_host, settings.node_port, runner.server, files)
+        except InvalidArgument as error:
+            await self.stop()
+            raise NodeError(what=f"{error.message.rstrip('.')}. Is a node running there already? Another port is "
                                  "chosen by KACHERY_DAEMON_PORT.") from None
-        self.port = self._runner.addresses[0][1]
+        self._parts.push_async_callback(port.close)
+        self.port = port.port
 
     async def stop(self) -> None:
         """Stop listening and break off what clients wait for."""
-        if self._runner is not None:
-            await self._runner.cleanup()
-        await self._legacy.close()
+        await self._parts.aclose()
 
     # --- the border
 
     @web.middleware
-    async def _border(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def _pass(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
-            await self._check_client(request)
+            await self._border.check(request.method, request.path, request.headers)
             return await handler(request)
         except KacheryError as error:
-            return self._tell(request, error, error.http_status)
+            return self._border.tell(request.path, error, error.http_status)
         except web.HTTPRequestEntityTooLarge:
             limit = self._node.settings.api_body_size_bytes_max
             too_large = TooLarge(what="The request", size=request.content_length, limit=limit,
                                  setting="api_body_size_bytes_max")
-            return self._tell(request, too_large, too_large.http_status)
+            return self._border.tell(request.path, too_large, too_large.http_status)
         except web.HTTPException as answer:
             unusable = InvalidArgument(what=f"{request.method} {request.path}: {answer.reason}")
-            return self._tell(request, unusable, answer.status)
+            return self._border.tell(request.path, unusable, answer.status)
         except (ConnectionError, asyncio.CancelledError):
             raise
         except Exception as error:
             fault = fault_of(request, error)
-            return self._tell(request, fault, fault.http_status)
-
-    def _tell(self, request: web.Request, error: KacheryError, status: int) -> web.Response:
-        if self._legacy.speaks(request.path):
-            return tell_in_text(_OF_2022.get(str(error.details.get("why")), error.message), status)
-        return web.json_response(error.to_dict(), status=status)
-
-    async def _check_client(self, request: web.Request) -> None:
-        # Not request.host: without the header that is this machine's name, from a look-up that may block.
-        host = _HOST.fullmatch(request.headers.get("Host", "").lower())
-        if "Origin" in request.headers or host is None or not self._is_own_host(host[1] or host[2]):
-            raise ClientAuthRefused(why="web pages may not use a node", path=str(self._node.client_auth.path))
-        if (request.method, request.path) == ("GET", "/probe") or self._legacy.is_open(request.path):
-            return
-        code = request.headers.get(_AUTH_HEADER)
-        if code is None:
-            raise ClientAuthRefused(why=_NO_CODE, path=str(self._node.client_auth.path))
-        if not self._node.client_auth.accepts(code) and not await self._admissions.admit(code):
-            raise ClientAuthRefused(why=_WRONG_CODE, path=str(self._node.client_auth.path))
-
-    def _is_own_host(self, host: str) -> bool:
-        configured = self._node.settings.node_host.lower()  # names of hosts have no case (RFC 9110, 4.2.3)
-        if host in _LOCAL_NAMES or host == configured:
-            return True
-        try:
-            address = ipaddress.ip_address(host)
-        except ValueError:
-            return False
-        # Listening on all addresses was asked for; a rebound name is still no address.
-        return configured in _EVERY_ADDRESS and not address.is_unspecified
+            return self._border.tell(request.path, fault, fault.http_status)
 
     # --- endpoints
 
@@ -277,10 +246,6 @@ class LocalApi:
     async def _read_error(self, request: web.Request) -> web.Response:
         error = self._failures.find(request.match_info["name"])
         return web.json_response({} if error is None else error.to_dict())
-
-    async def _store(self, request: web.Request) -> web.Response:
-        stored = await receive_file(self._node, request)
-        return web.json_response({"sha1": stored.sha1, "size": stored.size, "manifestSha1": stored.manifest_sha1})
 
     async def _why(self, request: web.Request) -> web.Response:
         asked = await read_body(request, _Load)

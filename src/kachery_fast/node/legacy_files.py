@@ -45,7 +45,7 @@ from ..store.objects import Located, Stored
 from .api_parts import fault_of, permitted_link
 from .legacy_parts import answer_success, read_legacy_body, tell_in_text
 from .link import ChannelLink
-from .receiving import receive_file, stored_spans
+from .receiving import STORE_2022_PATH, store_body, stored_spans, tell_stored
 from .threads import in_thread
 from .uploading import put_signed
 
@@ -121,7 +121,7 @@ class LegacyFiles:
     def routes(self) -> list[web.RouteDef]:
         """Return what is to be served."""
         return [
-            web.post("/store", self._store),
+            web.post(STORE_2022_PATH, self._store),
             web.post("/storeFile", self._store_file),
             web.post("/linkFile", self._link_file),
             web.post("/loadFile", self._load_file),
@@ -135,19 +135,13 @@ class LegacyFiles:
     async def _store(self, request: web.Request) -> web.Response:
         if request.content_length is None:
             return tell_in_text("Missing Content-Length in header", 403)  # a chunked body may end anywhere
-        try:
-            stored = await receive_file(self._node, request)
-        except KacheryError as error:
-            # The client shows an error of an answer with status 200, and hides that of any other.
-            log.warning("a file could not be stored: %s", error)
-            return web.json_response({"success": False, "error": error.message, "sha1": None, "manifestSha1": None})
-        return _tell_stored(stored)
+        return await store_body(self._node, request)
 
     async def _store_file(self, request: web.Request) -> web.Response:
         asked = await read_legacy_body(request, _StoreFile, _BODY_SIZE_BYTES_MAX)
         node = self._node
         path = await in_thread(node.api_threads, self._check_path, asked.local_file_path)
-        return _tell_stored(await in_thread(node.api_threads, node.store.put_file, path))
+        return tell_stored(STORE_2022_PATH, await in_thread(node.api_threads, node.store.put_file, path))
 
     async def _link_file(self, request: web.Request) -> web.Response:
         asked = await read_legacy_body(request, _LinkFile, _BODY_SIZE_BYTES_MAX)
@@ -162,7 +156,7 @@ class LegacyFiles:
                 raise FileChanged(path=str(path), why="client and node see different times of its last change")
             return node.store.link_file(path)
 
-        return _tell_stored(await in_thread(node.api_threads, link))
+        return tell_stored(STORE_2022_PATH, await in_thread(node.api_threads, link))
 
     def _check_path(self, text: str) -> Path:
         """Return a path that a client named, with every symbolic link followed.
@@ -313,10 +307,6 @@ class LegacyFiles:
 
         url = self._node.deposits.expect(request, asked.size, CHUNK_SIZE_BYTES_MAX, take)
         return answer_success(alreadyUploaded=False, signedUrl=url)
-
-
-def _tell_stored(stored: Stored) -> web.Response:
-    return answer_success(error=None, sha1=stored.sha1, manifestSha1=stored.manifest_sha1)
 
 
 async def _write_frame(response: web.StreamResponse, message: dict[str, object]) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator
 from functools import partial
 from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from ..errors import FileChanged
+from ..errors import FileChanged, KacheryError
 from ..store.objects import Stored
 from .ending import end_tasks
 from .threads import in_thread
@@ -17,12 +18,47 @@ from .threads import in_thread
 if TYPE_CHECKING:
     from .node import Node
 
-__all__ = ["receive_file", "stored_spans"]
+__all__ = ["STORE_2022_PATH", "STORE_PATH", "store_body", "stored_spans", "tell_store_error", "tell_stored"]
+
+STORE_PATH, STORE_2022_PATH = "/api/store", "/store"
+
+
+log = logging.getLogger("kachery_fast.node")
 
 _SPAN_BYTES = 4 * 1024 * 1024
 
 
-async def receive_file(node: Node, request: web.Request) -> Stored:
+async def store_body(node: Node, request: web.Request) -> web.Response:
+    """Serve a store on a kept connection. :raises KacheryError: nothing was stored, and the path is not of 2022."""
+    try:
+        return tell_stored(request.path, await _receive(node, request))
+    except KacheryError as error:
+        told = tell_store_error(request.path, error)
+        if told is None:
+            raise
+        return told
+
+
+def tell_stored(path: str, stored: Stored) -> web.Response:
+    """Return the answer to a store at one of the two paths."""
+    if path == STORE_2022_PATH:
+        return web.json_response({"success": True, "error": None, "sha1": stored.sha1,
+                                  "manifestSha1": stored.manifest_sha1})
+    return web.json_response({"sha1": stored.sha1, "size": stored.size, "manifestSha1": stored.manifest_sha1})
+
+
+def tell_store_error(path: str, error: KacheryError) -> web.Response | None:
+    """Return the answer to a store at the path of 2022 that failed; None at the other, where errors are told as ever.
+
+    The client of 2022 shows an error of an answer with status 200, and hides that of any other.
+    """
+    if path != STORE_2022_PATH:
+        return None
+    log.warning("a file could not be stored: %s", error)
+    return web.json_response({"success": False, "error": error.message, "sha1": None, "manifestSha1": None})
+
+
+async def _receive(node: Node, request: web.Request) -> Stored:
     """Store the body of a request.
 
     :raises DiskFull, DiskError: nothing was stored. :raises ConnectionError: the client has gone; likewise.

@@ -44,7 +44,7 @@ from .links import (
 )
 from .manifests import ManifestShelf
 from .objects import Located, ObjectWriter, Stored, read_small
-from .streams import StreamWriter, byte_view, write_and_digest
+from .streams import IncomingFile, StreamWriter, byte_view, write_and_digest
 from .verifying import Verified, verify_names
 
 __all__ = ["Cleaned", "FileStore", "Located", "Stored", "StreamWriter", "Totals", "Verified"]
@@ -167,6 +167,14 @@ class FileStore:
         if expected_size_bytes:
             self._writer.prepare(expected_size_bytes)
         return StreamWriter(self._writer)
+
+    def incoming(self, size_bytes: int) -> IncomingFile:
+        """Begin a file of so many bytes that somebody else writes.
+
+        :raises DiskFull: there is no room for it. :raises DiskError: it cannot be begun.
+        """
+        self._writer.prepare(size_bytes)
+        return IncomingFile(self._writer, size_bytes)
 
     def link_file(self, path: SomePath, *, progress: Progress | None = None) -> Stored:
         """Make a file part of the store where it lies, without a copy.

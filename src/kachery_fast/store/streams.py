@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from types import TracebackType
 from typing import Any
 
+from .._chunker import begin_writeback
 from .._core import Digests, FusedSha1, digest_buffer
-from ..errors import InvalidArgument
-from .disk import TempFile, translated, write_all
+from ..errors import InvalidArgument, KacheryError
+from .disk import TempFile, disk_error, translated, write_all
 from .objects import ObjectWriter, Stored
 
-__all__ = ["StreamWriter", "byte_view", "write_and_digest"]
+__all__ = ["IncomingFile", "StreamWriter", "byte_view", "write_and_digest"]
+
+# What is hashed at a time: it is still in the processor's cache when it is read, and the turn costs little.
+_HASH_SPAN_BYTES = 1024 * 1024
 
 
 class StreamWriter:
@@ -64,6 +70,91 @@ class StreamWriter:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None,
                  traceback: TracebackType | None) -> None:
         self.abort()
+
+
+class IncomingFile:
+    """A file being stored whose bytes somebody else writes to ``fd``, while a thread hashes what has arrived.
+
+    :param size_bytes: its length. :raises DiskFull, DiskError: it cannot be begun.
+    """
+
+    def __init__(self, writer: ObjectWriter, size_bytes: int) -> None:
+        self._writer = writer
+        self._size = size_bytes
+        self._stream = FusedSha1(writer.chunk_size_bytes)
+        self._temp = writer.temp()
+        self._changed = threading.Condition()
+        self._arrived = 0
+        self._ended = False
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._hash, name="kachery-store-hash")
+        self._thread.start()
+
+    @property
+    def fd(self) -> int:
+        """The descriptor to write to, each byte at its own position."""
+        return self._temp.fd
+
+    def arrived(self, end: int) -> None:
+        """All bytes before ``end`` were written."""
+        with self._changed:
+            self._arrived = end
+            self._changed.notify()
+
+    def commit(self) -> Stored:
+        """Store the file, all of whose bytes have arrived.
+
+        :raises DiskFull, DiskError: it was not stored.
+        """
+        self._end()
+        with translated("reading", self._temp.path):
+            if self._failure is not None:
+                raise self._failure
+        return self._writer.finish(self._temp, self._stream.finish())
+
+    def error_of(self, error: OSError) -> KacheryError:
+        """Return the project's error for one of who writes."""
+        return disk_error(error, "writing", self._temp.path, needed=self._size)
+
+    def _end(self) -> None:
+        with self._changed:
+            self._ended = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _wait_beyond(self, position: int) -> int:
+        """Return how far the bytes have arrived, once that is worth a turn; ``position`` itself when it has ended."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._ended or self._arrived == self._size
+                                   or self._arrived - position >= _HASH_SPAN_BYTES)
+            return position if self._ended and self._arrived < self._size else self._arrived
+
+    def _hash(self) -> None:
+        buffer = memoryview(bytearray(_HASH_SPAN_BYTES))
+        position = 0
+        try:
+            while position < self._size:
+                begun, end = position, self._wait_beyond(position)
+                if end == begun:
+                    return  # it is given up
+                while position < end:
+                    count = os.preadv(self._temp.fd, [buffer[:end - position]], position)
+                    if not count:
+                        raise OSError(errno.EIO, "it is shorter than what was written to it")
+                    self._stream.update(buffer[:count])
+                    position += count
+                if self._writer.durable:
+                    begin_writeback(self._temp.fd, begun, position - begun)
+        except BaseException as failure:
+            self._failure = failure
+
+    def __enter__(self) -> IncomingFile:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None,
+                 traceback: TracebackType | None) -> None:
+        self._end()
+        self._temp.discard()
 
 
 def byte_view(buffer: Any) -> memoryview:

@@ -15,9 +15,9 @@ from aiohttp import web
 
 from kachery_fast.config import load_settings
 from kachery_fast.embedded.bucket import BucketServer, UploadSigner
-from kachery_fast.embedded.port import Port, serve_port
 from kachery_fast.errors import InvalidArgument, ObjectMissing, UploadRefused, UrlExpired
 from kachery_fast.net.bucket import HttpBucket, SignedUpload
+from kachery_fast.net.port import Port, serve_port
 from kachery_fast.net.ranges import RangeClient
 from tests.embedded.bucket_server import NAME, SECRET, Clock, get_request, read_all, take_apart
 from tests.network import LOOPS, run_on

@@ -65,7 +65,7 @@ def test_only_so_many_are_open_at_once_and_lingering_ones_make_room(loop_kind: s
             uris = [fill(net, data) for data in files]
             for uri, data in zip(uris, files, strict=True):
                 assert await b.read(uri, 1, 9) == data[1:9]
-                assert len(open_files(tmp_path)) <= 2
+                assert len(set(open_files(tmp_path))) <= 2  # each is open a second time, for its lock
             reads = await asyncio.gather(*(b.read(uri, CHUNK, CHUNK + 9) for uri in uris))
             assert reads == [data[CHUNK:CHUNK + 9] for data in files]
             loads = [asyncio.create_task(b.load(uri)) for uri in uris]

@@ -55,7 +55,7 @@ $(STAMP): $(SOURCES) .ci/find-python
 	@$(PIP) install --quiet --editable '.[hub,test]'
 	@touch $@
 
-$(BENCH_STAMP): $(STAMP)
+$(BENCH_STAMP): $(STAMP) $(STAMP_2022)
 	@echo "Installing what the benchmarks need besides"
 	@$(PIP) install --quiet --editable '.[hub,test,bench]'
 	@touch $@

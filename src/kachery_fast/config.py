@@ -56,6 +56,7 @@ class Settings:
     offline_storage_dir: str
     node_host: str
     node_port: int
+    node_names: str
     node_private_key: str = field(repr=False)
     channel: str
     direct_hub: str
@@ -133,6 +134,8 @@ SETTINGS: tuple[Setting, ...] = (
             "Where the node's local API listens, and where clients look for it."),
     Setting("node_port", 20431, "port", "KACHERY_DAEMON_PORT",
             "The port of the node's local API."),
+    Setting("node_names", "", "names", "KACHERY_NODE_NAMES",
+            "Names by which clients of other machines reach this node, besides its address; with spaces or commas."),
     Setting("node_private_key", "", "secret key", "KACHERY_NODE_PRIVATE_KEY",
             "The node's identity, 64 hex digits (node key makes one), kept in no file. Empty: it is in private.pem."),
     Setting("channel", "", "name", "KACHERY_CHANNEL",

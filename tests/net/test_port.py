@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 from collections.abc import Callable
@@ -148,6 +149,51 @@ def test_closing_the_port_drops_who_has_not_spoken_and_frees_it(loop_kind: str, 
         with pytest.raises(OSError, match=r"refused|Connect call failed"):
             await asyncio.open_connection("127.0.0.1", house.port.port)
         assert gone is not None
+    in_house(loop_kind, tmp_path, work)
+
+
+@pytest.mark.parametrize("begun", [b"", b"PO", b"GET /bucket/x HTTP/1.1\r\nHost: a\r\n"])
+def test_who_ends_amid_the_head_is_let_go_at_once(loop_kind: str, tmp_path: Path, begun: bytes) -> None:
+    async def work(house: House) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", house.port.port)
+        writer.write(begun)
+        writer.write_eof()
+        with contextlib.suppress(ConnectionResetError):  # for what was sent and nobody read
+            assert await asyncio.wait_for(reader.read(), 5) == b""
+        writer.close()
+    in_house(loop_kind, tmp_path, work)
+
+
+def test_a_head_that_comes_slowly_holds_no_thread(loop_kind: str, tmp_path: Path) -> None:
+    async def work(house: House) -> None:
+        slow = [await asyncio.open_connection("127.0.0.1", house.port.port) for _ in range(3)]
+        for _, writer in slow:
+            writer.write(b"GET /bucket/x HTTP/1.1\r\nHost:")
+        async with aiohttp.ClientSession() as session, session.get(house.url + "/hello") as answer:
+            assert answer.status == 200
+        assert not house.bucket._served
+        for reader, writer in slow:
+            writer.write(b" a\r\n\r\n")
+            assert (await reader.readline()).startswith(b"HTTP/1.1 4")
+            writer.close()
+    in_house(loop_kind, tmp_path, work)
+
+
+def test_several_addresses_are_listened_on(loop_kind: str, tmp_path: Path) -> None:
+    async def work(house: House) -> None:
+        listeners = [socket.create_server(("127.0.0.1", 0))]
+        listeners.append(socket.create_server(("127.0.0.2", listeners[0].getsockname()[1])))
+        for listener in listeners:
+            listener.setblocking(False)
+        port = Port(listeners, asyncio.Protocol, house.bucket, 5.0)
+        try:
+            for host in ("127.0.0.1", "127.0.0.2"):
+                reader, writer = await asyncio.open_connection(host, port.port)
+                writer.write(b"GET /bucket/x HTTP/1.1\r\nHost: a\r\n\r\n")
+                assert (await reader.readline()).startswith(b"HTTP/1.1 4")
+                writer.close()
+        finally:
+            await port.close()
     in_house(loop_kind, tmp_path, work)
 
 

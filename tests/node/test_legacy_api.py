@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +89,12 @@ def test_files_are_stored_by_path_only_where_that_is_harmless(loop_kind: str, tm
         data = tmp_path / "data.bin"
         data.write_bytes(b"Hello World")
         (tmp_path / "to-the-key").symlink_to(root / "private.pem")
+        os.link(root / "private.pem", tmp_path / "another-name-of-the-key")
         os.mkfifo(tmp_path / "pipe")
         refused = ["data.bin", "", "~/data.bin", "/data\0.bin", str(root / "private.pem"),
-                   f"{tmp_path}/x/../n/private.pem", str(tmp_path / "to-the-key"), str(tmp_path),
+                   f"{tmp_path}/x/../n/private.pem", str(tmp_path / "to-the-key"), str(root / "client-auth"),
+                   str(tmp_path / "another-name-of-the-key"),
+                   "/proc/self/fd/../../self/root" + str(root / "private.pem"), str(tmp_path),
                    str(tmp_path / "pipe"), str(tmp_path / "absent"), "/dev/zero"]
         for path in refused:
             for endpoint, more in (("/storeFile", {}), ("/linkFile", {"size": 11, "mtime": 0.0})):
@@ -97,6 +103,34 @@ def test_files_are_stored_by_path_only_where_that_is_harmless(loop_kind: str, tm
         assert not list((root / "sha1").rglob("*")) if (root / "sha1").exists() else True
         stored = await _ask_json(client, "/storeFile", {"localFilePath": f"{tmp_path}/./data.bin"})
         assert stored == {"success": True, "error": None, "sha1": SHA1, "manifestSha1": None}
+
+    alone(loop_kind, tmp_path, work)
+
+
+def test_a_key_that_is_put_in_the_place_of_a_file_is_not_stored(loop_kind: str, tmp_path: Path) -> None:
+    """What is looked at is what was opened: a path may lead elsewhere a moment later."""
+    async def work(client: Client) -> None:
+        key = client.node.settings.storage_dir / "private.pem"
+        plain, name, swap = tmp_path / "plain", tmp_path / "name", tmp_path / "swap"
+        plain.write_bytes(b"Hello World")
+        name.symlink_to(plain)
+        ended = threading.Event()
+
+        def swap_for_ever() -> None:
+            while not ended.is_set():
+                for target in (key, plain):
+                    swap.symlink_to(target)
+                    swap.replace(name)
+
+        swapper = threading.Thread(target=swap_for_ever)
+        swapper.start()
+        try:
+            statuses = {(await _ask(client, "/storeFile", {"localFilePath": str(name)}))[0] for _ in range(100)}
+        finally:
+            ended.set()
+            swapper.join()
+        assert statuses <= {200, 400, 409}
+        assert not client.node.store.has(hashlib.sha1(key.read_bytes()).hexdigest())
 
     alone(loop_kind, tmp_path, work)
 
@@ -165,6 +199,42 @@ def test_a_chunk_of_a_local_file_is_loaded_as_a_file(loop_kind: str, tmp_path: P
         wrong = chunk | {"sha1": 40 * "1"}
         _, text = await _ask(client, "/loadFile", {"fileKey": wrong, "channelName": "x"})
         assert json.loads(text.partition("#")[2])["type"] == "error"
+
+    alone(loop_kind, tmp_path, work)
+
+
+def test_one_chunk_is_loaded_by_many_at_once(loop_kind: str, tmp_path: Path) -> None:
+    async def work(client: Client) -> None:
+        data = os.urandom(2_000_000)
+        whole = client.node.store.put_bytes(data + b"more")
+        sha1 = hashlib.sha1(data).hexdigest()
+        key = {"sha1": sha1, "chunkOf": {"fileKey": {"sha1": whole.sha1}, "startByte": 0, "endByte": len(data)}}
+        asked = {"fileKey": key, "channelName": "x"}
+        for status, text in await asyncio.gather(*(_ask(client, "/loadFile", asked) for _ in range(8))):
+            assert (status, '"finished"' in text) == (200, True), text
+        assert client.node.store.verify(sha1).size == len(data)
+
+    alone(loop_kind, tmp_path, work)
+
+
+def test_a_name_of_the_node_is_allowed_when_it_is_in_the_settings(loop_kind: str, tmp_path: Path) -> None:
+    async def work(client: Client) -> None:
+        for host, status in (("LabServer:20431", 200), ("rig.example", 200), ("evil.example", 403)):
+            async with client.session.get(client.url + "/probe", headers={"Host": host}) as answer:
+                assert answer.status == status, host
+                assert status == 200 or "KACHERY_NODE_NAMES" in await answer.text()
+
+    alone(loop_kind, tmp_path, work, node_names="labserver, rig.example")
+
+
+def test_to_wait_for_ever_is_to_wait_for_long(loop_kind: str, tmp_path: Path) -> None:
+    async def work(client: Client) -> None:
+        feed_id = (await _ask_json(client, "/feed/createFeed", {}))["feedId"]
+        place = {"feedId": feed_id, "subfeedHash": 40 * "a"}
+        asked = {"subfeedWatches": {"w": {**place, "position": 0, "channelName": "*local*"}}, "waitMsec": 1e12}
+        waiting = asyncio.create_task(_ask_json(client, "/feed/watchForNewMessages", asked))
+        await _ask_json(client, "/feed/appendMessages", {**place, "messages": [{"a": 1}]})
+        assert (await waiting)["messages"] == {"w": [{"a": 1}]}
 
     alone(loop_kind, tmp_path, work)
 

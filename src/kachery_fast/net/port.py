@@ -9,17 +9,22 @@ import asyncio
 import functools
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..errors import InvalidArgument
 
-__all__ = ["Port", "ThreadServer", "serve_port"]
+__all__ = ["HEAD_SIZE_BYTES_MAX", "Port", "ThreadServer", "serve_port"]
+
+# The longest head of a request that threads serve.
+HEAD_SIZE_BYTES_MAX = 16384
 
 _log = logging.getLogger("kachery_fast.net")
 
 _METHOD_SIZE_MAX = 16
+_HEAD_END = b"\r\n\r\n"
+_BACKLOG = 512
 _ACCEPT_PAUSE_SECONDS = 0.1
 
 
@@ -38,32 +43,36 @@ class ThreadServer(Protocol):
 
 
 class Port:
-    """A listening port; ``port`` is its number."""
+    """A listening port, on one address or several; ``port`` is its number.
 
-    def __init__(self, listener: socket.socket, app_factory: Callable[[], asyncio.BaseProtocol],
+    :param listeners: sockets that listen on the same port.
+    """
+
+    def __init__(self, listeners: Sequence[socket.socket], app_factory: Callable[[], asyncio.BaseProtocol],
                  server: ThreadServer, first_bytes_seconds: float) -> None:
-        self._listener = listener
+        self._listeners = listeners
         self._first_bytes_seconds = first_bytes_seconds
         self._app_factory = app_factory
         self._server = server
-        self._look_bytes = _METHOD_SIZE_MAX + 1 + max(map(len, server.prefixes))
         self._sorting: set[asyncio.Task[None]] = set()
-        self.port: int = listener.getsockname()[1]
-        self._accepting = asyncio.get_running_loop().create_task(self._accept())
+        self.port: int = listeners[0].getsockname()[1]
+        loop = asyncio.get_running_loop()
+        self._accepting = [loop.create_task(self._accept(listener)) for listener in listeners]
 
     async def close(self) -> None:
         """Stop listening. Connections that were handed over live on: they are the application's and the server's."""
-        tasks = [self._accepting, *self._sorting]
+        tasks = [*self._accepting, *self._sorting]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._listener.close()
+        for listener in self._listeners:
+            listener.close()
 
-    async def _accept(self) -> None:
+    async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                sock, _address = await loop.sock_accept(self._listener)
+                sock, _address = await loop.sock_accept(listener)
             except OSError as error:  # e.g. out of file descriptors: others must close some first
                 _log.warning("a connection could not be accepted: %s", error)
                 await asyncio.sleep(_ACCEPT_PAUSE_SECONDS)
@@ -79,7 +88,7 @@ class Port:
 
     async def _sort(self, sock: socket.socket) -> None:
         try:
-            for_threads = await asyncio.wait_for(self._is_for_threads(sock), self._first_bytes_seconds)
+            for_threads = await asyncio.wait_for(self._look(sock), self._first_bytes_seconds)
             if for_threads:
                 self._server.serve(sock)
             else:
@@ -90,15 +99,21 @@ class Port:
             _log.exception("a connection could not be handed over")
             sock.close()
 
-    async def _is_for_threads(self, sock: socket.socket) -> bool:
-        """Look at the first bytes without taking them. :raises ConnectionError: the client closed."""
+    async def _look(self, sock: socket.socket) -> bool:
+        """Look at the first request without taking it: whether it is for the threads.
+
+        For these its head is waited for, so that no thread waits for who sends it slowly.
+
+        :raises ConnectionError: the client closed.
+        """
+        seen = b""
         while True:
             await _readable(sock)
-            seen = sock.recv(self._look_bytes, socket.MSG_PEEK)
-            if not seen:
+            known, seen = len(seen), sock.recv(HEAD_SIZE_BYTES_MAX, socket.MSG_PEEK)
+            if len(seen) == known:  # what made it readable is the end
                 raise ConnectionResetError
             decided = _begins_with(seen, self._server.prefixes)
-            if decided is not None:
+            if decided is False or (decided and (_HEAD_END in seen or len(seen) == HEAD_SIZE_BYTES_MAX)):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
                 return decided
             # What was peeked stays readable; ask to be woken by more than that only.
@@ -107,21 +122,41 @@ class Port:
 
 async def serve_port(host: str, port: int, app_factory: Callable[[], asyncio.BaseProtocol],
                      server: ThreadServer, *, first_bytes_seconds: float = 10.0) -> Port:
-    """Listen, and hand each connection over by its first request's path.
+    """Listen on every address of ``host``, and hand each connection over by its first request's path.
 
     :param port: 0: the system picks one. :param app_factory: makes a protocol of the web application, e.g. aiohttp's
         ``AppRunner.server``.
     :param first_bytes_seconds: a connection that has not said by then what it wants is closed.
     :raises InvalidArgument: the address cannot be listened on.
     """
+    listeners: list[socket.socket] = []
     try:
-        info = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM,
-                                                            flags=socket.AI_PASSIVE)
-        listener = socket.create_server(info[0][4][:2], family=info[0][0], backlog=512)
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM,
+                                                             flags=socket.AI_PASSIVE)
+        for family, _, _, _, address in dict.fromkeys(found):
+            if listeners and port == 0:  # the others on the port that the first one was given
+                address = (address[0], listeners[0].getsockname()[1], *address[2:])
+            listeners.append(_listen(family, address))
     except OSError as error:
+        for listener in listeners:
+            listener.close()
         raise InvalidArgument(what=f"Cannot listen on {host}:{port}: {error.strerror or error}.") from error
-    listener.setblocking(False)
-    return Port(listener, app_factory, server, first_bytes_seconds)
+    return Port(listeners, app_factory, server, first_bytes_seconds)
+
+
+def _listen(family: int, address: tuple[Any, ...]) -> socket.socket:
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # the other family has its own
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+        listener.setblocking(False)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
 
 
 async def _readable(sock: socket.socket) -> None:

@@ -77,7 +77,7 @@ class LocalApi:
         self._node = node
         self._failures = Failures(time.monotonic)
         self._legacy = LegacyApi(node)
-        self._border = Border(node.settings.node_host, node.client_auth,
+        self._border = Border(node.settings.node_host, node.settings.node_names, node.client_auth,
                               Admissions(node.settings, node.client_auth, node.api_threads, time.monotonic),
                               self._legacy.is_open, self._legacy.speaks)
         self._parts = contextlib.AsyncExitStack()  # closed in reverse

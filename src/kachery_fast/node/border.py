@@ -30,13 +30,14 @@ _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 class Border:
     """The border of one node.
 
-    :param node_host: the address that the node listens on.
+    :param node_host: the address that the node listens on. :param names: further names of it, with spaces or commas.
     :param is_open: whether a path is served without a code. :param speaks_2022: whether its errors are plain text.
     """
 
-    def __init__(self, node_host: str, client_auth: ClientAuth, admissions: Admissions,
+    def __init__(self, node_host: str, names: str, client_auth: ClientAuth, admissions: Admissions,
                  is_open: Callable[[str], bool], speaks_2022: Callable[[str], bool]) -> None:
         self._node_host = node_host.lower()  # names of hosts have no case (RFC 9110, 4.2.3)
+        self._names = _LOCAL_NAMES | {self._node_host, *names.lower().replace(",", " ").split()}
         self._client_auth = client_auth
         self._admissions = admissions
         self._is_open = is_open
@@ -50,8 +51,12 @@ class Border:
         """
         # Not as aiohttp tells it: without the header that is this machine's name, from a look-up that may block.
         host = _HOST.fullmatch(headers.get("Host", "").lower())
-        if "Origin" in headers or host is None or not self._is_own_host(host[1] or host[2]):
+        if "Origin" in headers or host is None:
             raise self._refusal("web pages may not use a node")
+        if not self._is_own_host(host[1] or host[2]):
+            # So a web page under a name that was bound to this address (DNS rebinding) gets nothing either.
+            raise self._refusal(f"web pages may not use a node, and it is not known to be called {host[0]!r}: use its "
+                                "address, or name it in the node's setting KACHERY_NODE_NAMES")
         if (method, path) == ("GET", "/probe") or self._is_open(path):
             return
         code = headers.get(_AUTH_HEADER)
@@ -70,7 +75,7 @@ class Border:
         return ClientAuthRefused(why=why, path=str(self._client_auth.path))
 
     def _is_own_host(self, host: str) -> bool:
-        if host in _LOCAL_NAMES or host == self._node_host:
+        if host in self._names:
             return True
         try:
             address = ipaddress.ip_address(host)

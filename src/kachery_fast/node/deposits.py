@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from aiohttp import web
 
-from ..errors import BadMessage, RateLimited, TooLarge
+from ..errors import BadMessage, RateLimited, Stalled, TooLarge
 
 __all__ = ["DEPOSIT_PREFIX", "Deposits"]
 
@@ -26,6 +26,10 @@ _LIFE_SECONDS = 300.0
 _EXPECTED_MAX = 10_000
 # Bytes of deposits that are in memory at once.
 _HELD_BYTES_MAX = 128 * 1024 * 1024
+# How long one waits for its turn, and how long its body may take; a client of 2022 does not try again.
+_TURN_SECONDS = 60.0
+_LOOK_SECONDS = 0.05
+_BODY_SECONDS = 120.0
 
 
 class _Deposit(NamedTuple):
@@ -75,13 +79,30 @@ class Deposits:
         if length > deposit.size_bytes_max:
             raise TooLarge(what="The upload", size=length, limit=deposit.size_bytes_max,
                            setting="one object in a bucket")
-        if self._held_bytes and self._held_bytes + length > _HELD_BYTES_MAX:
-            raise RateLimited(who="A client of this node", retry_seconds=1,
-                              limit=f"uploads of {self._held_bytes} bytes are under way")
+        del self._expected[request.match_info["name"]]  # good once
+        try:
+            await self._take(request, deposit, length)
+        except BaseException:
+            self._expected[request.match_info["name"]] = deposit
+            raise
+        return web.Response(text="")
+
+    async def _take(self, request: web.Request, deposit: _Deposit, length: int) -> None:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + _TURN_SECONDS
+        while self._held_bytes and self._held_bytes + length > _HELD_BYTES_MAX:
+            if loop.time() > end:
+                raise RateLimited(who="A client of this node", retry_seconds=1,
+                                  limit=f"uploads of {self._held_bytes} bytes are under way")
+            await asyncio.sleep(_LOOK_SECONDS)
         self._held_bytes += length
         try:
-            await deposit.take(await request.clone(client_max_size=length + 1).read())
+            await deposit.take(await asyncio.wait_for(_read(request, length), _BODY_SECONDS))
+        except asyncio.TimeoutError:
+            raise Stalled(what="The upload of a client", seconds=_BODY_SECONDS) from None
         finally:
             self._held_bytes -= length
-        self._expected.pop(request.match_info["name"], None)
-        return web.Response(text="")
+
+
+async def _read(request: web.Request, length: int) -> bytes:
+    return await request.clone(client_max_size=length + 1).read()

@@ -29,7 +29,7 @@ from ..protocol.task_events import FunctionInfo, Report
 from ..protocol.tasks import check_function, check_kind, check_result_value
 from .api_parts import permitted_link
 from .ending import begin_task, end_tasks
-from .legacy_parts import answer_success, read_legacy_body
+from .legacy_parts import answer_success, read_legacy_body, wait_seconds_of
 from .task_backends import Backend
 from .task_providing import place_of
 from .threads import in_thread
@@ -43,13 +43,13 @@ log = logging.getLogger("kachery_fast.node")
 
 _BODY_SIZE_BYTES_MAX = 4 * 1024 * 1024
 # A client polls anew at once, and 10 s after an error (kachery-client 1.2, _register_task_functions).
-_GONE_SECONDS = 30.0
+_GONE_SECONDS = 12.0
 # A backend of 2022 puts what it is given into a queue of its own.
 _WORKERS = 100
 _FUNCTIONS_MAX = 10_000
 _RESULT_SIZE_BYTES_MAX = 64 * 1024 * 1024
 
-_Msec = Annotated[float, msgspec.Meta(ge=0, le=3600 * 1000)]
+_Msec = Annotated[float, msgspec.Meta(ge=0)]
 
 
 class _Function(msgspec.Struct, forbid_unknown_fields=True, rename="camel", frozen=True):
@@ -125,7 +125,7 @@ class LegacyBackends:
 
     # --- polling
 
-    async def _register(self, request: web.Request) -> web.Response:
+    async def _register(self, request: web.Request) -> web.StreamResponse:
         asked = await read_legacy_body(request, _Register, _BODY_SIZE_BYTES_MAX)
         key = (asked.backend_id, *sorted(set(asked.task_functions), key=msgspec.structs.astuple))
         poller = self._pollers.get(key)
@@ -139,16 +139,28 @@ class LegacyBackends:
                 poller.news.clear()
                 news = asyncio.ensure_future(poller.news.wait())
                 try:
-                    await asyncio.wait([news], timeout=asked.timeout_msec / 1000)
+                    await asyncio.wait([news], timeout=wait_seconds_of(asked.timeout_msec))
                 finally:
                     news.cancel()
-            runs = list(poller.waiting)
-            poller.waiting.clear()
+            return await self._hand_over(request, poller)
+        except BaseException:
+            # A backend never breaks off a poll of its own: it has gone, and what it was given goes with it. So one that
+            # is started anew at once is not taken for it.
+            if poller.polls == 1 and self._pollers.get(key) is poller:
+                self._end(key)
+            raise
         finally:
             poller.polls -= 1
-            if not poller.polls:
+            if not poller.polls and self._pollers.get(key) is poller:
                 poller.alarm = asyncio.get_running_loop().call_later(_GONE_SECONDS, self._end, key)
-        return answer_success(requestedTasks=[run.description for run in runs])
+
+    async def _hand_over(self, request: web.Request, poller: _Poller) -> web.StreamResponse:
+        runs = list(poller.waiting)
+        poller.waiting.clear()
+        response = answer_success(requestedTasks=[run.description for run in runs])
+        await response.prepare(request)
+        await response.write_eof()  # here, so that a connection that has ended is noticed by who called
+        return response
 
     async def _begin(self, key: tuple[Any, ...], asked: _Register) -> _Poller:
         by_channel: dict[str, dict[str, FunctionInfo]] = {}
@@ -244,11 +256,23 @@ class LegacyBackends:
 
         :raises InvalidArgument: it is not JSON.
         """
-        try:
-            result = check_result_value({"json": json.loads(data)})
-        except (ValueError, RecursionError) as error:
-            raise InvalidArgument(what=f"A result is JSON, and this is not ({error})") from None
+        threads = self._node.api_threads
         if len(data) <= self._node.settings.task_result_size_bytes_max:
-            return result
-        stored = await in_thread(self._node.api_threads, self._node.store.put_bytes, data)
+            return await in_thread(threads, _short_result, data)
+        await in_thread(threads, _check_long_result, data)
+        stored = await in_thread(threads, self._node.store.put_bytes, data)
         return {"file": str(FileUri(stored.sha1, "result.json", stored.manifest_sha1)), "format": "json"}
+
+
+def _short_result(data: bytes) -> dict[str, Any]:
+    try:
+        return check_result_value({"json": json.loads(data)})
+    except (ValueError, RecursionError) as error:
+        raise InvalidArgument(what=f"A result is JSON, and this is not ({error})") from None
+
+
+def _check_long_result(data: bytes) -> None:
+    try:
+        msgspec.json.decode(data, type=msgspec.Raw)  # which skips over it
+    except msgspec.MsgspecError as error:
+        raise InvalidArgument(what=f"A result is JSON, and this is not ({error})") from None

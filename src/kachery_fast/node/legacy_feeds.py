@@ -24,7 +24,7 @@ from aiohttp import web
 from ..errors import FeedNotWritable, FeedUnknown, InvalidArgument
 from ..protocol.names import check_feed_id, check_sha1
 from .feed_api import BATCH_MESSAGES_MAX, LOCAL, WATCHES_MAX, FeedWatch, contents_of, limit_of, read_watches
-from .legacy_parts import answer_success, read_legacy_body, tell_in_text
+from .legacy_parts import answer_success, read_legacy_body, tell_in_text, wait_seconds_of
 from .mutable_api import check_mutable_key, on_mutables
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["LegacyFeeds"]
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
-_WaitMsec = Annotated[float, msgspec.Meta(ge=0, le=24 * 3600 * 1000)]
+_WaitMsec = Annotated[float, msgspec.Meta(ge=0)]
 
 
 class _Name(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
@@ -152,7 +152,8 @@ class LegacyFeeds:
             raise InvalidArgument(what=f"{len(watches)} subfeeds are too many; watch {WATCHES_MAX} in a call")
         wanted = [FeedWatch(watch.feed_id, f"~{check_sha1(watch.subfeed_hash)}", watch.channel_name, watch.position)
                   for watch in watches.values()]
-        readings = await read_watches(self._node, wanted, asked.wait_msec / 1000, limit_of(asked.max_num_messages))
+        readings = await read_watches(self._node, wanted, wait_seconds_of(asked.wait_msec),
+                                      limit_of(asked.max_num_messages))
         found = dict(zip(watches, (reading.messages for reading in readings), strict=True))
         # As in 2022: who waited in vain gets an empty list of each, else those without news are absent.
         everything = asked.wait_msec > 0 and not any(found.values())

@@ -20,7 +20,7 @@ import contextlib
 import hashlib
 import logging
 import os
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
@@ -33,7 +33,6 @@ from ..errors import (
     InvalidArgument,
     KacheryError,
     LinkInvalid,
-    LocalFileMissing,
     NotInStore,
     ObjectMissing,
 )
@@ -41,11 +40,11 @@ from ..protocol.access import Permission
 from ..protocol.hub_bodies import SignedObject
 from ..protocol.manifest import CHUNK_SIZE_BYTES_MAX
 from ..protocol.names import FileUri, check_sha1, object_name
-from ..store.objects import Located, Stored
+from ..store.objects import Located
 from .api_parts import fault_of, permitted_link
 from .legacy_parts import answer_success, read_legacy_body, tell_in_text
 from .link import ChannelLink
-from .receiving import STORE_2022_PATH, store_body, stored_spans, tell_stored
+from .receiving import STORE_2022_PATH, send_stored, store_body, tell_stored
 from .threads import in_thread
 from .uploading import put_signed
 
@@ -140,42 +139,35 @@ class LegacyFiles:
     async def _store_file(self, request: web.Request) -> web.Response:
         asked = await read_legacy_body(request, _StoreFile, _BODY_SIZE_BYTES_MAX)
         node = self._node
-        path = await in_thread(node.api_threads, self._check_path, asked.local_file_path)
-        return tell_stored(STORE_2022_PATH, await in_thread(node.api_threads, node.store.put_file, path))
+        path = _absolute(asked.local_file_path)
+        return tell_stored(STORE_2022_PATH, await in_thread(
+            node.api_threads, partial(node.store.put_file, path, inspect=partial(self._inspect, path))))
 
     async def _link_file(self, request: web.Request) -> web.Response:
         asked = await read_legacy_body(request, _LinkFile, _BODY_SIZE_BYTES_MAX)
         node = self._node
 
-        def link() -> Stored:
-            path = self._check_path(asked.local_file_path)
-            found = path.stat()
+        path = _absolute(asked.local_file_path)
+
+        def inspect(found: os.stat_result) -> None:
+            self._inspect(path, found)
             if found.st_size != asked.size:
-                raise FileChanged(path=str(path), why=f"the client saw {asked.size} bytes, this node {found.st_size}")
+                raise FileChanged(path=path, why=f"the client saw {asked.size} bytes, this node {found.st_size}")
             if not abs(found.st_mtime - asked.mtime) <= _MTIME_TOLERANCE_SECONDS:
-                raise FileChanged(path=str(path), why="client and node see different times of its last change")
-            return node.store.link_file(path)
+                raise FileChanged(path=path, why="client and node see different times of its last change")
 
-        return tell_stored(STORE_2022_PATH, await in_thread(node.api_threads, link))
+        return tell_stored(STORE_2022_PATH, await in_thread(
+            node.api_threads, partial(node.store.link_file, path, inspect=inspect)))
 
-    def _check_path(self, text: str) -> Path:
-        """Return a path that a client named, with every symbolic link followed.
+    def _inspect(self, path: str, opened: os.stat_result) -> None:
+        """Refuse the node's own files: its key, its codes, its databases, by whatever name or link they were opened.
 
-        :raises InvalidArgument: it is relative, or leads into the node's own directory, where its keys are.
-        :raises LocalFileMissing: this node does not see it.
+        :raises InvalidArgument: it is one of them.
         """
-        path = Path(text)
-        if not path.is_absolute() or "\0" in text:
-            raise InvalidArgument(what=f"{text[:200]!r} is not an absolute path. The node has another working "
-                                       "directory than its client.")
-        try:
-            real = path.resolve(strict=True)
-        except (OSError, RuntimeError) as error:
-            raise LocalFileMissing(path=text) from error
-        if real.is_relative_to(self._node.settings.storage_dir.resolve()):
-            raise InvalidArgument(what=f"{text[:200]!r} leads into the node's own directory, whose files are not "
-                                       "stored by their path.")
-        return real
+        with os.scandir(self._node.settings.storage_dir) as entries:
+            own = {(found.st_dev, found.st_ino) for found in (entry.stat(follow_symlinks=False) for entry in entries)}
+        if (opened.st_dev, opened.st_ino) in own:
+            raise InvalidArgument(what=f"{path[:200]!r} is one of the node's own files, and not stored by its path.")
 
     # --- loading
 
@@ -250,9 +242,7 @@ class LegacyFiles:
         found = digest_buffer(data, CHUNK_SIZE_BYTES_MAX).sha1
         if found != sha1:
             raise CorruptObject(object=f"sha1://{sha1}", found=found, sha1=sha1)
-        part = store.part_path(sha1)
-        part.write_bytes(data)
-        return store.adopt(part, sha1, manifest=None)
+        return store.adopt_bytes(data, sha1)
 
     async def _download(self, request: web.Request) -> web.StreamResponse:
         asked = await read_legacy_body(request, _Download, _BODY_SIZE_BYTES_MAX)
@@ -264,18 +254,7 @@ class LegacyFiles:
         start, end = asked.start_byte, located.size if asked.end_byte is None else asked.end_byte
         if not start <= end <= located.size:
             raise InvalidArgument(what=f"bytes {start} to {end} are not a range of a file of {located.size} bytes")
-        response = web.StreamResponse(headers={"Content-Type": "application/octet-stream",
-                                               "Content-Length": str(end - start)})
-        await response.prepare(request)
-        try:
-            async with contextlib.aclosing(stored_spans(node, sha1, start, end)) as spans:
-                async for span in spans:
-                    await response.write(span)
-        except KacheryError as error:
-            log.warning("a download of sha1://%s broke off: %s", sha1, error)
-            if request.transport is not None:
-                request.transport.abort()  # the head is out: nobody must take this for the whole
-        return response
+        return await send_stored(node, request, sha1, start, end, "application/octet-stream")
 
     # --- uploading
 
@@ -307,6 +286,14 @@ class LegacyFiles:
 
         url = self._node.deposits.expect(request, asked.size, CHUNK_SIZE_BYTES_MAX, take)
         return answer_success(alreadyUploaded=False, signedUrl=url)
+
+
+def _absolute(path: str) -> str:
+    """:raises InvalidArgument: a path is relative."""
+    if not path.startswith("/") or "\0" in path:
+        raise InvalidArgument(what=f"{path[:200]!r} is not an absolute path. The node has another working directory "
+                                   "than its client.")
+    return path
 
 
 async def _write_frame(response: web.StreamResponse, message: dict[str, object]) -> None:

@@ -13,11 +13,13 @@ from aiohttp import web
 
 from ..errors import BadMessage, TooLarge
 
-__all__ = ["MISSING_CODE", "WRONG_CODE", "answer_success", "read_legacy_body", "tell_in_text"]
+__all__ = ["MISSING_CODE", "WRONG_CODE", "answer_success", "read_legacy_body", "tell_in_text", "wait_seconds_of"]
 
 # As they stood in 2022, since clients and their users know them.
 MISSING_CODE = ("Missing client auth code in daemon request. You probably need to upgrade kachery-daemon or kachery.")
 WRONG_CODE = "Incorrect or invalid client authorization code."
+
+_WAIT_SECONDS_MAX = 24 * 3600.0
 
 
 async def read_legacy_body(request: web.Request, kind: type[Any], size_bytes_max: int) -> Any:
@@ -38,6 +40,11 @@ async def read_legacy_body(request: web.Request, kind: type[Any], size_bytes_max
         return msgspec.json.decode(data or b"{}", type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BadMessage(why=f"Invalid request in {request.path.rsplit('/', 1)[-1]}: {error}") from None
+
+
+def wait_seconds_of(msec: float) -> float:
+    """Return how long a client is kept waiting: old scripts say a million seconds where they mean for ever."""
+    return min(msec / 1000, _WAIT_SECONDS_MAX)
 
 
 def answer_success(**fields: Any) -> web.Response:

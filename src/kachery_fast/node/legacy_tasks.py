@@ -20,9 +20,9 @@ from ..errors import InvalidArgument, TaskUnknown
 from ..protocol.access import Permission
 from ..protocol.names import parse_file_uri
 from .api_parts import permitted_link
-from .legacy_parts import answer_success, read_legacy_body, tell_in_text
+from .legacy_parts import answer_success, read_legacy_body, tell_in_text, wait_seconds_of
 from .link import ChannelLink
-from .receiving import stored_spans
+from .receiving import send_stored
 from .task_api import has_provider
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ __all__ = ["RESULT_PREFIX", "LegacyTasks"]
 RESULT_PREFIX = "/task-result/"
 _ASKED_MAX = 10_000
 
-_Msec = Annotated[float, msgspec.Meta(ge=0, le=24 * 3600 * 1000)]
+_Msec = Annotated[float, msgspec.Meta(ge=0)]
 
 
 class _Request(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
@@ -77,7 +77,7 @@ class LegacyTasks:
                                     Permission.REQUEST_TASKS, suffices=has_provider)
         tasks = self._node.task_requests
         name = tasks.request(link, asked.task_function_id, asked.task_kwargs, asked.task_function_type)
-        state = await tasks.wait_to_end(name, asked.timeout_msec / 1000)
+        state = await tasks.wait_to_end(name, wait_seconds_of(asked.timeout_msec))
         self._asked[asked.channel_name, state["task"]] = name
         self._asked.move_to_end((asked.channel_name, state["task"]))
         while len(self._asked) > _ASKED_MAX:
@@ -91,7 +91,8 @@ class LegacyTasks:
         name = self._asked.get((asked.channel_name, asked.task_id))
         if name is None:
             raise TaskUnknown(task=asked.task_id[:100])
-        return answer_success(**_status(await self._node.task_requests.wait_to_end(name, asked.timeout_msec / 1000)))
+        seconds = wait_seconds_of(asked.timeout_msec)
+        return answer_success(**_status(await self._node.task_requests.wait_to_end(name, seconds)))
 
     async def _result(self, request: web.Request) -> web.StreamResponse:
         state = await self._node.task_requests.wait(request.match_info["name"], -1, 0.0)
@@ -109,12 +110,7 @@ class LegacyTasks:
         uri = parse_file_uri(text)
         link = await permitted_link(self._node, uri, channel, Permission.REQUEST_FILES, suffices=ChannelLink.providers)
         located = await self._node.transfers.load(uri, link)
-        response = web.StreamResponse(headers={"Content-Type": "application/json",
-                                               "Content-Length": str(located.size)})
-        await response.prepare(request)
-        async for span in stored_spans(self._node, uri.sha1, 0, located.size):
-            await response.write(span)
-        return response
+        return await send_stored(self._node, request, uri.sha1, 0, located.size, "application/json")
 
 
 def _status(state: dict[str, Any]) -> dict[str, Any]:

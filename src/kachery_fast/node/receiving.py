@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncGenerator
 from functools import partial
@@ -13,12 +14,15 @@ from aiohttp import web
 from ..errors import FileChanged, KacheryError
 from ..store.objects import Stored
 from .ending import end_tasks
+from .faults import logged_fault
 from .threads import in_thread
 
 if TYPE_CHECKING:
     from .node import Node
 
-__all__ = ["STORE_2022_PATH", "STORE_PATH", "store_body", "stored_spans", "tell_store_error", "tell_stored"]
+__all__ = [
+    "STORE_2022_PATH", "STORE_PATH", "send_stored", "store_body", "stored_spans", "tell_store_error", "tell_stored",
+]
 
 STORE_PATH, STORE_2022_PATH = "/api/store", "/store"
 
@@ -89,6 +93,25 @@ async def _receive(node: Node, request: web.Request) -> Stored:
         if writing is not None:
             await end_tasks([writing])
         await in_thread(threads, writer.abort)
+
+
+async def send_stored(node: Node, request: web.Request, sha1: str, start: int, end: int,
+                      content_type: str) -> web.StreamResponse:
+    """Answer with the bytes ``start`` to ``end`` of a stored file; where they end early, the connection does too."""
+    response = web.StreamResponse(headers={"Content-Type": content_type, "Content-Length": str(end - start)})
+    await response.prepare(request)
+    try:
+        async with contextlib.aclosing(stored_spans(node, sha1, start, end)) as spans:
+            async for span in spans:
+                await response.write(span)
+    except ConnectionError:
+        raise
+    except Exception as error:  # the head is out: nobody must take this for the whole, nor wait for the rest
+        log.warning("a download of sha1://%s broke off: %s", sha1,
+                    error if isinstance(error, KacheryError) else logged_fault(error, request.path))
+        if request.transport is not None:
+            request.transport.abort()
+    return response
 
 
 async def stored_spans(node: Node, sha1: str, start: int, end: int) -> AsyncGenerator[bytes, None]:

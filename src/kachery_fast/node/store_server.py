@@ -23,6 +23,7 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from ..errors import BadMessage, InvalidArgument, KacheryError, NodeError
+from ..net.port import HEAD_SIZE_BYTES_MAX
 from ..splice import FileReceiver, FileRefused
 from ..store.files import FileStore, Stored
 from .border import Border
@@ -33,10 +34,9 @@ __all__ = ["StoreServer"]
 
 log = logging.getLogger("kachery_fast.node")
 
-_THREADS = 16
+_THREADS = 64
 # Connections that wait for a thread; further ones are closed.
 _WAITING_MAX = 1000
-_HEAD_SIZE_BYTES_MAX = 16384
 _LINGER_SECONDS = 2.0
 _SPAN_BYTES = 1024 * 1024
 _WAKE_BYTES = 256 * 1024
@@ -104,14 +104,11 @@ class StoreServer:
                 sock.close()
 
     def _read_head(self, sock: socket.socket) -> _Head | None:
-        """Read the head of the request; None: an answer was sent already, or the client has gone."""
-        parser = h11.Connection(h11.SERVER, max_incomplete_event_size=_HEAD_SIZE_BYTES_MAX)
-        end = time.monotonic() + self._stall_seconds
+        """Read the head of the request, which has arrived; None: an answer was sent already, or the client has gone."""
+        parser = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_SIZE_BYTES_MAX)
         try:
             while (event := parser.next_event()) is h11.NEED_DATA:
-                if time.monotonic() > end:
-                    return None
-                parser.receive_data(sock.recv(_HEAD_SIZE_BYTES_MAX))
+                parser.receive_data(sock.recv(HEAD_SIZE_BYTES_MAX))
         except h11.RemoteProtocolError as error:
             _send(sock, web.json_response(BadMessage(why=str(error)).to_dict(), status=error.error_status_hint))
             return None
@@ -131,7 +128,8 @@ class StoreServer:
                 unserved = InvalidArgument(what=f"{head.method} {head.path} is not served.")
                 return self._border.tell(head.path, unserved, 405)
             length = head.headers.get("Content-Length")
-            if length is None or "Transfer-Encoding" in head.headers:  # a chunked body may end anywhere
+            # Of an empty file the library requests says both, a length of 0 and chunks, and then sends none.
+            if length is None or ("Transfer-Encoding" in head.headers and length != "0"):
                 return self._border.tell(head.path, InvalidArgument(what="Missing Content-Length in header"),
                                          403 if head.path == STORE_2022_PATH else 411)
         except KacheryError as error:

@@ -17,7 +17,7 @@ import os
 import secrets
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -142,12 +142,14 @@ def source_errors(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> 
 class SourceFile:
     """A user's file, open for reading, that must not change while it is read.
 
+    :param inspect: is shown what was opened, by whatever name; what it raises ends the opening.
     :raises LocalFileMissing: there is no such file.
     :raises LocalFileUnreadable: it cannot be opened.
     :raises NotADataFile: a directory, pipe, socket or device.
     """
 
-    def __init__(self, path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> None:
+    def __init__(self, path: str | bytes | os.PathLike[str] | os.PathLike[bytes],
+                 inspect: Callable[[os.stat_result], None] | None = None) -> None:
         self.path = os.fsdecode(path)
         if "\0" in self.path:
             raise LocalFileMissing(path=display(self.path))
@@ -160,6 +162,8 @@ class SourceFile:
             for is_kind, kind in _KINDS:
                 if is_kind(self.stat.st_mode):
                     raise NotADataFile(path=display(path), kind=kind)
+            if inspect is not None:
+                inspect(self.stat)
         except BaseException:
             os.close(self.fd)
             raise

@@ -10,11 +10,11 @@ from pathlib import Path
 from .._core import digest_buffer
 from ..errors import ManifestInvalid
 from ..protocol.manifest import parse_manifest
-from .disk import make_directories, rename_into, translated
+from .disk import make_directories, rename_into, translated, write_all
 from .flushing import flush_file, sync_directory
 from .objects import Located, ObjectWriter
 
-__all__ = ["adopt"]
+__all__ = ["adopt", "adopt_bytes"]
 
 
 def adopt(writer: ObjectWriter, part: Path, sha1: str, manifest: bytes | None) -> Located:
@@ -52,6 +52,14 @@ def adopt(writer: ObjectWriter, part: Path, sha1: str, manifest: bytes | None) -
     if manifest_sha1 is not None:
         writer.note_manifest(sha1, manifest_sha1)
     return Located(sha1, path, size, linked=False)
+
+
+def adopt_bytes(writer: ObjectWriter, data: bytes, sha1: str) -> Located:
+    """Make bytes the file ``sha1``; see ``FileStore.adopt_bytes``. Several may do so at once."""
+    with writer.temp() as temp:
+        with translated("writing", temp.path, needed=len(data)):
+            write_all(temp.fd, memoryview(data))
+        return adopt(writer, temp.path, sha1, None)
 
 
 def _note(writer: ObjectWriter, path: Path, sha1: str, *, manifest_of: str | None = None) -> None:

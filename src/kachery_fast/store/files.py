@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 from .._core import Digests, copy_file, digest_buffer, digest_file
 from ..errors import CorruptFile, KacheryError, LinkInvalid, NotInStore
 from ..protocol.manifest import Manifest
+from . import downloads
 from .batch import Result, SomePath, put_many, read_source
 from .census import Totals, count_all, walk
 from .disk import (
@@ -30,7 +31,6 @@ from .disk import (
     translated,
     write_all,
 )
-from .downloads import adopt
 from .flushing import sync_directory
 from .layout import Layout
 from .leftovers import Cleaned, clean_leftovers
@@ -54,6 +54,7 @@ SMALL_SIZE_BYTES_MAX = 256 * 1024
 STREAM_READ_SIZE_BYTES = 1024 * 1024
 
 Progress = Callable[[int], None]
+Inspect = Callable[[os.stat_result], None]
 
 _log = logging.getLogger("kachery_fast.store")
 
@@ -92,15 +93,16 @@ class FileStore:
 
     # --- putting
 
-    def put_file(self, path: SomePath, *, progress: Progress | None = None) -> Stored:
+    def put_file(self, path: SomePath, *, progress: Progress | None = None, inspect: Inspect | None = None) -> Stored:
         """Copy a file into the store, hashing it on the way.
 
         :param progress: called with the bytes done so far; what it raises ends the call, with nothing stored.
+        :param inspect: is shown what was opened, whatever the path leads to by then; what it raises ends the call.
         :raises LocalFileMissing, LocalFileUnreadable, NotADataFile: there is nothing to store.
         :raises FileChanged: it changed meanwhile.
         :raises DiskFull: there is no room; checked before anything is copied.
         """
-        with SourceFile(path) as source:
+        with SourceFile(path, inspect) as source:
             if source.size <= SMALL_SIZE_BYTES_MAX:
                 data = read_source(source)
                 digests = digest_buffer(data, self._chunk_size_bytes)
@@ -176,17 +178,17 @@ class FileStore:
         self._writer.prepare(size_bytes)
         return IncomingFile(self._writer, size_bytes)
 
-    def link_file(self, path: SomePath, *, progress: Progress | None = None) -> Stored:
+    def link_file(self, path: SomePath, *, progress: Progress | None = None, inspect: Inspect | None = None) -> Stored:
         """Make a file part of the store where it lies, without a copy.
 
         It must not be changed or moved from then on; ``find`` and ``open`` see when it was. A file that the store
         holds already needs no link and gets none.
 
-        :param progress: called with the bytes done so far.
+        :param progress, inspect: as ``put_file``.
         :raises LocalFileMissing, LocalFileUnreadable, NotADataFile: there is nothing to link.
         :raises FileChanged: it changed meanwhile.
         """
-        with SourceFile(path) as source:
+        with SourceFile(path, inspect) as source:
             with source_errors(source.path):
                 digests = digest_file(source.fd, self._chunk_size_bytes, progress=progress)
                 fingerprint = fingerprint_of(source.fd, source.size, self._fingerprint_size_bytes)
@@ -380,7 +382,14 @@ class FileStore:
         :param manifest: the bytes of its manifest, None for a file of one chunk.
         :raises ManifestInvalid: the manifest is not one of this file; nothing was changed.
         """
-        return adopt(self._writer, part, sha1, manifest)
+        return downloads.adopt(self._writer, part, sha1, manifest)
+
+    def adopt_bytes(self, data: bytes, sha1: str) -> Located:
+        """Make bytes that the caller has verified the file ``sha1``, as a copy that may be evicted.
+
+        :raises DiskFull, DiskError: it could not be written.
+        """
+        return downloads.adopt_bytes(self._writer, data, sha1)
 
     def clean(self, *, now: float, partial_keep_days: float) -> Cleaned:
         """Remove what crashed writers left, and old unfinished downloads; for the start of a node.

@@ -25,7 +25,7 @@ from ..errors import FeedNotWritable, FeedUnknown, InvalidArgument
 from ..protocol.names import check_feed_id, check_sha1
 from .feed_api import BATCH_MESSAGES_MAX, LOCAL, WATCHES_MAX, FeedWatch, contents_of, limit_of, read_watches
 from .legacy_parts import answer_success, read_legacy_body, tell_in_text, wait_seconds_of
-from .mutable_api import check_mutable_key, on_mutables
+from .mutable_api import MutableKey, MutableSet, check_mutable_key, on_mutables
 
 if TYPE_CHECKING:
     from .node import Node
@@ -67,16 +67,6 @@ class _WatchAll(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
     wait_msec: _WaitMsec
     signed: bool = False
     max_num_messages: _Count = 0
-
-
-class _Key(msgspec.Struct, forbid_unknown_fields=True):
-    key: Any
-
-
-class _Set(msgspec.Struct, forbid_unknown_fields=True):
-    key: Any
-    value: Any
-    update: bool = True
 
 
 class LegacyFeeds:
@@ -164,20 +154,20 @@ class LegacyFeeds:
 
     async def _set_mutable(self, request: web.Request) -> web.Response:
         # The longest value, and its key.
-        asked = await read_legacy_body(request, _Set, self._body_size_bytes_max)
+        asked = await read_legacy_body(request, MutableSet, self._body_size_bytes_max)
         check_mutable_key(asked.key)
         changed = await on_mutables(self._node, lambda mutables: mutables.set(asked.key, asked.value,
                                                                               update=asked.update))
         return web.json_response({"success": changed})
 
     async def _get_mutable(self, request: web.Request) -> web.Response:
-        asked = await self._read(request, _Key)
+        asked = await self._read(request, MutableKey)
         check_mutable_key(asked.key)
         found, value = await on_mutables(self._node, lambda mutables: mutables.get(asked.key))
         return web.json_response({"success": True, "found": found, "value": value if found else ""})
 
     async def _delete_mutable(self, request: web.Request) -> web.Response:
-        asked = await self._read(request, _Key)
+        asked = await self._read(request, MutableKey)
         check_mutable_key(asked.key)
         deleted = await on_mutables(self._node, lambda mutables: mutables.delete(asked.key))
         return web.json_response({"success": deleted})

@@ -79,12 +79,16 @@ def join(settings: Settings, link: str, *, label: str | None = None,
             await hub.close()
 
     joined = asyncio.run(ask())
-    with _changed(settings.storage_dir) as node_file:
-        node_file.label = name
-        if all(entry.url != url for entry in node_file.hubs):
-            node_file.hubs.append(HubEntry(url))
+    _remember(settings, name, url)
     return {"hub": url, "owner": joined.owner, "channel": joined.name, "permissions": joined.permissions,
             "nodeId": identity.node_id}
+
+
+def _remember(settings: Settings, label: str, url: str) -> None:
+    with _changed(settings.storage_dir) as node_file:
+        node_file.label = label
+        if all(entry.url != url for entry in node_file.hubs):
+            node_file.hubs.append(HubEntry(url))
 
 
 def use_hub(settings: Settings, url: str, *, label: str | None = None) -> list[str]:
@@ -105,10 +109,7 @@ def use_hub(settings: Settings, url: str, *, label: str | None = None) -> list[s
             await hub.close()
 
     found = asyncio.run(ask())
-    with _changed(settings.storage_dir) as node_file:
-        node_file.label = name
-        if all(entry.url != url for entry in node_file.hubs):
-            node_file.hubs.append(HubEntry(url))
+    _remember(settings, name, url)
     return found
 
 

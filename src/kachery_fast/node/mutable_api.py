@@ -25,7 +25,7 @@ from .threads import in_thread
 if TYPE_CHECKING:
     from .node import Node
 
-__all__ = ["check_mutable_key", "mutable_routes", "on_mutables"]
+__all__ = ["MutableKey", "MutableSet", "check_mutable_key", "mutable_routes", "on_mutables"]
 
 T = TypeVar("T")
 
@@ -33,11 +33,15 @@ T = TypeVar("T")
 _LIST_SIZE_BYTES_MAX = 48 * 1024 * 1024
 
 
-class _Key(msgspec.Struct, forbid_unknown_fields=True):
+class MutableKey(msgspec.Struct, forbid_unknown_fields=True):
+    """Which mutable."""
+
     key: Any
 
 
-class _Set(msgspec.Struct, forbid_unknown_fields=True):
+class MutableSet(msgspec.Struct, forbid_unknown_fields=True):
+    """What a mutable is to be; without ``update`` only where it has no value."""
+
     key: Any
     value: Any
     update: bool = True
@@ -63,19 +67,19 @@ def mutable_routes(node: Node) -> list[web.RouteDef]:
     on = partial(on_mutables, node)
 
     async def get(request: web.Request) -> web.Response:
-        asked = await read_body(request, _Key)
+        asked = await read_body(request, MutableKey)
         check_mutable_key(asked.key)
         found, value = await on(lambda mutables: mutables.get(asked.key))
         return web.json_response({"found": found, "value": value})
 
     async def set_value(request: web.Request) -> web.Response:
-        asked = await read_body(request, _Set)
+        asked = await read_body(request, MutableSet)
         check_mutable_key(asked.key)
         changed = await on(lambda mutables: mutables.set(asked.key, asked.value, update=asked.update))
         return web.json_response({"changed": changed})
 
     async def delete(request: web.Request) -> web.Response:
-        asked = await read_body(request, _Key)
+        asked = await read_body(request, MutableKey)
         check_mutable_key(asked.key)
         return web.json_response({"changed": await on(lambda mutables: mutables.delete(asked.key))})
 

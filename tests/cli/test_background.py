@@ -66,6 +66,30 @@ def test_a_program_that_is_never_ready_is_ended(tmp_path: Path) -> None:
         os.kill(int(log.read_text()), 0)
 
 
+def test_a_start_is_waited_for_as_long_as_its_log_shows_progress(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kachery_fast.cli.background._TELL_SECONDS", 0.5)
+    code = """
+import time
+for number in range(12):
+    print('so far', number)
+    time.sleep(0.25)
+print('done')
+time.sleep(60)
+"""
+    log, told = tmp_path / "log", list[str]()
+    pid = start_detached(script(code), log, lambda: "done" in log.read_text(), 1.5, progress="so far", tell=told.append)
+    end(pid)
+    assert 0 < len(told) < 8
+    assert "ends with: so far" in told[0]
+
+
+def test_a_log_that_grows_without_progress_is_not_waited_for(tmp_path: Path) -> None:
+    code = "import time\nwhile True: print('no answer'); time.sleep(0.1)"
+    with pytest.raises(NodeError, match=r"not ready after 1 s"):
+        start_detached(script(code), tmp_path / "log", lambda: False, 1.0, progress="so far")
+
+
 def test_what_readiness_raises_ends_the_program(tmp_path: Path) -> None:
     log = tmp_path / "log"
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+import threading
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kachery_fast.store.mutables import MutableStore
 from tests.cli.commands import Program
 from tests.store.legacy_directory import NODE, OWN_FEED, Legacy, legacy_directory, put, sha1_of, snapshot
 
@@ -89,6 +93,44 @@ def test_a_running_node_keeps_its_feeds_and_the_rest_is_taken(program: Program, 
     assert "kachery-fast node stop" in done.stdout
     assert "mutables: 3 taken" in done.stdout
     assert counts(program.json("import", str(old.root)))["messages"] == (704, 0)
+
+
+def test_keys_whose_feeds_are_not_taken_are_refused_though_there_is_no_feeds_db(program: Program, old: Legacy) -> None:
+    old.databases[1].unlink()
+    with program.node():
+        for options in ([], ["--dry-run"]):
+            done = program.run("import", str(old.root), "--json", *options)
+            assert done.returncode == 6
+            (refusal,) = json.loads(done.stdout)["refused"]
+            assert refusal["what"] == str(old.databases[1])
+            assert "the keys of 1 of them, were not taken" in refusal["why"]
+            assert "kachery-fast node stop" in refusal["why"]
+
+
+def test_a_dry_run_reads_the_databases_of_one_moment_while_others_write(program: Program, old: Legacy) -> None:
+    with closing(sqlite3.connect(old.databases[0])) as connection, connection:
+        connection.executemany("INSERT INTO mutables VALUES (?, ?, ?)", (
+            (str(number), f'"{number}"', '"theirs"') for number in range(2000)))
+    program.ok("import", str(old.root))
+    stop = threading.Event()
+
+    def write() -> None:
+        with MutableStore(program.storage_dir, value_size_bytes_max=10_000) as store:
+            number = 0
+            while not stop.is_set():
+                store.set(str(number % 2000), "ours" * (number % 2000))
+                number += 1
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(3):
+            found = program.json("import", str(old.root), "--dry-run")
+            assert counts(found)["mutables"] == (0, 2003)
+            assert found["refused"] == []
+    finally:
+        stop.set()
+        writer.join()
 
 
 def test_what_is_no_directory_of_2022_is_refused(program: Program, old: Legacy, tmp_path: Path) -> None:

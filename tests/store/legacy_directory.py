@@ -21,7 +21,7 @@ from kachery_fast.protocol.signing import private_key, public_id
 from tests.protocol.chains import of_2022
 
 __all__ = ["CHUNK_2022", "MAIN", "NODE", "OTHER_FEED", "OTHER_SEED", "OWN_FEED", "OWN_SEED", "Legacy", "append",
-           "legacy_directory", "put", "sha1_of", "snapshot"]
+           "legacy_directory", "put", "set_mutable", "sha1_of", "snapshot"]
 
 CHUNK_2022 = 20_000_000
 NODE_SEED, OWN_SEED, OTHER_SEED = b"n" * 32, b"o" * 32, b"x" * 32

@@ -679,3 +679,20 @@ def test_a_damaged_file_is_refused_and_left_alone(tmp_path: Path) -> None:
     with pytest.raises(DatabaseUnusable, match="damaged"):
         open_log(tmp_path)
     assert path.read_bytes() == data
+
+
+def test_many_keys_and_names_are_adopted_in_few_transactions(log: FeedLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds = {public_id(private_key(seed)): seed for seed in (number.to_bytes(32, "big") for number in range(1, 1501))}
+    pairs = [(f"name {number}", feed_id) for number, feed_id in enumerate(seeds)]
+    calls, write = [], FeedLog._write
+
+    def count(log: FeedLog, job: Callable[[sqlite3.Connection], Any]) -> Any:
+        calls.append(job)
+        return write(log, job)
+
+    monkeypatch.setattr(FeedLog, "_write", count)
+    refused = log.adopt(seeds, [*pairs, ("", FEED), ("name 0", FEED), ("nobody's", "0" * 64)])
+    assert len(calls) == 4
+    assert [(feed_id, type(error)) for feed_id, error in refused] == [(FEED, InvalidName)]
+    assert {(info.name, info.feed_id) for info in log.feeds() if info.writable} == set(pairs)
+    assert append(log, pairs[0][1], {"a": 1}).first == 0

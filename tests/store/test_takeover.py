@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -19,11 +20,23 @@ import pytest
 from kachery_fast.errors import FeedNotWritable
 from kachery_fast.protocol import feeds as rules
 from kachery_fast.store.feeds import FeedLog
+from kachery_fast.store.legacy import OldDatabase
 from kachery_fast.store.mutables import MutableStore
-from kachery_fast.store.takeover import MARKER_NAME, take_over_in_place
+from kachery_fast.store.takeover import PROGRESS_TEXT, take_over_in_place
+from kachery_fast.store.takeover_marker import MARKER_NAME
 from kachery_fast.store.tally import Tally
 
-from .legacy_directory import MAIN, OTHER_FEED, OWN_FEED, OWN_SEED, Legacy, append, legacy_directory, snapshot
+from .legacy_directory import (
+    MAIN,
+    OTHER_FEED,
+    OWN_FEED,
+    OWN_SEED,
+    Legacy,
+    append,
+    legacy_directory,
+    set_mutable,
+    snapshot,
+)
 
 MANY = 1 << 40
 
@@ -33,12 +46,12 @@ def old(tmp_path: Path) -> Legacy:
     return legacy_directory(tmp_path / "store", tmp_path / "elsewhere", large_size_bytes=1000)
 
 
-def take(root: Path) -> Tally | None:
-    return take_over_in_place(root, mutable_size_bytes_max=1 << 20, message_size_bytes_max=1 << 20)
+def take(root: Path, size_bytes_max: int = 1 << 20) -> Tally | None:
+    return take_over_in_place(root, mutable_size_bytes_max=size_bytes_max, message_size_bytes_max=1 << 20)
 
 
-def taken(root: Path) -> Tally:
-    found = take(root)
+def taken(root: Path, size_bytes_max: int = 1 << 20) -> Tally:
+    found = take(root, size_bytes_max)
     assert found is not None
     return found
 
@@ -179,6 +192,107 @@ def test_a_damaged_mutables_db_is_reported_and_the_messages_are_taken(old: Legac
     tally = taken(old.root)
     assert tally.refused[0][0] == str(old.databases[0])
     assert tally.messages.taken == 704
+
+
+@pytest.mark.parametrize(("number", "code"), [(0, errno.EACCES), (1, errno.EACCES), (1, errno.EIO)])
+def test_a_file_that_cannot_be_read_is_told_as_that_and_tried_again_at_the_next_start(
+        old: Legacy, monkeypatch: pytest.MonkeyPatch, number: int, code: int) -> None:
+    path, open_file = old.databases[number], os.open
+
+    def refuse(name: Any, *arguments: Any, **options: Any) -> int:
+        if name == path:
+            raise OSError(code, os.strerror(code))
+        return open_file(name, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        for _ in range(2):
+            (what, why), = taken(old.root).refused[:1]
+            assert what == str(path)
+            assert f"cannot be read ({os.strerror(code)})" in why
+            assert "damaged" not in why
+            assert "backup" not in why
+            assert ("chmod u+r" in why) == (code == errno.EACCES)
+    tally = taken(old.root)
+    assert tally.refused == []
+    with closing(opened(old.root)) as log:
+        assert contents(log) == ALL
+        assert log.owns(OWN_FEED)
+    assert take(old.root) is None
+
+
+def test_an_error_of_the_disk_while_rows_are_read_is_not_remembered(
+        old: Legacy, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: OldDatabase) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OldDatabase, "_check", fail)
+        assert "could not be read this time" in taken(old.root).refused[0][1]
+    assert taken(old.root).refused == []
+
+
+@pytest.mark.parametrize("name", ["kachery-fast-mutables.db", "kachery-fast-feeds.db"])
+def test_a_database_of_ours_that_was_lost_is_filled_again(old: Legacy, name: str) -> None:
+    taken(old.root)
+    assert take(old.root) is None
+    for path in old.root.glob(f"{name}*"):
+        path.unlink()
+    opened(old.root).close()  # a new one in its place, perhaps of the same inode
+    MutableStore(old.root, value_size_bytes_max=1000).close()
+    tally = taken(old.root)
+    assert tally.refused == []
+    assert len(mutables(old.root)) == 3
+    with closing(opened(old.root)) as log:
+        assert contents(log) == ALL
+        assert log.find("diary") == OWN_FEED
+        log.append(OWN_FEED, MAIN, [{}]).result()
+    assert take(old.root) is None
+
+
+def test_a_mutable_that_was_too_large_is_taken_when_the_setting_allows_it(old: Legacy) -> None:
+    set_mutable(old.root, "long", "x" * 1000)
+    assert "mutable_size_bytes_max" in taken(old.root, 500).refused[0][1]
+    assert take(old.root, 1001) is None
+    tally = taken(old.root, 1002)
+    assert (tally.refused, tally.mutables.taken) == ([], 1)
+    assert take(old.root, 2000) is None
+
+
+def test_another_mode_of_an_old_file_has_it_looked_at_anew(old: Legacy) -> None:
+    taken(old.root)
+    old.databases[1].chmod(0o640)
+    assert taken(old.root).refused == []
+
+
+def test_mutables_are_taken_in_batches(old: Legacy, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(2500):
+        change(old.databases[0], "INSERT INTO mutables VALUES (?, ?, '1')", str(number), str(number))
+    for number in range(5):
+        change(old.databases[0], "INSERT INTO mutables VALUES (?, ?, ?)", f"long {number}", f'"long {number}"',
+               json.dumps("x" * 2_500_000))
+    lengths, add = [], MutableStore.add
+
+    def count(store: MutableStore, pairs: Any) -> Any:
+        lengths.append(len(pairs))
+        return add(store, pairs)
+
+    monkeypatch.setattr(MutableStore, "add", count)
+    monkeypatch.setattr("kachery_fast.store.takeover._BATCH_MUTABLES_MAX", 1000)
+    tally = taken(old.root, 4_000_000)
+    assert tally.mutables.taken == sum(lengths) == 2508
+    assert max(lengths) <= 1000
+    assert len(lengths) >= 5
+
+
+def test_a_long_take_over_says_how_far_it_is(
+        old: Legacy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr("kachery_fast.store.takeover._PROGRESS_SECONDS", 0.0)
+    caplog.set_level(logging.INFO)
+    taken(old.root)
+    lines = [record.getMessage() for record in caplog.records if PROGRESS_TEXT in record.getMessage()]
+    assert lines[0].endswith("so far 0 mutables, 0 messages")  # while the old file is read and checked
+    assert any(line.endswith("so far 3 mutables, 500 messages") for line in lines)
 
 
 def test_rows_that_are_not_of_2022_are_refused_one_by_one(old: Legacy) -> None:

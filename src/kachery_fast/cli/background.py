@@ -13,14 +13,20 @@ __all__ = ["log_tail", "start_detached"]
 
 _POLL_SECONDS = 0.05
 _TAIL_SIZE_BYTES = 2000
+# Who waits is told that often what goes on.
+_TELL_SECONDS = 10.0
 
 
 def start_detached(argv: Sequence[str], log_path: Path, ready: Callable[[], bool], timeout_seconds: float = 30.0,
-                   *, environ: dict[str, str] | None = None) -> int:
+                   *, environ: dict[str, str] | None = None, progress: str = "",
+                   tell: Callable[[str], None] = lambda text: None) -> int:
     """Start ``argv`` in a session of its own, its output appended to ``log_path``, and wait until it is ready.
 
     :param ready: asked again and again; a program that serves answers True once it does.
+    :param timeout_seconds: how long to wait, from the start or from the last sign of progress.
     :param environ: its environment; this process's own when None.
+    :param progress: a text that is in a line of the log whenever a long start has come further.
+    :param tell: called with the end of the log at such lines, but not at each.
     :return: its process id. It lives on when this process ends.
     :raises NodeError: it ended before it was ready, or was not ready in time and was ended; the error shows the end
         of its log.
@@ -37,7 +43,7 @@ def start_detached(argv: Sequence[str], log_path: Path, ready: Callable[[], bool
             list(argv), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/",
             env=environ, close_fds=True)
     try:
-        _wait(process, ready, timeout_seconds, log_path, begin)
+        _wait(process, ready, timeout_seconds, log_path, begin, progress.encode(), tell)
     except BaseException:
         if process.poll() is None:
             process.terminate()
@@ -52,21 +58,42 @@ def start_detached(argv: Sequence[str], log_path: Path, ready: Callable[[], bool
 
 
 def _wait(process: subprocess.Popen[bytes], ready: Callable[[], bool], timeout_seconds: float, log_path: Path,
-          begin: int) -> None:
-    end = time.monotonic() + timeout_seconds
+          begin: int, progress: bytes, tell: Callable[[str], None]) -> None:
+    now, position = time.monotonic(), begin
+    end, tell_at = now + timeout_seconds, now + _TELL_SECONDS
     while True:
         code = process.poll()
         if code is not None:
             raise NodeError(what=f"it ended at once, with exit code {code}. {log_tail(log_path, begin)}")
         if ready():
             return
-        if time.monotonic() > end:
+        now = time.monotonic()
+        if progress:
+            lines = _whole_lines(log_path, position)
+            position += len(lines)
+            if progress in lines:
+                end = now + timeout_seconds
+                if now >= tell_at:
+                    tell_at = now + _TELL_SECONDS
+                    tell(f"It still starts. {log_tail(log_path, begin, 1)}")
+        if now > end:
             raise NodeError(what=f"it was not ready after {timeout_seconds:g} s and was ended. "
                                  f"{log_tail(log_path, begin)}")
         time.sleep(_POLL_SECONDS)
 
 
-def log_tail(log_path: Path, begin: int = 0) -> str:
+def _whole_lines(log_path: Path, position: int) -> bytes:
+    """Return what was logged from a byte on, up to the last end of a line."""
+    try:
+        with log_path.open("rb") as log:
+            log.seek(position)
+            data = log.read()
+    except OSError:
+        return b""
+    return data[:data.rfind(b"\n") + 1]
+
+
+def log_tail(log_path: Path, begin: int = 0, lines_max: int = 5) -> str:
     """Return a sentence with the last lines of a log, none older than byte ``begin``, and where to find it."""
     try:
         size = log_path.stat().st_size
@@ -77,4 +104,4 @@ def log_tail(log_path: Path, begin: int = 0) -> str:
         return f"Its log {log_path} cannot be read ({error.strerror})."
     if not lines:
         return f"Its log {log_path} is empty."
-    return f"Its log {log_path} ends with: " + " | ".join(line.strip() for line in lines[-5:])
+    return f"Its log {log_path} ends with: " + " | ".join(line.strip() for line in lines[-lines_max:])

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
+import sqlite3
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,10 +81,8 @@ def _import(source: Path, settings: Settings, dry_run: bool, show: ProgressCallb
         if (source / name).exists():
             tally.refuse(str(source / name), "it is of kachery-fast itself, and not taken: two nodes that append to "
                                              "one feed would fork it")
-    with _feed_log_lock(settings.storage_dir, dry_run) as free, _target(settings.storage_dir, dry_run) as root:
-        if not free and (source / "feeds.db").exists():
-            tally.refuse(str(source / "feeds.db"), "the node of this machine runs, and has its feeds in use. Stop it "
-                                                   "with: kachery-fast node stop, and import again")
+    with (_feed_log_lock(settings.storage_dir, dry_run) as free,
+          _target(source, settings.storage_dir, dry_run, with_feeds=free) as root):
         return take_over(source, root, mutable_size_bytes_max=settings.mutable_size_bytes_max,
                          message_size_bytes_max=settings.feed_message_size_bytes_max, with_feeds=free, tally=tally)
 
@@ -111,19 +109,32 @@ def _feed_log_lock(storage_dir: Path, dry_run: bool) -> Iterator[bool]:
 
 
 @contextmanager
-def _target(storage_dir: Path, dry_run: bool) -> Iterator[Path]:
+def _target(source: Path, storage_dir: Path, dry_run: bool, *, with_feeds: bool) -> Iterator[Path]:
     """Yield where to write mutables and feeds: for a dry run into copies, so that it counts as the real one does."""
     if not dry_run:
         yield storage_dir
         return
+    names = ["kachery-fast-mutables.db"] if (source / "mutables.db").exists() else []
+    if with_feeds and (names or (source / "feeds.db").exists()):
+        names.append("kachery-fast-feeds.db")
     with tempfile.TemporaryDirectory(prefix="kachery-fast-") as scratch:  # mode 0700: there are keys in it
-        try:
-            for path in storage_dir.glob("kachery-fast-*.db*"):
-                if not path.name.endswith("-shm"):
-                    shutil.copy(path, scratch)  # with its mode: it holds keys
-        except OSError as error:
-            raise DiskError(action="the copying", path=str(error.filename), why=error.strerror or str(error)) from None
+        for name in names:
+            if (storage_dir / name).exists():
+                _copy_database(storage_dir / name, Path(scratch) / name)
         yield Path(scratch)
+
+
+def _copy_database(source: Path, target: Path) -> None:
+    """Copy a database as it is at one moment, though a node may write to it."""
+    # Where there is no log nobody has it open, and SQLite need not make one; else it takes its locks.
+    log = source.with_name(source.name + "-wal")
+    uri = f"{source.absolute().as_uri()}?mode=ro{'' if log.exists() else '&immutable=1'}"
+    try:
+        target.touch(mode=0o600)  # it holds keys
+        with closing(sqlite3.connect(uri, uri=True)) as old, closing(sqlite3.connect(target)) as new:
+            old.backup(new)
+    except (OSError, sqlite3.Error) as error:
+        raise DiskError(action="the copying", path=str(source), why=str(error)) from None
 
 
 def _text(tally: Tally, dry_run: bool) -> str:

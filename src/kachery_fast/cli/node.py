@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,10 @@ def start(detach: bool, label: str | None, verbose: bool, as_json: bool) -> None
     argv = [sys.executable, "-m", "kachery_fast", "node", "start", *(["--verbose"] if verbose else [])]
     # It starts in another directory, where a relative path would be another one.
     environ = {**os.environ, "KACHERY_STORAGE_DIR": str(settings.storage_dir)}
-    pid = start_detached(argv, log_path, connection.is_running, environ=environ)
+    from ..store.takeover import PROGRESS_TEXT
+
+    pid = start_detached(argv, log_path, connection.is_running, environ=environ, progress=PROGRESS_TEXT,
+                         tell=partial(click.echo, err=True))
     found = {"pid": pid, "url": connection.url, "log": str(log_path), "nodeId": connection.probe().get("nodeId")}
     emit(found, f"The node runs at {connection.url}, process {pid}. Its log is {log_path}.", as_json)
 

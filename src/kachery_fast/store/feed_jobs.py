@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import secrets
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -51,13 +51,13 @@ class FeedJobs:
         rows.insert_feed(connection, feed_id, name, seed, self.time_ms())
         return feed_id, True
 
-    def adopt(self, feed_id: str, seed: bytes | None, name: str | None, connection: sqlite3.Connection) -> None:
-        """Give a feed its key, making its row where there is none, and its name, unless it or the feed has another."""
-        if seed is not None and not connection.execute(
-                "UPDATE feeds SET seed = ? WHERE feed = ?", (seed, feed_id)).rowcount:
-            rows.insert_feed(connection, feed_id, None, seed, self.time_ms())
-        if name is not None:
-            connection.execute("UPDATE OR IGNORE feeds SET name = ? WHERE feed = ? AND name IS NULL", (name, feed_id))
+    def adopt(self, seeds: Sequence[tuple[str, bytes]], names: Sequence[tuple[str, str]],
+              connection: sqlite3.Connection) -> None:
+        """Give feeds their keys, making rows where there are none, and names, unless a name or a feed has another."""
+        for feed_id, seed in seeds:
+            if not connection.execute("UPDATE feeds SET seed = ? WHERE feed = ?", (seed, feed_id)).rowcount:
+                rows.insert_feed(connection, feed_id, None, seed, self.time_ms())
+        connection.executemany("UPDATE OR IGNORE feeds SET name = ? WHERE feed = ? AND name IS NULL", names)
 
     def delete(self, feed_id: str, connection: sqlite3.Connection) -> None:
         """Delete a feed with its key; its messages become orphans.

@@ -12,7 +12,7 @@ import json
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
@@ -46,6 +46,8 @@ _NAME_LENGTH_MAX = 1000
 _SWEEP_MESSAGES_MAX = 500
 # A copy that others extend at the same moment is tried again; each try takes in what they added.
 _EXTEND_TRIES_MAX = 100
+# Feeds that one transaction gives their keys or names.
+_ADOPT_FEEDS_MAX = 1000
 
 
 class FeedLog:
@@ -90,16 +92,28 @@ class FeedLog:
         self._own.add(feed_id)
         return feed_id, made
 
-    def adopt(self, feed_id: str, *, seed: bytes | None = None, name: str | None = None) -> None:
-        """Make a feed this node's own by its key, whose messages are all here, or give it a name that is free.
+    def adopt(self, seeds: Mapping[str, bytes], names: Sequence[tuple[str, str]]) -> list[tuple[str, InvalidName]]:
+        """Make feeds this node's own by their keys, whose messages are all here; then give feeds names that are free.
 
-        :raises InvalidName: as ``create``.
+        :param seeds: keys by feed id.
+        :param names: pairs of a name and a feed id; a feed that is not here gets none.
+        :returns: each feed id whose name is refused, as by ``create``.
         """
-        if name is not None:
-            _check_name(name)
-        self._write(partial(self._jobs.adopt, feed_id, seed, name))
-        if seed is not None:
-            self._own.add(feed_id)
+        refused: list[tuple[str, InvalidName]] = []
+        good: list[tuple[str, str]] = []
+        for name, feed_id in names:
+            try:
+                _check_name(name)
+                good.append((name, feed_id))
+            except InvalidName as error:
+                refused.append((feed_id, error))
+        keys = list(seeds.items())
+        for start in range(0, len(keys), _ADOPT_FEEDS_MAX):
+            self._write(partial(self._jobs.adopt, keys[start:start + _ADOPT_FEEDS_MAX], []))
+        for start in range(0, len(good), _ADOPT_FEEDS_MAX):
+            self._write(partial(self._jobs.adopt, [], good[start:start + _ADOPT_FEEDS_MAX]))
+        self._own.update(seeds)
+        return refused
 
     def find(self, name: str) -> str:
         """Return the id of the feed that has this name.

@@ -22,7 +22,7 @@ from ..errors import (
 )
 from .batch import read_source
 from .census import Entry, walk
-from .disk import SourceFile, display, source_errors, translated, write_all
+from .disk import SourceFile, display, find_size, source_errors, translated, write_all
 from .files import SMALL_SIZE_BYTES_MAX, FileStore
 from .layout import Layout
 from .links import LINK_SIZE_BYTES_MAX, LinkRecord, fingerprint_of, open_link, parse_link
@@ -59,7 +59,7 @@ class FileImport:
         self._dry_run = dry_run
         self._progress = progress
         self._done_bytes = 0
-        self._small: list[Path] = []
+        self._small: list[tuple[Path, int]] = []  # with their length in bytes
 
     def run(self) -> None:
         """Take every file and link that is not here yet; what is refused is in the tally.
@@ -84,12 +84,25 @@ class FileImport:
         self._put_small()
 
     def _is_here(self, entry: Entry) -> bool:
-        if entry.size is None:
-            return self._store.has(entry.sha1)
-        if self._dry_run:
-            return self._writer.holds(entry.sha1, entry.size)
+        linked = entry.size is None
+        size = find_size(self._layout.file(entry.sha1)) if entry.size is None else entry.size
         # A cached copy becomes an original: the other directory may be deleted next.
-        return self._writer.keeps(entry.sha1, entry.size)
+        keeps = self._writer.holds if self._dry_run else self._writer.keeps
+        if size is not None and keeps(entry.sha1, size):
+            return True
+        return linked and self._has_link(entry.sha1)
+
+    def _has_link(self, sha1: str) -> bool:
+        """Whether there is a link here, to a file that is what it was."""
+        path = self._layout.link(sha1)
+        data = read_small(path, LINK_SIZE_BYTES_MAX)
+        if data is None:
+            return False
+        try:
+            open_link(parse_link(data, sha1=sha1, record_path=display(path)), sha1).close()
+        except LinkInvalid:
+            return False
+        return True
 
     def _take_file(self, sha1: str, count: Count) -> None:
         path = self._from.file(sha1)
@@ -98,7 +111,7 @@ class FileImport:
                 data = read_source(source)
                 self._check(sha1, digest_buffer(data, self._chunk_size_bytes), source)
                 self._count(count, source.size)
-                self._small.append(path)
+                self._small.append((path, source.size))
             elif self._dry_run:
                 self._check(sha1, self._digest(source), source)
                 self._count(count, source.size)
@@ -118,10 +131,10 @@ class FileImport:
             self._writer.finish(temp, digests)
 
     def _put_small(self) -> None:
-        paths, self._small = self._small, []
-        if self._dry_run or not paths:
+        small, self._small = self._small, []
+        if self._dry_run or not small:
             return
-        for path, answer in zip(paths, self._store.put_files(paths), strict=True):
+        for (path, size_bytes), answer in zip(small, self._store.put_files([path for path, _ in small]), strict=True):
             problem = answer if isinstance(answer, KacheryError) else None
             if isinstance(answer, Stored) and answer.sha1 != path.name:
                 problem = FileChanged(path=display(path), why="other bytes stood in it at a second reading")
@@ -129,6 +142,7 @@ class FileImport:
                 raise problem
             if problem is not None:
                 self._tally.files.taken -= 1
+                self._tally.files.size_bytes -= size_bytes
                 self._tally.refuse(f"sha1://{path.name}", problem.message)
 
     def _take_link(self, sha1: str, count: Count) -> None:

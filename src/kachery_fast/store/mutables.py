@@ -18,11 +18,11 @@ from ..errors import BadMessage, InvalidArgument, KacheryError, TooLarge
 from ..protocol.canonical import canonical_bytes
 from .database import Database
 
-__all__ = ["DATABASE_NAME", "MutableStore", "encode_key", "encode_value"]
+__all__ = ["DATABASE_NAME", "STEPS", "MutableStore", "encode_key", "encode_value"]
 
 DATABASE_NAME = "kachery-fast-mutables.db"
 
-_STEPS = [["CREATE TABLE mutables (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID"]]
+STEPS = [["CREATE TABLE mutables (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID"]]
 # A key names something; what is long belongs into the value.
 _KEY_SIZE_BYTES_MAX = 16 * 1024
 
@@ -39,7 +39,7 @@ class MutableStore:
 
     def __init__(self, root: Path, *, value_size_bytes_max: int) -> None:
         self._value_size_bytes_max = value_size_bytes_max
-        self._database = Database(root / DATABASE_NAME, _STEPS)
+        self._database = Database(root / DATABASE_NAME, STEPS)
 
     def close(self) -> None:
         """Close the file; a second call does nothing."""

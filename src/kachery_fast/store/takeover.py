@@ -12,35 +12,38 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from ..errors import InvalidName, KacheryError
+from ..errors import InvalidName, TooLarge
 from ..protocol import feeds as rules
 from ..protocol import plain_json
 from ..protocol.names import check_feed_id, check_sha1
 from ..protocol.signing import private_key, public_id
-from .disk import TempFile, translated, write_all
 from .feeds import FeedLog
 from .legacy import FEEDS_NAME, MUTABLES_NAME, WORK_PREFIX, OldDatabase, fingerprint_of_files
 from .mutables import MutableStore
-from .objects import read_small
+from .takeover_marker import refused_before, write_marker
 from .tally import Tally
 
-__all__ = ["MARKER_NAME", "take_over", "take_over_in_place"]
+__all__ = ["PROGRESS_TEXT", "take_over", "take_over_in_place"]
 
 log = logging.getLogger("kachery_fast.store")
 
-# Says what of the old files was looked at, so that a start without news costs nothing.
-MARKER_NAME = "kachery-fast-takeover.json"
-_MARKER_VERSION = 1
-_MARKER_SIZE_BYTES_MAX = 64 * 1024 * 1024
+# Mutables that are written together.
+_BATCH_MUTABLES_MAX = 4000
 # Messages that are checked and written together.
 _BATCH_MESSAGES_MAX = 500
 _BATCH_SIZE_BYTES_MAX = 4 * 1024 * 1024
+
+# The log says that often how far it is, in lines with this text, for which a start in the background waits.
+PROGRESS_TEXT = "taking over from 2022"
+_PROGRESS_SECONDS = 5.0
 
 _READ_ONLY = "Feeds are kept as far as they verify, and those that were not writable here before are read-only"
 
@@ -53,9 +56,26 @@ class _FeedRows:
         self.names: list[tuple[str, str]] = []
 
 
+class _Progress:
+    """Says in the log how far a take-over is, so that who waits for the start of a node sees that it goes on."""
+
+    def __init__(self, tally: Tally) -> None:
+        self._tally = tally
+        self._due = time.monotonic() + _PROGRESS_SECONDS
+
+    def tick(self) -> None:
+        """Note that something was done."""
+        now = time.monotonic()
+        if now >= self._due:
+            self._due = now + _PROGRESS_SECONDS
+            counts = (self._tally.mutables, self._tally.messages)
+            log.info("%s: so far %d mutables, %d messages", PROGRESS_TEXT, *(
+                count.taken + count.here for count in counts))
+
+
 def take_over_in_place(root: Path, *, mutable_size_bytes_max: int, message_size_bytes_max: int) -> Tally | None:
     """Take over what the daemon of 2022 left in a storage directory, if there is news; for the start of a node, before
-    the feed log is opened. Logs what was done, and what is wrong with the old files at every start.
+    the feed log is opened. Logs how far it is, what was done, and what is wrong with the old files at every start.
 
     :returns: None when nothing of the old files has changed since the last time, or there are none.
     :raises DiskFull, DiskError, DatabaseUnusable: this program's own databases cannot be written; the next start tries
@@ -66,14 +86,16 @@ def take_over_in_place(root: Path, *, mutable_size_bytes_max: int, message_size_
     found = fingerprint_of_files(root / MUTABLES_NAME, root / FEEDS_NAME)
     if not any(found):
         return None
-    marker = _read_marker(root / MARKER_NAME)
-    if marker.get("files") == found:
-        _log_refused(marker["refused"])
+    refused = refused_before(root, found, mutable_size_bytes_max)
+    if refused is not None:
+        _log_refused(refused)
         return None
     log.info("the mutables and feeds of 2022 in %s are taken over; every signature is checked", root)
-    tally = take_over(root, root, mutable_size_bytes_max=mutable_size_bytes_max,
-                      message_size_bytes_max=message_size_bytes_max)
-    _write_marker(root, {"version": _MARKER_VERSION, "files": found, "refused": tally.refused})
+    tally = Tally()
+    take_over(root, root, mutable_size_bytes_max=mutable_size_bytes_max, message_size_bytes_max=message_size_bytes_max,
+              tally=tally, tick=_Progress(tally).tick)
+    if not tally.unread:  # else the next start tries again
+        write_marker(root, found, tally)
     log.info("taken over from 2022: %d mutables, %d feeds, %d messages; already here: %d, %d, %d; refused: %d",
              tally.mutables.taken, tally.feeds.taken, tally.messages.taken, tally.mutables.here, tally.feeds.here,
              tally.messages.here, len(tally.refused))
@@ -82,47 +104,76 @@ def take_over_in_place(root: Path, *, mutable_size_bytes_max: int, message_size_
 
 
 def take_over(source: Path, root: Path, *, mutable_size_bytes_max: int, message_size_bytes_max: int,
-              with_feeds: bool = True, tally: Tally | None = None) -> Tally:
+              with_feeds: bool = True, tally: Tally | None = None, tick: Callable[[], None] = lambda: None) -> Tally:
     """Take over ``mutables.db`` and ``feeds.db`` of ``source`` into the databases of ``root``.
 
-    :param with_feeds: nobody else has the feed log of ``root`` open; without, the feeds are left alone.
+    :param with_feeds: nobody else has the feed log of ``root`` open; without, feeds and their keys are refused.
     :param tally: where to count; it is returned.
+    :param tick: called now and then, while something goes on.
     :raises DiskFull, DiskError, DatabaseUnusable: the databases of ``root`` cannot be written.
     """
     tally = Tally() if tally is None else tally
-    found = _take_mutables(source / MUTABLES_NAME, root, mutable_size_bytes_max, tally)
+    found = _take_mutables(OldDatabase(source / MUTABLES_NAME, root, tick), root, mutable_size_bytes_max, tally, tick)
     if not with_feeds:
+        if found.seeds or (source / FEEDS_NAME).exists():
+            tally.refuse(str(source / FEEDS_NAME), f"the feeds, and the keys of {len(found.seeds)} of them, were not "
+                         "taken: the node of this machine runs, and has its feeds in use. Stop it with: kachery-fast "
+                         "node stop, and import again")
         return tally
-    with OldDatabase(source / FEEDS_NAME, root) as old:
+    with OldDatabase(source / FEEDS_NAME, root, tick) as old:
         if old.exists or found.seeds:
-            _take_feeds(old, root, found, message_size_bytes_max, tally)
+            _take_feeds(old, root, found, message_size_bytes_max, tally, tick)
     return tally
 
 
 # --- mutables
 
 
-def _take_mutables(path: Path, root: Path, size_bytes_max: int, tally: Tally) -> _FeedRows:
-    feeds, pairs = _FeedRows(), []
-    with OldDatabase(path, root) as old:
-        for raw_key, raw_value in old.rows("SELECT key, value FROM mutables"):
-            try:
-                key, value = _json(raw_key), _json(raw_value)
-                if not isinstance(key, dict) or not _is_of_feeds(key, value, feeds):
-                    pairs.append((key, value))
-            except (ValueError, RecursionError) as error:
-                tally.refuse(f"a row of {old}", f"it is not as in 2022 ({error})")
+def _take_mutables(old: OldDatabase, root: Path, size_bytes_max: int, tally: Tally,
+                   tick: Callable[[], None]) -> _FeedRows:
+    feeds = _FeedRows()
+    with ExitStack() as stack:
+        stack.enter_context(old)
+        store: MutableStore | None = None
+        for pairs in _batches_of_mutables(old, feeds, tally):
+            if store is None:
+                store = stack.enter_context(MutableStore(root, value_size_bytes_max=size_bytes_max))
+            _add_mutables(store, pairs, str(old), tally)
+            tick()
     if old.problem:
-        tally.refuse(str(old), f"{old.problem}. What could be read of it was taken; it is left as it is. Restore it "
-                               "from a backup, and try again")
-    if pairs:
-        with MutableStore(root, value_size_bytes_max=size_bytes_max) as mutables:
-            added, refused = mutables.add(pairs)
-        tally.mutables.taken += added
-        tally.mutables.here += len(pairs) - added - len(refused)
-        for refusal in refused:
-            tally.refuse(f"a row of {old}", refusal.message)
+        tally.unread = tally.unread or old.temporary
+        advice = ("What could be read of it was taken. Once it can be read, try again" if old.temporary else
+                  "What could be read of it was taken; it is left as it is. Restore it from a backup, and try again")
+        tally.refuse(str(old), f"{old.problem}. {advice}")
     return feeds
+
+
+def _batches_of_mutables(old: OldDatabase, feeds: _FeedRows, tally: Tally) -> Iterator[list[tuple[Any, Any]]]:
+    pairs: list[tuple[Any, Any]] = []
+    size_bytes = 0
+    for raw_key, raw_value in old.rows("SELECT key, value FROM mutables"):
+        try:
+            key, value = _json(raw_key), _json(raw_value)
+            if not isinstance(key, dict) or not _is_of_feeds(key, value, feeds):
+                pairs.append((key, value))
+                size_bytes += len(raw_key) + len(raw_value)
+        except (ValueError, RecursionError) as error:
+            tally.refuse(f"a row of {old}", f"it is not as in 2022 ({error})")
+        if len(pairs) == _BATCH_MUTABLES_MAX or size_bytes > _BATCH_SIZE_BYTES_MAX:
+            yield pairs
+            pairs, size_bytes = [], 0
+    if pairs:
+        yield pairs
+
+
+def _add_mutables(store: MutableStore, pairs: list[tuple[Any, Any]], where: str, tally: Tally) -> None:
+    added, refused = store.add(pairs)
+    tally.mutables.taken += added
+    tally.mutables.here += len(pairs) - added - len(refused)
+    for refusal in refused:
+        tally.refuse(f"a row of {where}", refusal.message)
+        if isinstance(refusal, TooLarge) and refusal.details["setting"] == "mutable_size_bytes_max":
+            tally.too_large_bytes = min(refusal.details["size"], tally.too_large_bytes or refusal.details["size"])
 
 
 def _is_of_feeds(key: dict[str, Any], value: Any, feeds: _FeedRows) -> bool:
@@ -157,29 +208,19 @@ def _json(data: object) -> Any:
 # --- feeds
 
 
-def _take_feeds(old: OldDatabase, root: Path, found: _FeedRows, message_size_bytes_max: int, tally: Tally) -> None:
+def _take_feeds(old: OldDatabase, root: Path, found: _FeedRows, message_size_bytes_max: int, tally: Tally,
+                tick: Callable[[], None]) -> None:
     feed_log = FeedLog(root, message_size_bytes_max=message_size_bytes_max)
     try:
         before = {info.feed_id: info.writable for info in feed_log.feeds()}
         places = _subfeeds(old, tally)
         broken = {feed_id for feed_id, subfeed in places
-                  if not _take_subfeed(feed_log, old, feed_id, subfeed, tally)}
+                  if not _take_subfeed(feed_log, old, feed_id, subfeed, tally, tick)}
         old.close()  # which notes when it was written to meanwhile
-        if old.problem:
-            tally.refuse(str(old), f"{old.problem}. {_READ_ONLY}. It is left as it is. Restore it from a backup and "
-                                   "try again, or go on with new feeds")
-        elif not old.exists:
-            tally.refuse(str(old), f"it is missing, and mutables.db has the keys of {len(found.seeds)} feeds. "
-                                   f"{_READ_ONLY}. Put it back, and try again")
-        else:
-            for feed_id, seed in found.seeds.items():
-                if feed_id not in broken:
-                    feed_log.adopt(feed_id, seed=seed)
-        for name, feed_id in found.names:
-            try:
-                feed_log.adopt(feed_id, name=name)
-            except InvalidName as error:
-                tally.refuse(f"the name of the feed {feed_id[:64]}", error.message)
+        whole = _is_whole(old, found, tally)
+        seeds = {feed_id: seed for feed_id, seed in found.seeds.items() if whole and feed_id not in broken}
+        for feed_id, error in feed_log.adopt(seeds, found.names):
+            tally.refuse(f"the name of the feed {feed_id[:64]}", error.message)
         after = {info.feed_id: info.writable for info in feed_log.feeds()}
     finally:
         feed_log.close()
@@ -187,6 +228,19 @@ def _take_feeds(old: OldDatabase, root: Path, found: _FeedRows, message_size_byt
     tally.feeds.taken += len(news)
     of_2022 = {*found.seeds, *(feed_id for feed_id, _ in places)}
     tally.feeds.here += len((after.keys() & of_2022) - news)
+
+
+def _is_whole(old: OldDatabase, found: _FeedRows, tally: Tally) -> bool:
+    """Whether all of the old feeds could be read; what keeps them from it is refused."""
+    if old.problem:
+        tally.unread = tally.unread or old.temporary
+        advice = ("Once it can be read, try again" if old.temporary else
+                  "It is left as it is. Restore it from a backup and try again, or go on with new feeds")
+        tally.refuse(str(old), f"{old.problem}. {_READ_ONLY}. {advice}")
+    elif not old.exists:
+        tally.refuse(str(old), f"it is missing, and mutables.db has the keys of {len(found.seeds)} feeds. "
+                               f"{_READ_ONLY}. Put it back, and try again")
+    return old.exists and not old.problem
 
 
 def _subfeeds(old: OldDatabase, tally: Tally) -> list[tuple[str, str]]:
@@ -203,7 +257,8 @@ def _subfeeds(old: OldDatabase, tally: Tally) -> list[tuple[str, str]]:
     return found
 
 
-def _take_subfeed(feed_log: FeedLog, old: OldDatabase, feed_id: str, subfeed: str, tally: Tally) -> bool:
+def _take_subfeed(feed_log: FeedLog, old: OldDatabase, feed_id: str, subfeed: str, tally: Tally,
+                  tick: Callable[[], None]) -> bool:
     """Take the messages of a subfeed as far as they are true; whether that was all of them."""
     what = f"messages of feed://{feed_id}/~{subfeed} in {old}"
     if feed_log.owns(feed_id):
@@ -218,6 +273,7 @@ def _take_subfeed(feed_log: FeedLog, old: OldDatabase, feed_id: str, subfeed: st
             tally.refuse(what, f"message {count} is missing. What is before it was taken; the feed is read-only here")
             return False
         done = feed_log.extend(feed_id, subfeed, count, batch)
+        tick()
         tally.messages.taken += done.new_count
         if done.error is not None:
             tally.refuse(what, f"{done.error.message} What is before it was taken; the feed is read-only here unless "
@@ -274,27 +330,6 @@ def _text(value: object) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
-# --- the marker
-
-
-def _read_marker(path: Path) -> dict[str, Any]:
-    """Return what was noted; nothing, where it cannot be read: then all is looked at again, which does no harm."""
-    try:
-        found = json.loads(read_small(path, _MARKER_SIZE_BYTES_MAX) or b"{}")
-    except (KacheryError, ValueError, RecursionError):
-        return {}
-    known = isinstance(found, dict) and found.get("version") == _MARKER_VERSION and isinstance(
-        found.get("refused"), list)
-    return found if known else {}
-
-
-def _write_marker(root: Path, content: dict[str, Any]) -> None:
-    with TempFile(root / "tmp", durable=True) as temp:
-        with translated("writing", temp.path):
-            write_all(temp.fd, memoryview(json.dumps(content).encode()))
-        temp.publish(root / MARKER_NAME, durable=True)
-
-
-def _log_refused(refused: list[Any]) -> None:
+def _log_refused(refused: list[tuple[str, str]]) -> None:
     for what, why in refused:
         log.warning("of 2022, not taken over: %s: %s", what, why)

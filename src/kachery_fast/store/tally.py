@@ -19,7 +19,11 @@ class Count:
 
 @dataclass
 class Tally:
-    """The account of one take-over. ``refused``: what was not taken, and why."""
+    """The account of one take-over. ``refused``: what was not taken, and why.
+
+    ``too_large_bytes``: the length of the shortest mutable that was longer than the setting allows. ``unread``: a file
+    could not be read this time, and the same one may be readable the next time.
+    """
 
     files: Count = field(default_factory=Count)
     links: Count = field(default_factory=Count)
@@ -27,6 +31,8 @@ class Tally:
     feeds: Count = field(default_factory=Count)
     messages: Count = field(default_factory=Count)
     refused: list[tuple[str, str]] = field(default_factory=list)
+    too_large_bytes: int | None = None
+    unread: bool = False
 
     def refuse(self, what: str, why: str) -> None:
         """Note what was not taken."""

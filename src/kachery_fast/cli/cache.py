@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..config import Settings, load_settings
-from ..errors import InvalidArgument
+from ..errors import CacheOfAnother, DiskError, InvalidArgument
 from .output import command_errors, emit, human_size, json_option
 
 if TYPE_CHECKING:
@@ -39,9 +40,11 @@ def ls(cached: bool, originals: bool, linked: bool, pinned: bool, as_table: bool
     """List the files of the local store, in the order of the SHA-1; manifests are files too.
 
     --cached, --originals and --linked may be given together. With --json each line is an object: a store of millions is
-    listed as it is read.
+    listed as it is read. Which files are copies, and which are pinned, is known to the owner of the storage directory
+    alone; to others all are originals.
     """
     _, keeper = _keeper()
+    _tell_unknown(keeper)
     kinds = {kind for kind, wanted in (("cached", cached), ("original", originals), ("linked", linked)) if wanted}
     for found in keeper.list():
         if (kinds and found.kind.value not in kinds) or (pinned and not found.pinned):
@@ -72,7 +75,8 @@ def gc(dry_run: bool, size: str | None, at_once: bool, as_json: bool) -> None:
     bound = quota_of(settings.storage_dir, settings.cache_size_bytes_max) if size is None else _size_of(size)
     before = keeper.index.totals().bytes
     if bound is None:
-        emit({"files": 0, "bytes": 0, "cachedBytes": before, "boundBytes": None, "dryRun": dry_run, "copies": []},
+        emit({"files": 0, "bytes": 0, "cachedBytes": before, "boundBytes": None, "dryRun": dry_run, "copies": [],
+              "failed": 0, "reasons": []},
              f"No bound is set, so nothing is evicted; {human_size(before)} are cached. Set "
              "KACHERY_CACHE_SIZE_BYTES_MAX, or give --to.", as_json)
         return
@@ -91,9 +95,13 @@ def gc(dry_run: bool, size: str | None, at_once: bool, as_json: bool) -> None:
     text = (f"{done.files} cached copies, {human_size(done.bytes)}, {verb} {where}; "
             f"{human_size(done.left_bytes)} {'would be' if dry_run else 'are'} left of at most {human_size(bound)}.")
     if done.left_bytes > bound:
-        text += " The rest is pinned, or was used a moment ago."
+        text += " The rest is pinned, or was used a moment ago" + (", or cannot be moved." if done.failed else ".")
     emit({"files": done.files, "bytes": done.bytes, "cachedBytes": done.left_bytes, "boundBytes": bound,
-          "dryRun": dry_run, "copies": copies}, text, as_json)
+          "dryRun": dry_run, "copies": copies, "failed": done.failed, "reasons": list(done.reasons)}, text, as_json)
+    if done.failed:
+        click.echo(f"Error: {done.failed} copies could not be moved. " + " ".join(done.reasons), err=True)
+        sys.stdout.flush()
+        sys.exit(DiskError.exit_code)
 
 
 @click.command(short_help="Keep files from being evicted and removed.")
@@ -129,12 +137,16 @@ def rm(uris: tuple[str, ...], at_once: bool, force: bool, as_json: bool) -> None
     from which trash restore brings them back.
     """
     _, keeper = _keeper()
+    _tell_unknown(keeper)
     _each(uris, as_json, lambda sha1: {"size": keeper.remove(sha1, at_once=at_once, force=force)}, "removed")
 
 
 @click.group()
 def trash() -> None:
-    """List, restore and delete what was evicted or removed. The node deletes it after KACHERY_TRASH_KEEP_DAYS."""
+    """List, restore and delete what was evicted or removed. The node deletes it after KACHERY_TRASH_KEEP_DAYS.
+
+    What a program of 2022 left in sha1-trash is listed and restored as well; only trash empty deletes it.
+    """
 
 
 @trash.command("list", short_help="List what is in the trash.")
@@ -145,9 +157,11 @@ def list_trash(as_json: bool) -> None:
     _, keeper = _keeper()
     for found in keeper.trash.list():
         if as_json:
-            click.echo(json.dumps({"uri": f"sha1://{found.sha1}", "size": found.size, "since": found.since}))
+            click.echo(json.dumps({"uri": f"sha1://{found.sha1}", "size": found.size, "since": found.since,
+                                   "old": found.old}))
         else:
-            click.echo(f"sha1://{found.sha1}  {human_size(found.size)}, since {_moment(found.since)}")
+            click.echo(f"sha1://{found.sha1}  {human_size(found.size)}, since {_moment(found.since)}"
+                       + (", in sha1-trash" if found.old else ""))
 
 
 @trash.command(short_help="Bring files back from the trash.")
@@ -155,9 +169,18 @@ def list_trash(as_json: bool) -> None:
 @json_option
 @command_errors
 def restore(uris: tuple[str, ...], as_json: bool) -> None:
-    """Bring files back from the trash. They are not evicted again by themselves."""
+    """Bring files back from the trash, having read them. They are not evicted again by themselves.
+
+    A file that the store has is kept as it is, and counts as stored here; what the trash had is dropped.
+    """
     _, keeper = _keeper()
-    _each(uris, as_json, lambda sha1: {"path": str(keeper.restore(sha1))}, "restored")
+
+    def act(sha1: str) -> dict[str, Any]:
+        done = keeper.restore(sha1)
+        words = {"text": f"kept      sha1://{sha1}: the store has it"} if done.was_there else {}
+        return {"path": str(done.path), "wasThere": done.was_there, **words}
+
+    _each(uris, as_json, act, "restored")
 
 
 @trash.command(short_help="Delete what is in the trash.")
@@ -166,10 +189,10 @@ def restore(uris: tuple[str, ...], as_json: bool) -> None:
 @json_option
 @command_errors
 def empty(older_than_days: float, as_json: bool) -> None:
-    """Delete what is in the trash, for good."""
+    """Delete what is in the trash, for good; also what a program of 2022 left in sha1-trash."""
     _, keeper = _keeper()
     before = time.time() - older_than_days * _DAY_SECONDS if older_than_days else float("inf")
-    files, size = keeper.trash.empty(before=before)
+    files, size = keeper.empty_trash(before=before, old=True)
     emit({"files": files, "bytes": size}, f"{files} files, {human_size(size)}, were deleted.", as_json)
 
 
@@ -180,6 +203,15 @@ def _keeper() -> tuple[Settings, CacheKeeper]:
     return settings, CacheKeeper(settings.storage_dir)
 
 
+def _tell_unknown(keeper: CacheKeeper) -> None:
+    if keeper.index.exists:
+        try:
+            keeper.index.check_mine()
+        except CacheOfAnother as error:
+            click.echo(f"Note: only {error.details['owner']} can see which files are cached copies or pinned; all "
+                       "count as stored here.", err=True)
+
+
 def _each(uris: tuple[str, ...], as_json: bool, act: Callable[[str], dict[str, Any]], done: str) -> None:
     from ..protocol.names import parse_file_uri
     from .files import Answers
@@ -187,7 +219,7 @@ def _each(uris: tuple[str, ...], as_json: bool, act: Callable[[str], dict[str, A
     answers = Answers(as_json)
     for uri in uris:
         answers.attempt({"uri": uri}, lambda uri=uri: {  # type: ignore[misc]
-            **act(parse_file_uri(uri).sha1), "text": f"{done}  {uri}"})
+            "text": f"{done}  {uri}", **act(parse_file_uri(uri).sha1)})
     answers.end()
 
 

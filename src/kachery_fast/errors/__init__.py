@@ -10,7 +10,7 @@ Exit codes: 1 internal, 2 usage, 3 not found, 4 not permitted, 5 unreachable, 6 
 
 from __future__ import annotations
 
-from .cache import CacheConfigInvalid, FilePinned, NotInTrash, OnlyCopyHere
+from .cache import CacheConfigInvalid, CacheOfAnother, FilePinned, NotInTrash, OnlyCopyHere
 from .feeds import (
     FeedChainBroken,
     FeedForked,
@@ -83,8 +83,8 @@ from .tasks import (
 from .tree import KacheryError
 
 __all__ = [
-    "AlreadyExists", "BadMessage", "BandUnreachable", "BucketUnreachable", "CacheConfigInvalid", "Cancelled",
-    "ChannelUnknown", "ClientAuthRefused", "ClientOffline", "CorruptFile", "CorruptObject",
+    "AlreadyExists", "BadMessage", "BandUnreachable", "BucketUnreachable", "CacheConfigInvalid", "CacheOfAnother",
+    "Cancelled", "ChannelUnknown", "ClientAuthRefused", "ClientOffline", "CorruptFile", "CorruptObject",
     "DatabaseUnusable", "DiskError", "DiskFull", "FeedChainBroken", "FeedForked", "FeedInvalid",
     "FeedNotWritable", "FeedUnknown", "FileChanged", "FilePinned", "HeadInvalid", "HubError",
     "HubUnreachable", "InvalidArgument", "InvalidFeedUri", "InvalidName", "InvalidSetting", "InvalidUri",

@@ -5,12 +5,20 @@ from __future__ import annotations
 from .general import InvalidArgument
 from .tree import KacheryError
 
-__all__ = ["CacheConfigInvalid", "FilePinned", "NotInTrash", "OnlyCopyHere"]
+__all__ = ["CacheConfigInvalid", "CacheOfAnother", "FilePinned", "NotInTrash", "OnlyCopyHere"]
 
 
 class CacheConfigInvalid(InvalidArgument):
     """{path} cannot be used: {why}. Nothing is evicted while that is so; write maxCacheSizeGiB as a number, such as
     200, or set KACHERY_CACHE_SIZE_BYTES_MAX."""
+
+
+class CacheOfAnother(KacheryError):
+    """Which files are cached copies, and which are pinned, is in {path}, which is for the user {owner} alone: the owner
+    of the storage directory. Nothing was changed; do it as that user, who has to run the node as well."""
+
+    exit_code = 4
+    http_status = 403
 
 
 class NotInTrash(KacheryError):

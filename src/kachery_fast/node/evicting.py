@@ -34,7 +34,8 @@ class Evicting:
         self._threads = threads
         self._keeper = CacheKeeper(settings.storage_dir)
         self._emptied_at = float("-inf")
-        self._why = ""
+        self._why = self._trash_why = ""
+        self._reasons: tuple[str, ...] = ()
 
     async def run(self) -> None:
         """Go on until cancelled; what fails is logged, once, and tried again."""
@@ -58,13 +59,27 @@ class Evicting:
     def _look(self) -> None:
         settings, now = self._settings, time.time()
         if time.monotonic() - self._emptied_at > _EMPTY_TRASH_SECONDS:
-            files, size = self._keeper.trash.empty(before=now - settings.trash_keep_days * _DAY_SECONDS)
-            if files:
-                log.info("emptied the trash of %d files, %d bytes", files, size)
-            self._emptied_at = time.monotonic()
+            self._empty_trash(now - settings.trash_keep_days * _DAY_SECONDS)
         quota = quota_of(settings.storage_dir, settings.cache_size_bytes_max)
         if quota is None or self._keeper.index.totals().bytes <= quota:
             return
         done = self._keeper.evict(int(quota * _LOW_WATER_FRACTION), now=now, keep_seconds=settings.cache_keep_seconds)
         if done.files:
             log.info("evicted %d cached copies, %d bytes; %d bytes are cached, %d may be", *done[:3], quota)
+        if done.failed and done.reasons != self._reasons:
+            log.error("%d cached copies could not be evicted: %s", done.failed, " ".join(done.reasons))
+        self._reasons = done.reasons
+
+    def _empty_trash(self, before: float) -> None:
+        """Delete what this program put in the trash; what one of 2022 left in its own is for its user to delete."""
+        self._emptied_at = time.monotonic()
+        try:
+            files, size = self._keeper.empty_trash(before=before)
+        except KacheryError as error:
+            if error.message != self._trash_why:
+                log.error("the trash is not emptied: %s", error)
+            self._trash_why = error.message
+            return
+        self._trash_why = ""
+        if files:
+            log.info("emptied the trash of %d files, %d bytes", files, size)

@@ -14,20 +14,24 @@ factor of two may go in the order of use instead.
 from __future__ import annotations
 
 import heapq
+import itertools
 import logging
 import os
+import pwd
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from sqlite3 import Connection
 from typing import NamedTuple
 
-from ..errors import KacheryError
+from ..errors import CacheOfAnother, KacheryError
+from .cache_rows import CachedCopy, Rows
 from .database import Database
+from .disk import display
 
-__all__ = ["USE_GRAIN_SECONDS", "CacheIndex", "CacheTotals", "CachedCopy", "identity_of", "note_use", "score"]
+__all__ = ["USE_GRAIN_SECONDS", "CacheIndex", "CacheTotals", "identity_of", "note_use", "renew", "score"]
 
 # A file in use has its time of use renewed at most this often.
 USE_GRAIN_SECONDS = 300.0
@@ -45,24 +49,18 @@ _STEPS = [[
         UPDATE totals SET files = files + (NEW.manifest_of IS NULL), bytes = bytes + NEW.size; END""",
     """CREATE TRIGGER copy_goes AFTER DELETE ON copies BEGIN
         UPDATE totals SET files = files - (OLD.manifest_of IS NULL), bytes = bytes - OLD.size; END""",
+], [
+    "CREATE TABLE intents (sha1 TEXT PRIMARY KEY, identity TEXT NOT NULL) WITHOUT ROWID",
 ]]
-_FIND = "SELECT sha1, size, identity, used_ms, pinned FROM copies WHERE sha1 = ?"
-_FIND_MANIFESTS = "SELECT sha1, size, identity, used_ms, pinned FROM copies WHERE manifest_of = ? AND pinned = 0"
 _CANDIDATES = """SELECT sha1, size, identity, used_ms, pinned FROM copies
-    WHERE size_class = ? AND pinned = 0 AND manifest_of IS NULL AND used_ms < ? ORDER BY used_ms"""
+    WHERE size_class = ? AND pinned = 0 AND manifest_of IS NULL AND used_ms < ? AND (used_ms, sha1) > (?, ?)
+    ORDER BY used_ms, sha1"""
 _SIZE_CLASSES = 54  # 2**53 bytes is the longest file that JSON can tell of
+_PAGE_COPIES_FIRST, _PAGE_COPIES_MAX = 128, 4096
+_ADVICE = ("Move it away and start the node anew: it only holds which files may be evicted, and what is pinned. "
+           "Without it all files that are here now count as originals.")
 
 _log = logging.getLogger("kachery_fast.store")
-
-
-class CachedCopy(NamedTuple):
-    """A row: ``size`` in bytes, ``used_ms`` the last known use in milliseconds since 1970."""
-
-    sha1: str
-    size: int
-    identity: str
-    used_ms: int
-    pinned: bool
 
 
 class CacheTotals(NamedTuple):
@@ -95,13 +93,29 @@ def note_use(path: Path, now: float) -> None:
             os.utime(path, ns=(int(now * 1e9), found.st_mtime_ns))
 
 
+def renew(path: str | Path) -> bool:
+    """Give a file of the store another time of change, so that no row fits it; False where that cannot be done.
+
+    A file that has another name as well is not lost with this one, and is somebody's: it is left alone.
+    """
+    try:
+        found = os.stat(path)  # noqa: PTH116
+        if found.st_nlink == 1:
+            os.utime(path, ns=(found.st_atime_ns, max(time.time_ns(), found.st_mtime_ns + 1)))
+    except OSError:
+        return False
+    return True
+
+
 class CacheIndex:
     """The index of one storage directory. Nothing is made before the first copy, or pin, is noted.
 
-    Methods raise DatabaseUnusable or DiskError when the index cannot be used, unless they say otherwise.
+    Methods raise DatabaseUnusable or DiskError when the index cannot be used, and CacheOfAnother to whom it is not
+    for, unless they say otherwise.
     """
 
     def __init__(self, root: Path) -> None:
+        self._root = root
         self.path = root / "kachery-fast-cache.db"
         self._name = str(self.path)
         self._lock = threading.Lock()
@@ -112,6 +126,30 @@ class CacheIndex:
         """Whether anything was ever cached or pinned here."""
         return os.path.exists(self._name)  # noqa: PTH110 - on the way of every file that is stored again
 
+    @property
+    def is_mine(self) -> bool:
+        """Whether this user may use the index."""
+        return self._other_owner() is None
+
+    def check_mine(self) -> None:
+        """Check that this user may use the index. :raises CacheOfAnother: it is another's."""
+        owner = self._other_owner()
+        if owner is not None:
+            try:
+                name = pwd.getpwuid(owner).pw_name
+            except KeyError:
+                name = str(owner)
+            raise CacheOfAnother(path=display(self.path), owner=name)
+
+    def _other_owner(self) -> int | None:
+        user = os.geteuid()
+        if user:  # root acts as the owner
+            for path in (self._root, self._name):
+                with suppress(OSError):  # what is missing will be ours
+                    if (owner := os.stat(path).st_uid) != user:  # noqa: PTH116
+                        return owner
+        return None
+
     def close(self) -> None:
         """Let go of the database; it is opened again when needed."""
         database, self._database = self._database, None
@@ -121,7 +159,7 @@ class CacheIndex:
     def _open(self) -> Database:
         with self._lock:
             if self._database is None:
-                database = Database(self.path, _STEPS)
+                database = Database(self.path, _STEPS, advice=_ADVICE)
                 weakref.finalize(self, database.close)
                 self._database = database
             return self._database
@@ -129,11 +167,13 @@ class CacheIndex:
     # --- for the store
 
     def note(self, sha1: str, found: os.stat_result, *, now_ms: int, manifest_of: str | None = None) -> None:
-        """Note a cached copy. Never fails: a copy that could not be noted only stays.
+        """Note a cached copy. Never fails: a copy that could not be noted, or is of another user, only stays.
 
         :param manifest_of: it is the manifest of this file, and goes with it.
         """
         size = found.st_size
+        if not self.is_mine:
+            return
         try:
             with self._open().writing() as connection:
                 connection.execute("DELETE FROM copies WHERE sha1 = ?", (sha1,))
@@ -143,17 +183,20 @@ class CacheIndex:
         except KacheryError as error:
             _log.warning("sha1://%s cannot be noted as a cached copy, and stays: %s", sha1, error)
 
-    def claim(self, sha1: str) -> bool:
+    def claim(self, sha1: str, path: str) -> bool:
         """Make a file an original: it was stored here. Never fails.
 
+        :param path: where it is; it gets another time of change.
         :return: False when that could not be noted, as by a user who may not read the index.
         """
         if not self.exists:
             return True
         try:
             if self.find(sha1) is not None:
-                with self._open().writing() as connection:
-                    connection.execute("DELETE FROM copies WHERE sha1 = ?", (sha1,))
+                if not renew(path):
+                    return False
+                with self.changing() as rows:
+                    rows.forget(sha1)
         except KacheryError as error:
             _log.debug("sha1://%s is stored anew: %s", sha1, error)
             return False
@@ -172,17 +215,20 @@ class CacheIndex:
         if not self.exists:
             yield Rows(None)
             return
+        self.check_mine()
         with self._open().reading() as connection:
             yield Rows(connection)
 
     @contextmanager
     def changing(self) -> Iterator[Rows]:
         """Change rows in one transaction. Nobody claims a file meanwhile."""
+        self.check_mine()
         with self._open().writing() as connection:
             yield Rows(connection)
 
     def totals(self) -> CacheTotals:
         """Return how much is cached, at the cost of reading one row."""
+        self.check_mine()
         if not self.exists:
             return CacheTotals(0, 0)
         with self._open().reading() as connection:
@@ -191,56 +237,40 @@ class CacheIndex:
     def candidates(self, *, now_ms: int, before_ms: int) -> Iterator[CachedCopy]:
         """Yield what may go, the best first; pinned files and manifests are left out.
 
+        They are read some thousands at a time. Nothing is held open meanwhile, so rows may be changed, and one whose
+        use changed may come again or not at all.
+
         :param before_ms: only what was last used before this time.
         """
+        seen = [(-1, "")] * _SIZE_CLASSES
+        count = _PAGE_COPIES_FIRST
+        while page := self._page(seen, count, now_ms, before_ms):
+            yield from page
+            count = min(2 * count, _PAGE_COPIES_MAX)
+
+    def _page(self, seen: list[tuple[int, str]], count: int, now_ms: int, before_ms: int) -> list[CachedCopy]:
         if not self.exists:
-            return
-        with self._open().reading() as connection:
-            classes = [connection.execute(_CANDIDATES, (size_class, before_ms)) for size_class in range(_SIZE_CLASSES)]
-            for row in heapq.merge(*classes, key=lambda row: -score(row[1], row[3], now_ms)):
-                yield CachedCopy(*row)
+            return []
+        page: list[CachedCopy] = []
+        with self.looking() as rows:
+            classes = [rows.execute(_CANDIDATES, (size_class, before_ms, *seen[size_class]))
+                       for size_class in range(_SIZE_CLASSES)]
+            merged = heapq.merge(*classes, key=lambda row: -score(row[1], row[3], now_ms))
+            for row in itertools.islice(merged, count):
+                copy = CachedCopy(*row)
+                seen[copy.size.bit_length()] = copy.used_ms, copy.sha1
+                page.append(copy)
+        return page
 
     # --- pins
 
     def pin(self, sha1: str, *, pinned: bool) -> bool:
         """Pin a file, or take its pin away; return whether that changed anything."""
+        self.check_mine()
         if not pinned and not self.exists:
             return False
-        with self._open().writing() as connection:
+        with self.changing() as rows:
             statement = "INSERT OR IGNORE INTO pins VALUES (?)" if pinned else "DELETE FROM pins WHERE sha1 = ?"
-            changed = connection.execute(statement, (sha1,)).rowcount > 0
-            connection.execute("UPDATE copies SET pinned = ? WHERE sha1 = ?", (pinned, sha1))
+            changed = rows.execute(statement, (sha1,)).rowcount > 0
+            rows.execute("UPDATE copies SET pinned = ? WHERE sha1 = ?", (pinned, sha1))
         return changed
-
-
-class Rows:
-    """The rows, within one transaction."""
-
-    def __init__(self, connection: Connection | None) -> None:
-        self._connection = connection
-
-    def find(self, sha1: str) -> CachedCopy | None:
-        """Return the row of a file."""
-        row = None if self._connection is None else self._connection.execute(_FIND, (sha1,)).fetchone()
-        return None if row is None else CachedCopy(*row)
-
-    def manifests_of(self, sha1: str) -> list[CachedCopy]:
-        """Return the rows of the manifests that came with a file, but for pinned ones."""
-        if self._connection is None:
-            return []
-        return [CachedCopy(*row) for row in self._connection.execute(_FIND_MANIFESTS, (sha1,)).fetchall()]
-
-    def is_pinned(self, sha1: str) -> bool:
-        """Whether a file is pinned, cached or not."""
-        return self._connection is not None and bool(
-            self._connection.execute("SELECT EXISTS (SELECT 1 FROM pins WHERE sha1 = ?)", (sha1,)).fetchone()[0])
-
-    def forget(self, sha1: str) -> None:
-        """Take a row away."""
-        if self._connection is not None:
-            self._connection.execute("DELETE FROM copies WHERE sha1 = ?", (sha1,))
-
-    def note_use(self, sha1: str, used_ms: int) -> None:
-        """Take down a later use."""
-        if self._connection is not None:
-            self._connection.execute("UPDATE copies SET used_ms = ? WHERE sha1 = ?", (used_ms, sha1))

@@ -37,6 +37,8 @@ _LOG_SIZE_BYTES_MAX = 64 * 1024 * 1024
 _DAMAGE = ("malformed", "is not a database", "unsupported file format")
 _FULL, _IO_ERROR, _LOCKED = "database or disk is full", "disk I/O error", "is locked"
 _SHARED_SIZE_BYTES = 32768
+_DAMAGE_ADVICE = ("Nothing of it was changed. Restore it from a backup, or move it away to begin anew without what it "
+                  "held.")
 
 # SQLite's locks are those of POSIX: they fall when any descriptor of the file is closed in the same process. So a new
 # file is made, and closed again, while nobody else in this process can open it.
@@ -49,12 +51,14 @@ class Database:
     :param path: the file; it is made, mode 0600, with its directories where it is missing.
     :param steps: the statements that bring an empty file to version 1 of the tables, then from 1 to 2, and so on; once
         released, a step is never changed.
+    :param advice: what to do when it is damaged or gone; without it, a backup is what helps.
     :raises DatabaseUnusable: the file is damaged, is not a database of this kind, or was written by a newer version.
     :raises DiskFull, DiskError: it cannot be opened, made or written.
     """
 
-    def __init__(self, path: Path, steps: Sequence[Sequence[str]]) -> None:
+    def __init__(self, path: Path, steps: Sequence[Sequence[str]], *, advice: str = "") -> None:
         self.path = path
+        self._advice = advice
         self._name = os.fspath(path)
         self._turn = threading.Lock()  # of the one writing connection
         self._lock = threading.Lock()  # of the two fields that follow
@@ -207,7 +211,7 @@ class Database:
             inode = -1
         if inode != self._inode:
             raise DatabaseUnusable(path=display(self.path), why="it was removed or replaced while it was in use",
-                                   advice="Put it back and start the program anew.")
+                                   advice=self._advice or "Put it back and start the program anew.")
 
     @contextmanager
     def _errors(self, action: str) -> Iterator[None]:
@@ -223,8 +227,7 @@ class Database:
         if isinstance(error, sqlite3.Error):
             if any(sign in text for sign in _DAMAGE):
                 return DatabaseUnusable(path=display(self.path), why=f"it is damaged ({text})",
-                                        advice="Nothing of it was changed. Restore it from a backup, or move it away "
-                                               "to begin anew without what it held.")
+                                        advice=self._advice or _DAMAGE_ADVICE)
             error = OSError(errno.ENOSPC if self._is_full(text) else errno.EIO, _plain(text))
         return disk_error(error, action, self.path, needed="more")
 

@@ -45,6 +45,8 @@ SPAN_SIZE_BYTES = 8 * 1024 * 1024
 
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+# Of a file system without hard links, or one that allows no more, or none to this user.
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EXDEV, errno.EMLINK)
 _KINDS = (
     (stat.S_ISDIR, "a directory"),
     (stat.S_ISFIFO, "a named pipe"),
@@ -295,6 +297,34 @@ def rename_into(source: str | Path, final: str | Path, *, durable: bool) -> None
         os.rename(source, final)
     if durable:
         sync_directory(directory)
+
+
+def name_new(source: Path, final: Path, *, durable: bool) -> bool:
+    """Give ``source`` the name ``final``, with its directories; False when something has it, which is left alone.
+
+    ``source`` may keep its own name: the caller unlinks it. A rename alone would take the place of what another
+    process put there a moment ago.
+
+    :raises OSError: as from the system, for the caller's ``translated``.
+    """
+    try:
+        try:
+            os.link(source, final)
+        except FileNotFoundError:
+            make_directories(final.parent, durable=durable)
+            os.link(source, final)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        if os.path.lexists(final):
+            return False
+        rename_into(source, final, durable=durable)
+        return True
+    if durable:
+        sync_directory(final.parent)
+    return True
 
 
 def make_directories(path: str | Path, *, durable: bool) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -10,8 +9,8 @@ from pathlib import Path
 from .._core import digest_buffer
 from ..errors import ManifestInvalid
 from ..protocol.manifest import parse_manifest
-from .disk import make_directories, rename_into, translated, write_all
-from .flushing import flush_file, sync_directory
+from .disk import name_new, rename_into, translated, write_all
+from .flushing import flush_file
 from .objects import Located, ObjectWriter
 
 __all__ = ["adopt", "adopt_bytes"]
@@ -43,7 +42,7 @@ def adopt(writer: ObjectWriter, part: Path, sha1: str, manifest: bytes | None) -
                 flush_file(part)
             # Before it has its name: from then on somebody may store it and so make it an original.
             _note(writer, part, sha1)
-            if not _name(part, path, durable=writer.durable) and not writer.holds(sha1, size):
+            if not name_new(part, path, durable=writer.durable) and not writer.holds(sha1, size):
                 rename_into(part, path, durable=writer.durable)  # what was there is damaged
             with suppress(FileNotFoundError):
                 part.unlink()
@@ -66,24 +65,3 @@ def _note(writer: ObjectWriter, path: Path, sha1: str, *, manifest_of: str | Non
     with translated("opening", path):
         found = path.stat()
     writer.cache.note(sha1, found, now_ms=time.time_ns() // 1_000_000, manifest_of=manifest_of)
-
-
-def _name(part: Path, path: Path, *, durable: bool) -> bool:
-    """Give ``part`` the name ``path`` as well; False when something has it.
-
-    A rename would take the place of what another process stored a moment ago, and that is an original.
-    """
-    try:
-        try:
-            os.link(part, path)
-        except FileNotFoundError:
-            make_directories(path.parent, durable=durable)
-            os.link(part, path)
-    except FileExistsError:
-        return False
-    except OSError:  # a file system without hard links
-        rename_into(part, path, durable=durable)
-        return True
-    if durable:
-        sync_directory(path.parent)
-    return True

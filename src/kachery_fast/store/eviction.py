@@ -1,37 +1,38 @@
 """Making room: evicting cached copies, removing, pinning and restoring files.
 
-What is evicted is moved to the trash within one transaction of the index, and looked at again there: whoever stored
-the file in between took its row away before, or put another file in its place, which is then moved back. An open
-descriptor, as of an upload or a reader, stays valid after either.
+What goes is moved to the trash, see ``moving``. An open descriptor, as of an upload or a reader, stays valid.
 """
 
 from __future__ import annotations
 
 import enum
 import itertools
-import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import FilePinned, NotInStore, OnlyCopyHere
-from .cache import USE_GRAIN_SECONDS, CachedCopy, CacheIndex, Rows, identity_of
+from ..errors import CacheOfAnother, CorruptFile, DiskError, DiskFull, FilePinned, NotInStore, OnlyCopyHere
+from .cache import USE_GRAIN_SECONDS, CacheIndex, identity_of, renew
+from .cache_rows import CachedCopy, Rows
 from .census import walk
-from .disk import display, translated
+from .disk import display, find_size, translated
 from .files import FileStore
+from .flushing import sync_directory
 from .layout import Layout
-from .trash import Trash
+from .moving import Mover
+from .trash import Trash, digest_of
 
-__all__ = ["CacheKeeper", "Evicted", "Kind", "Listed"]
+__all__ = ["CacheKeeper", "Evicted", "Kind", "Listed", "Restored"]
 
 # Of a file system with less than this free, the trash would be in the way: what is evicted is deleted at once.
 _LOW_ROOM_FRACTION = 0.05
 # How many files one transaction moves: storing waits for its end.
 _BATCH_COPIES = 64
-
-_log = logging.getLogger("kachery_fast.store")
+# So many in a row that cannot be moved are not about single files.
+_FAILURES_IN_A_ROW_MAX = 1000
+_REASONS_MAX = 5
 
 
 class Kind(enum.Enum):
@@ -53,28 +54,78 @@ class Listed(NamedTuple):
 
 
 class Evicted(NamedTuple):
-    """What an eviction did: copies and bytes that went, and the bytes still cached. ``at_once``: not by the trash."""
+    """What an eviction did: copies and bytes that went, and the bytes still cached. ``at_once``: not by the trash.
+
+    ``failed`` counts copies that could not be moved, and ``reasons`` holds some of the errors.
+    """
 
     files: int
     bytes: int
     left_bytes: int
     at_once: bool
+    failed: int = 0
+    reasons: tuple[str, ...] = ()
+
+
+class Restored(NamedTuple):
+    """Where a restored file is; ``was_there``: the store had it, and what the trash had was dropped."""
+
+    path: Path
+    was_there: bool
+
+
+class _Eviction:
+    """One run: what is wanted, and what came of it."""
+
+    def __init__(self, now: float, keep_seconds: float, *, at_once: bool) -> None:
+        self.now_ms = int(now * 1000)
+        self.before_ms = int((now - keep_seconds) * 1000)
+        self.at_once = at_once
+        self.files = self.bytes = 0
+        self.failed: set[str] = set()
+        self.reasons: list[str] = []
+        self.failed_in_a_row = 0
+
+    def gone(self, size: int) -> None:
+        self.files += 1
+        self.bytes += size
+        self.failed_in_a_row = 0
+
+    def fail(self, sha1: str, error: DiskError | DiskFull) -> None:
+        self.failed.add(sha1)
+        self.failed_in_a_row += 1
+        if len(self.reasons) < _REASONS_MAX:
+            self.reasons.append(str(error))
+
+    @property
+    def is_hopeless(self) -> bool:
+        return self.failed_in_a_row >= _FAILURES_IN_A_ROW_MAX
 
 
 class CacheKeeper:
-    """Decides what goes from the store in ``root`` and carries that out. Methods raise DiskError, DatabaseUnusable."""
+    """Decides what goes from the store in ``root`` and carries that out.
+
+    Methods raise DiskError and DatabaseUnusable, and CacheOfAnother to whom the index is not for.
+    """
 
     def __init__(self, root: Path, *, durable: bool = True) -> None:
         self._store = FileStore(root, durable=durable)
         self._layout = Layout(self._store.root)
         self.index = CacheIndex(self._store.root)
         self.trash = Trash(self._store.root, durable=durable)
+        self._mover = Mover(self._layout, self.index, self.trash)
 
     # --- eviction
+
+    def settle(self) -> None:
+        """Finish what a process that died had begun to move; for the start of a node. ``evict`` does so too."""
+        self._mover.settle()
 
     def evict(self, target_bytes: int, *, now: float, keep_seconds: float, dry_run: bool = False,
               at_once: bool = False, on_copy: Callable[[CachedCopy], None] | None = None) -> Evicted:
         """Evict cached copies until at most ``target_bytes`` are cached; originals, links and pins are not touched.
+
+        A copy that cannot be moved is passed over, and told of in what is returned.
 
         :param now: seconds since 1970.
         :param keep_seconds: what came or was used within this time stays.
@@ -82,90 +133,73 @@ class CacheKeeper:
         :param at_once: delete; otherwise they go to the trash, unless the disk is nearly full.
         :param on_copy: called with each copy that goes.
         """
-        now_ms = int(now * 1000)
-        before_ms = int((now - keep_seconds) * 1000)
-        at_once = at_once or self._is_low()
+        run = _Eviction(now, keep_seconds, at_once=at_once or self._is_low())
         left = self.index.totals().bytes
-        files = freed = 0
-        # A second time for those whose last use was found to be later than the index knew.
-        for _ in range(1 if dry_run else 2):
-            if left <= target_bytes:
-                break
-            for batch in _batches(self.index.candidates(now_ms=now_ms, before_ms=before_ms)):
-                if left <= target_bytes:
+        if not dry_run:
+            self.settle()
+        # A second time for those whose last use was found to be later than the index knew, and for lost manifests.
+        for turn in range(1 if dry_run else 2):
+            if turn and left > target_bytes:
+                with self.index.changing() as rows:
+                    rows.release_orphans()
+            for batch in _batches(self.index.candidates(now_ms=run.now_ms, before_ms=run.before_ms)):
+                if left <= target_bytes or run.is_hopeless:
                     break
-                gone = self._look(batch, left - target_bytes, before_ms) if dry_run else self._go(
-                    batch, left - target_bytes, now_ms, before_ms, at_once=at_once)
+                gone = (self._look if dry_run else self._go)(run, batch, left - target_bytes)
                 for copy, size in gone:
-                    files += 1
-                    freed += size
+                    run.gone(size)
                     if on_copy is not None:
                         on_copy(copy)
                 left = left - sum(size for _, size in gone) if dry_run else self.index.totals().bytes
-        return Evicted(files, freed, left, at_once)
+        return Evicted(run.files, run.bytes, left, run.at_once, len(run.failed), tuple(run.reasons))
 
-    def _look(self, batch: list[CachedCopy], wanted: int, before_ms: int) -> list[tuple[CachedCopy, int]]:
+    def _look(self, run: _Eviction, batch: list[CachedCopy], wanted: int) -> list[tuple[CachedCopy, int]]:
         gone: list[tuple[CachedCopy, int]] = []
         with self.index.looking() as rows:
             for copy in batch:
-                if wanted > 0 and self._is_copy(copy) and self._used_ms(copy) < before_ms:
-                    size = copy.size + sum(manifest.size for manifest in rows.manifests_of(copy.sha1))
+                if wanted > 0 and self._mover.is_copy(copy) and self._used_ms(copy) < run.before_ms:
+                    size = copy.size + sum(manifest.size for manifest in rows.manifests_of(copy.sha1)
+                                           if not manifest.pinned)
                     gone.append((copy, size))
                     wanted -= size
         return gone
 
-    def _go(self, batch: list[CachedCopy], wanted: int, now_ms: int, before_ms: int, *,
-            at_once: bool) -> list[tuple[CachedCopy, int]]:
-        gone: list[tuple[CachedCopy, int]] = []
+    def _go(self, run: _Eviction, batch: list[CachedCopy], wanted: int) -> list[tuple[CachedCopy, int]]:
+        chosen: list[CachedCopy] = []
         with self.index.changing() as rows:
+            room = wanted
             for planned in batch:
                 copy = rows.find(planned.sha1)
-                if wanted <= 0 or copy is None or copy.pinned:
+                if room <= 0 or copy is None or copy.pinned or copy.sha1 in run.failed:
                     continue
-                used_ms = min(self._used_ms(copy), now_ms)
-                if used_ms > copy.used_ms + USE_GRAIN_SECONDS * 1000 or used_ms >= before_ms:
+                used_ms = min(self._used_ms(copy), run.now_ms)
+                if used_ms > copy.used_ms + USE_GRAIN_SECONDS * 1000 or used_ms >= run.before_ms:
                     rows.note_use(copy.sha1, used_ms)
                     continue
-                size = self._take(rows, copy, at_once=at_once)
-                if size is not None:
-                    gone.append((copy, size))
-                    wanted -= size
+                self._mover.intend(rows, copy)
+                chosen.append(copy)
+                room -= copy.size if self._mover.is_copy(copy) else 0
+        gone: list[tuple[CachedCopy, int]] = []
+        if chosen:
+            with self.index.changing() as rows:
+                for copy in chosen:
+                    if wanted <= 0:
+                        self._mover.settle_notes(rows, copy)
+                    elif (size := self._take(run, rows, copy)) is not None:
+                        gone.append((copy, size))
+                        wanted -= size
         return gone
 
-    def _take(self, rows: Rows, copy: CachedCopy, *, at_once: bool) -> int | None:
-        """Move a copy out of the store, with its manifests; return the bytes, None when it was no copy any more."""
-        rows.forget(copy.sha1)
-        if not self._move(copy, at_once=at_once):
+    def _take(self, run: _Eviction, rows: Rows, copy: CachedCopy) -> int | None:
+        row = rows.find(copy.sha1)
+        if row is None or row.identity != copy.identity or row.pinned:
+            self._mover.settle_notes(rows, copy)
             return None
-        size = copy.size
-        with translated("removing", self._layout.sidecar(copy.sha1)):
-            self._layout.sidecar(copy.sha1).unlink(missing_ok=True)
-        for manifest in rows.manifests_of(copy.sha1):
-            rows.forget(manifest.sha1)
-            if self._move(manifest, at_once=at_once):
-                size += manifest.size
-        return size
-
-    def _move(self, copy: CachedCopy, *, at_once: bool) -> bool:
-        if not self._is_copy(copy):
-            return False
-        trashed = self.trash.take(copy.sha1)
-        if trashed is None:
-            return False
-        with translated("moving to the trash", trashed):
-            if identity_of(trashed.stat()) != copy.identity:  # somebody stored it a moment ago
-                self.trash.put_back(copy.sha1)
-                return False
-            if at_once:
-                trashed.unlink()
-        return True
-
-    def _is_copy(self, copy: CachedCopy) -> bool:
-        """Whether the file of this name still is the one that was fetched, and nobody linked it as well."""
-        with suppress(OSError):
-            found = self._layout.file(copy.sha1).lstat()
-            return identity_of(found) == copy.identity and not os.path.lexists(self._layout.link(copy.sha1))
-        return False
+        try:
+            return self._mover.take(rows, copy, at_once=run.at_once)
+        except (DiskError, DiskFull) as error:
+            run.fail(copy.sha1, error)
+            return None
 
     def _used_ms(self, copy: CachedCopy) -> int:
         with suppress(OSError):
@@ -187,7 +221,14 @@ class CacheKeeper:
         :raises NotInStore, LinkInvalid: it is not here.
         """
         self._store.find(sha1)
-        return self.index.pin(sha1, pinned=True)
+        changed = self.index.pin(sha1, pinned=True)
+        try:
+            self._store.find(sha1)
+        except NotInStore:  # it went just before
+            if changed:
+                self.index.pin(sha1, pinned=False)
+            raise
+        return changed
 
     def unpin(self, sha1: str) -> bool:
         """Take a pin away; return whether there was one. The file need not be here any more."""
@@ -197,56 +238,122 @@ class CacheKeeper:
     def remove(self, sha1: str, *, at_once: bool = False, force: bool = False) -> int:
         """Remove a file or link, and return its bytes, 0 of a link; a linked file itself is never touched.
 
+        To a user whom the index is not for, every file counts as stored here, and pins are not known.
+
         :param at_once: delete it; otherwise it goes to the trash.
         :param force: also when this may be the only machine that has it.
         :raises NotInStore: it is not here. :raises FilePinned: it is pinned.
         :raises OnlyCopyHere: it was stored here, and ``force`` is not given.
         """
-        path, link = self._layout.file(sha1), self._layout.link(sha1)
-        with self.index.looking() as rows:
+        path = self._layout.file(sha1)
+        linked = os.path.lexists(self._layout.link(sha1))
+        if self.index.is_mine:
+            self.settle()
+        with self._rows() as rows:
             if rows.is_pinned(sha1):
                 raise FilePinned(sha1=sha1)
-        if not path.is_file():
-            if not os.path.lexists(link):
+            with translated("looking at", path):
+                found = path.stat() if path.is_file() else None
+            if found is None and not linked:
                 raise NotInStore(sha1=sha1, store=display(self._layout.root))
-            self._store.remove(sha1)
+            if found is not None:
+                going = rows.find(sha1)
+                cached = going is not None and self._mover.is_copy(going)
+                if going is None or not cached:
+                    if not force:
+                        raise OnlyCopyHere(sha1=sha1)
+                    going = CachedCopy(sha1, found.st_size, identity_of(found), 0, False)
+                self._mover.intend(rows, going)
+        if found is None:
+            self._unlink(sha1)
             return 0
-        if self.index.exists:
-            with self.index.changing() as changed:
-                copy = changed.find(sha1)
-                size = None if copy is None else self._take(changed, copy, at_once=at_once)
-            if size is not None:
-                return size
-        if not force:
-            raise OnlyCopyHere(sha1=sha1)
-        with translated("removing", path):
-            size = path.stat().st_size
-        if not at_once:
-            self.trash.take(sha1)
-        with suppress(NotInStore):
-            self._store.remove(sha1)
-        return size
+        assert going is not None
+        with self._rows() as rows:
+            if rows.is_pinned(sha1):
+                self._mover.settle_notes(rows, going)
+                raise FilePinned(sha1=sha1)
+            if cached:
+                return self._mover.take(rows, going, at_once=at_once) or 0
+            self._mover.take_original(rows, going, at_once=at_once)
+        self._unlink(sha1, linked=linked)
+        return going.size
 
-    def restore(self, sha1: str) -> Path:
-        """Bring a file back from the trash, and return where it is; it is an original from now on.
+    def _unlink(self, sha1: str, *, linked: bool = True) -> None:
+        """Remove the link and the sidecar of a name; a file that somebody stored under it meanwhile stays."""
+        for victim in (self._layout.sidecar(sha1), *([self._layout.link(sha1)] if linked else [])):
+            with translated("removing", victim), suppress(FileNotFoundError, NotADirectoryError):
+                victim.unlink()
+        if self._store.durable:
+            with translated("flushing", self._layout.file(sha1).parent):
+                sync_directory(self._layout.file(sha1).parent)
 
-        :raises NotInTrash: it is not there.
+    @contextmanager
+    def _rows(self) -> Iterator[Rows]:
+        """Rows to be changed; none, where there is no index or it is not for this user."""
+        if self.index.exists and self.index.is_mine:
+            with self.index.changing() as rows:
+                yield rows
+        else:
+            yield Rows(None)
+
+    # --- the trash
+
+    def restore(self, sha1: str) -> Restored:
+        """Bring a file back from the trash, having read it; it is an original from now on.
+
+        :raises NotInTrash: it is not there. :raises CorruptFile: it is damaged there, or in the store.
         """
-        return self.trash.put_back(sha1)
+        if self.index.is_mine:
+            self.settle()
+        source, target = self.trash.whole(sha1), self._layout.file(sha1)
+        if self.index.is_mine and find_size(target) is None:
+            with self._rows() as rows:
+                rows.forget(sha1)
+                restored = self.trash.put_back(source, sha1)
+            if restored:
+                renew(target)
+                return Restored(target, was_there=False)
+        size = find_size(target)
+        if size is not None and (found := digest_of(target)) != sha1:
+            raise CorruptFile(path=display(target), found=found, sha1=sha1, advice="The trash has it whole: remove the "
+                              "damaged one with kachery-fast verify --quarantine, then restore it.")
+        self._store.put_file(source)  # claims what is there, or writes a file that no row fits
+        with translated("removing", source):
+            source.unlink(missing_ok=True)
+        return Restored(target, was_there=size is not None)
+
+    def empty_trash(self, *, before: float, old: bool = False) -> tuple[int, int]:
+        """Delete what is in the trash; see ``Trash.empty``. What was moved there by mistake is put back before."""
+        if self.index.is_mine:
+            self.settle()
+        return self.trash.empty(before=before, old=old)
+
+    # --- the whole
 
     def list(self) -> Iterator[Listed]:
-        """Yield every name of the store, in the order of the SHA-1."""
+        """Yield every name of the store, in the order of the SHA-1.
+
+        To a user whom the index is not for, all files count as stored here and not pinned.
+        """
+        try:
+            self.index.check_mine()
+        except CacheOfAnother:
+            yield from self._list(Rows(None))
+            return
         with self.index.looking() as rows:
-            for entry in walk(self._layout):
-                pinned = rows.is_pinned(entry.sha1)
-                if entry.size is None:
-                    yield Listed(entry.sha1, None, Kind.LINKED, pinned, None)
-                    continue
-                copy = rows.find(entry.sha1)
-                if copy is not None and self._is_copy(copy):
-                    yield Listed(entry.sha1, entry.size, Kind.CACHED, pinned, self._used_ms(copy))
-                else:
-                    yield Listed(entry.sha1, entry.size, Kind.ORIGINAL, pinned, None)
+            yield from self._list(rows)
+
+    def _list(self, rows: Rows) -> Iterator[Listed]:
+        for entry in walk(self._layout):
+            pinned = rows.is_pinned(entry.sha1)
+            if entry.size is None:
+                yield Listed(entry.sha1, None, Kind.LINKED, pinned, None)
+                continue
+            copy = rows.find(entry.sha1)
+            if copy is not None and self._mover.is_copy(copy):
+                yield Listed(entry.sha1, entry.size, Kind.CACHED, pinned, self._used_ms(copy))
+            else:
+                yield Listed(entry.sha1, entry.size, Kind.ORIGINAL, pinned, None)
 
 
 def _batches(copies: Iterator[CachedCopy]) -> Iterator[list[CachedCopy]]:

@@ -8,7 +8,8 @@
 ``tmp/``                              files being written (new use)
 ``tmp/<sha1>.part-of``                empty; says that there is, or was, a ``.part``, so that nobody has to search
 ``damaged/``                          files that ``verify`` was asked to set aside (new)
-``sha1-trash/aa/bb/cc/<sha1>``        a file that was evicted or removed, until the trash is emptied (2022)
+``trash/aa/bb/cc/<sha1>``             a file that was evicted or removed, until the trash is emptied (new)
+``sha1-trash/aa/bb/cc/<sha1>``        the trash of 2022, which is only emptied by hand
 ``kachery-fast-cache.db``             which files are copies from a channel, and pins: see ``cache`` (new)
 ``store.file.*.tmp``                  what an interrupted daemon of 2022 left behind
 ====================================  =====================================================================

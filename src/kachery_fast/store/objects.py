@@ -79,7 +79,7 @@ class ObjectWriter:
 
         Otherwise the caller writes its own, which takes the place of a cached copy and is none.
         """
-        if not self.holds(sha1, size) or not self.cache.claim(sha1):
+        if not self.holds(sha1, size) or not self.cache.claim(sha1, self.layout.file_name(sha1)):
             return False
         # It may have been evicted just before it was claimed; without an index nothing evicts.
         return not self.cache.exists or self.holds(sha1, size)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import logging
+import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,10 @@ __all__ = ["quota_of"]
 _GIB = 1024**3
 _CONFIG_SIZE_BYTES_MAX = 65536
 _QUOTA_GIB_MAX = 2**53 / _GIB
+_NAME = "maxCacheSizeGiB"
+_SHOWN_LENGTH_MAX = 60
+
+_log = logging.getLogger("kachery_fast.store")
 
 
 def quota_of(storage_dir: Path, size_bytes_max: int) -> int | None:
@@ -33,17 +41,44 @@ def quota_of(storage_dir: Path, size_bytes_max: int) -> int | None:
 
     try:
         found: Any = yaml.safe_load(data)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise CacheConfigInvalid(path=display(path), why=f"it is not YAML ({str(error).splitlines()[0]})") from None
+    except Exception as error:  # a tag that does not fit its value, such as !!bool maybe, raises whatever it likes
+        why = (str(error).splitlines() or [""])[0][:_SHOWN_LENGTH_MAX] or type(error).__name__
+        raise CacheConfigInvalid(path=display(path), why=f"it is not YAML ({why})") from None
     if found is None:
         return None
     if not isinstance(found, dict):
         raise CacheConfigInvalid(path=display(path), why="it is not a mapping of names to values")
-    limit = found.get("maxCacheSizeGiB")
+    for name in found:
+        if name != _NAME and isinstance(name, str) and name.casefold().startswith("maxcache"):
+            _tell_unknown(display(path), name[:_SHOWN_LENGTH_MAX])
+    limit = found.get(_NAME)
     if limit is None:
         return None
-    # A bool is an int in Python, and YAML has .nan and .inf.
-    if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 <= limit <= _QUOTA_GIB_MAX:
-        raise CacheConfigInvalid(path=display(path), why=f"its maxCacheSizeGiB is {limit!r}, not a number from 0 to "
+    number = _number(limit)
+    if number is None or not 0 <= number <= _QUOTA_GIB_MAX:
+        raise CacheConfigInvalid(path=display(path), why=f"its {_NAME} is {_shown(limit)}, not a number from 0 to "
                                                          f"{_QUOTA_GIB_MAX:.0f}")
-    return int(limit * _GIB)
+    return int(number * _GIB)
+
+
+def _number(value: Any) -> int | float | None:
+    if isinstance(value, bool):  # an int in Python
+        return None
+    if isinstance(value, str) and re.fullmatch(r"[0-9.]{1,20}([eE][+-]?[0-9]{1,3})?", value):  # text, in YAML 1.1
+        with suppress(ValueError):
+            return float(value)
+    return value if isinstance(value, int | float) else None
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no number of more than 4300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= _SHOWN_LENGTH_MAX else text[:_SHOWN_LENGTH_MAX] + "…"
+
+
+@functools.lru_cache(maxsize=64)
+def _tell_unknown(path: str, name: str) -> None:
+    """Once, though the file is read again and again."""
+    _log.warning("%s: nothing is known of %r; the bound is named %s", path, name, _NAME)

@@ -1,0 +1,372 @@
+"""Crashes, damage and other users: eviction loses nothing, and one bad file stops nothing."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kachery_fast.errors import (
+    CacheConfigInvalid,
+    CacheOfAnother,
+    CorruptFile,
+    DatabaseUnusable,
+    DiskError,
+    FilePinned,
+    NotInStore,
+    OnlyCopyHere,
+)
+from kachery_fast.store import FileStore, disk
+from kachery_fast.store.cache import CacheIndex
+from kachery_fast.store.eviction import CacheKeeper, Kind
+from kachery_fast.store.quota import quota_of
+from kachery_fast.store.trash import Trash
+
+from .data import counter_stream, sha1_of
+from .test_cache import HOUR, evict_all, fetch, keeper_of, store_of
+
+LATER = HOUR
+
+
+def path_of(root: Path, sha1: str) -> Path:
+    return store_of(root).find(sha1).path
+
+
+def old_trash(root: Path, data: bytes) -> Path:
+    sha1 = sha1_of(data)
+    path = root / "sha1-trash" / sha1[:2] / sha1[2:4] / sha1[4:6] / sha1
+    path.parent.mkdir(parents=True)
+    path.write_bytes(data)
+    return path
+
+
+def backup(root: Path) -> Callable[[], None]:
+    """Copy the index; what is returned puts the copy back."""
+    CacheIndex(root).close()
+    with sqlite3.connect(root / "kachery-fast-cache.db") as source, sqlite3.connect(root / "backup") as target:
+        source.backup(target)
+
+    def put_back() -> None:
+        for path in root.glob("kachery-fast-cache.db*"):
+            path.unlink()
+        shutil.copyfile(root / "backup", root / "kachery-fast-cache.db")
+
+    return put_back
+
+
+# --- the trash
+
+
+def test_what_a_program_of_2022_left_in_its_trash_is_only_deleted_by_hand(tmp_path: Path) -> None:
+    old = old_trash(tmp_path, b"the only copy")
+    keeper = keeper_of(tmp_path)
+    assert keeper.empty_trash(before=float("inf")) == (0, 0)
+    assert [(found.sha1, found.old) for found in keeper.trash.list()] == [(old.name, True)]
+    assert keeper.restore(old.name).path.read_bytes() == b"the only copy"
+    assert not old.exists()
+    old_trash(tmp_path / "other", b"rubbish")
+    assert keeper_of(tmp_path / "other").empty_trash(before=float("inf"), old=True) == (1, 7)
+
+
+def test_restoring_leaves_a_file_that_is_there_and_claims_it(tmp_path: Path) -> None:
+    sha1 = fetch(tmp_path, b"copy")
+    assert evict_all(tmp_path) == {sha1}
+    fetch(tmp_path, b"copy")
+    before = path_of(tmp_path, sha1).stat().st_ino
+    assert keeper_of(tmp_path).restore(sha1).was_there
+    assert path_of(tmp_path, sha1).stat().st_ino == before
+    assert list(keeper_of(tmp_path).trash.list()) == []
+    assert evict_all(tmp_path) == set()
+
+
+def test_damaged_bytes_in_the_trash_are_not_restored(tmp_path: Path) -> None:
+    sha1 = fetch(tmp_path, b"copy")
+    evict_all(tmp_path)
+    keeper = keeper_of(tmp_path)
+    keeper.trash.path(sha1).write_bytes(b"dama")
+    for content in (None, b"copy"):
+        if content is not None:
+            store_of(tmp_path).put_bytes(content)
+        with pytest.raises(CorruptFile):
+            keeper.restore(sha1)
+    assert path_of(tmp_path, sha1).read_bytes() == b"copy"
+
+
+def test_what_cannot_be_deleted_from_the_trash_does_not_keep_the_rest(tmp_path: Path,
+                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    sha1s = sorted(fetch(tmp_path, b"%d" % number) for number in range(3))
+    evict_all(tmp_path)
+    unlink = Path.unlink
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        if path.name == sha1s[0]:
+            raise PermissionError(errno.EACCES, "no")
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(DiskError):
+        keeper_of(tmp_path).empty_trash(before=float("inf"))
+    assert [found.sha1 for found in keeper_of(tmp_path).trash.list()] == [sha1s[0]]
+
+
+# --- the index
+
+
+def test_an_older_index_does_not_make_a_claimed_file_a_copy_again(tmp_path: Path) -> None:
+    data = counter_stream(1000)
+    sha1, second = fetch(tmp_path, data), fetch(tmp_path, b"restored")
+    put_back = backup(tmp_path)
+    store_of(tmp_path).put_bytes(data)
+    keeper_of(tmp_path).remove(second)
+    keeper_of(tmp_path).restore(second)
+    put_back()
+    assert evict_all(tmp_path) == set()
+    assert store_of(tmp_path).verify(sha1).size == 1000
+    assert store_of(tmp_path).has(second)
+
+
+def test_a_damaged_index_is_to_be_moved_away(tmp_path: Path) -> None:
+    fetch(tmp_path, b"copy")
+    for path in tmp_path.glob("kachery-fast-cache.db*"):
+        path.unlink()
+    (tmp_path / "kachery-fast-cache.db").write_bytes(b"no database" * 1000)
+    with pytest.raises(DatabaseUnusable, match="Move it away") as caught:
+        keeper_of(tmp_path).index.totals()
+    assert "backup" not in str(caught.value)
+
+
+def test_rows_of_files_that_are_gone_are_dropped(tmp_path: Path) -> None:
+    path_of(tmp_path, fetch(tmp_path, b"copy")).unlink()
+    assert evict_all(tmp_path) == set()
+    assert keeper_of(tmp_path).index.totals() == (0, 0)
+
+
+def test_a_manifest_that_was_pinned_while_its_file_went_is_a_copy_of_its_own(tmp_path: Path) -> None:
+    sha1 = fetch(tmp_path, counter_stream(300_000))
+    manifest = store_of(tmp_path).manifest_for(sha1)[0]
+    assert manifest is not None
+    keeper_of(tmp_path).pin(manifest)
+    assert evict_all(tmp_path) == {sha1}
+    assert keeper_of(tmp_path).index.totals().files == 1
+    keeper_of(tmp_path).unpin(manifest)
+    assert evict_all(tmp_path) == {manifest}
+    assert keeper_of(tmp_path).index.totals() == (0, 0)
+
+
+def test_a_manifest_whose_file_has_no_row_goes_at_last(tmp_path: Path) -> None:
+    sha1 = fetch(tmp_path, counter_stream(300_000))
+    with CacheIndex(tmp_path).changing() as rows:
+        rows.execute("DELETE FROM copies WHERE sha1 = ?", (sha1,))
+    assert len(evict_all(tmp_path)) == 1
+    assert keeper_of(tmp_path).index.totals() == (0, 0)
+
+
+def test_a_long_eviction_does_not_let_the_log_grow(tmp_path: Path) -> None:
+    count = 3000
+    with CacheIndex(tmp_path).changing() as rows:
+        for number in range(count):
+            rows.execute("INSERT INTO copies VALUES (?, 5, 3, '', ?, 0, NULL)", (f"{number:040x}", number))
+    evict_all(tmp_path)
+    keeper = keeper_of(tmp_path)
+    assert keeper.index.totals() == (0, 0)
+    log = tmp_path / "kachery-fast-cache.db-wal"
+    assert not log.exists() or log.stat().st_size < 8 * 2**20
+
+
+# --- what cannot be moved, and deaths
+
+
+def test_a_copy_that_cannot_be_moved_is_passed_over_and_told(tmp_path: Path) -> None:
+    large, small = fetch(tmp_path, counter_stream(5000)), fetch(tmp_path, b"small")
+    (tmp_path / "trash" / large[:2]).parent.mkdir()
+    (tmp_path / "trash" / large[:2]).write_text("not a directory")
+    gone: set[str] = set()
+    done = keeper_of(tmp_path).evict(0, now=time.time() + LATER, keep_seconds=0,
+                                     on_copy=lambda copy: gone.add(copy.sha1))
+    assert gone == {small}
+    assert (done.failed, done.left_bytes, len(done.reasons)) == (1, 5000, 1)
+    assert store_of(tmp_path).has(large)
+    with CacheIndex(tmp_path).looking() as rows:
+        assert rows.intents() == []
+
+
+def _intend(root: Path, sha1: str) -> None:
+    with CacheIndex(root).changing() as rows:
+        copy = rows.find(sha1)
+        assert copy is not None
+        rows.intend(copy)
+
+
+def test_a_death_after_the_move_leaves_no_row_of_what_is_in_the_trash(tmp_path: Path) -> None:
+    sha1 = fetch(tmp_path, b"copy")
+    _intend(tmp_path, sha1)
+    Trash(tmp_path, durable=False).take(sha1)
+    keeper_of(tmp_path).settle()
+    assert keeper_of(tmp_path).index.totals() == (0, 0)
+    keeper_of(tmp_path).restore(sha1)
+    assert evict_all(tmp_path) == set()
+
+
+def test_a_death_after_the_move_of_what_was_just_stored_is_undone(tmp_path: Path) -> None:
+    sha1 = fetch(tmp_path, b"copy")
+    _intend(tmp_path, sha1)
+    store_of(tmp_path).put_bytes(b"copy")
+    Trash(tmp_path, durable=False).take(sha1)
+    assert keeper_of(tmp_path).empty_trash(before=float("inf")) == (0, 0)
+    assert store_of(tmp_path).has(sha1)
+    with CacheIndex(tmp_path).looking() as rows:
+        assert rows.intents() == []
+
+
+def test_removing_does_not_take_what_is_stored_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sha1 = store_of(tmp_path).put_bytes(b"first").sha1
+    take = Trash.take
+
+    def take_and_store(self: Trash, sha1: str) -> Path | None:
+        trashed = take(self, sha1)
+        store_of(tmp_path).put_bytes(b"first")
+        return trashed
+
+    monkeypatch.setattr(Trash, "take", take_and_store)
+    keeper_of(tmp_path).remove(sha1, force=True)
+    assert store_of(tmp_path).has(sha1)
+
+
+def test_a_pin_that_comes_while_a_file_is_removed_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sha1 = fetch(tmp_path, b"copy")
+    keeper, index = keeper_of(tmp_path), keeper_of(tmp_path).index
+    intend = keeper._mover.intend
+
+    def intend_and_pin(*arguments: object) -> None:
+        intend(*arguments)  # type: ignore[arg-type]
+        arguments[0].execute("INSERT INTO pins VALUES (?)", (sha1,))  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(keeper._mover, "intend", intend_and_pin)
+    with pytest.raises(FilePinned):
+        keeper.remove(sha1)
+    assert store_of(tmp_path).has(sha1)
+    index.close()
+
+
+def test_pinning_what_goes_meanwhile_leaves_no_pin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sha1 = fetch(tmp_path, b"copy")
+    keeper = keeper_of(tmp_path)
+    pin = keeper.index.pin
+
+    def pin_and_lose(sha1: str, *, pinned: bool) -> bool:
+        changed = pin(sha1, pinned=pinned)
+        if pinned:
+            store_of(tmp_path).remove(sha1)
+        return changed
+
+    monkeypatch.setattr(keeper.index, "pin", pin_and_lose)
+    with pytest.raises(NotInStore):
+        keeper.pin(sha1)
+    with keeper.index.looking() as rows:
+        assert not rows.is_pinned(sha1)
+
+
+# --- other users
+
+
+def as_other_user(work: Callable[[], None]) -> int:
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setgid(65534)
+            os.setuid(65534)
+            work()
+        except BaseException as error:
+            os.write(2, repr(error).encode())
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+def test_others_of_a_shared_store_keep_what_they_fetch_and_see_no_index(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    sha1 = fetch(root, b"copy")
+    for path in (tmp_path, *list(tmp_path.parents)[:2]):  # pytest's own, mode 0700
+        path.chmod(path.stat().st_mode | 0o055)
+    for directory, _, _ in os.walk(root):
+        Path(directory).chmod(0o777)
+
+    def work() -> None:
+        theirs = fetch(root, b"theirs")
+        FileStore(root, durable=False).put_bytes(b"copy")
+        keeper = CacheKeeper(root, durable=False)
+        assert {listed.kind for listed in keeper.list()} == {Kind.ORIGINAL}
+        for act in (lambda: keeper.pin(theirs), lambda: keeper.evict(0, now=time.time(), keep_seconds=0),
+                    lambda: keeper.unpin(theirs)):
+            with pytest.raises(CacheOfAnother, match="root"):
+                act()
+        with pytest.raises(OnlyCopyHere):
+            keeper.remove(theirs)
+        assert keeper.remove(theirs, force=True) == 6
+        keeper.restore(theirs)
+        bare = CacheKeeper(root / "sha1", durable=False)  # a directory of another, without an index
+        with pytest.raises(CacheOfAnother):
+            bare.evict(0, now=time.time(), keep_seconds=0)
+
+    assert as_other_user(work) == 0
+    assert evict_all(root) == set()  # the other user stored it
+    assert store_of(root).has(sha1)
+    assert (root / "kachery-fast-cache.db").stat().st_uid == 0
+
+
+# --- names and bounds
+
+
+@pytest.mark.parametrize(("code", "falls_back"), [(errno.EPERM, True), (errno.EXDEV, True), (errno.EIO, False)])
+def test_only_a_file_system_without_links_is_renamed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int,
+                                                        falls_back: bool) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(code, "refused")
+
+    monkeypatch.setattr(os, "link", refuse)
+    (tmp_path / "source").write_text("new")
+    if not falls_back:
+        with pytest.raises(OSError, match="refused"):
+            disk.name_new(tmp_path / "source", tmp_path / "final", durable=False)
+        return
+    assert disk.name_new(tmp_path / "source", tmp_path / "final", durable=False)
+    (tmp_path / "source").write_text("newer")
+    assert not disk.name_new(tmp_path / "source", tmp_path / "final", durable=False)
+    assert (tmp_path / "final").read_text() == "new"
+
+
+@pytest.mark.parametrize("text", ['maxCacheSizeGiB: !!int ""', "maxCacheSizeGiB: !!bool foo", "a: !!timestamp x",
+                                  "maxCacheSizeGiB: " + "9" * 5000, "maxCacheSizeGiB: 0x" + "f" * 5000,
+                                  "maxCacheSizeGiB: " + "x" * 5000, "[" * 5000])
+def test_a_bound_that_yaml_chokes_on_is_a_short_error(tmp_path: Path, text: str) -> None:
+    (tmp_path / "kachery.yaml").write_text(text)
+    with pytest.raises(CacheConfigInvalid) as caught:
+        quota_of(tmp_path, 0)
+    assert len(str(caught.value)) < 600
+
+
+def test_a_bound_with_an_exponent_counts_and_a_name_alike_is_told(tmp_path: Path,
+                                                                  caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "kachery.yaml").write_text("maxCacheSizeGiB: 1e3")
+    assert quota_of(tmp_path, 0) == 1000 * 2**30
+    (tmp_path / "kachery.yaml").write_text("maxCacheSizeGB: 5")
+    assert [quota_of(tmp_path, 0) for _ in range(2)] == [None, None]
+    assert caplog.text.count("maxCacheSizeGB") == 1
+
+
+def test_planning_comes_in_pages_and_meets_each_copy_once(tmp_path: Path) -> None:
+    index = CacheIndex(tmp_path)
+    with index.changing() as rows:
+        for number in range(1000):
+            size = 1 + number % 7
+            rows.execute("INSERT INTO copies VALUES (?, ?, ?, '', ?, 0, NULL)",
+                         (f"{number:040x}", size, size.bit_length(), number // 10))
+    plan = [copy.sha1 for copy in index.candidates(now_ms=10**6, before_ms=10**6)]
+    assert len(plan) == len(set(plan)) == 1000

@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import sqlite3
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -290,11 +291,12 @@ def as_other_user(work: Callable[[], None]) -> int:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
-def test_others_of_a_shared_store_keep_what_they_fetch_and_see_no_index(tmp_path: Path) -> None:
-    root = tmp_path / "store"
+def test_others_of_a_shared_store_keep_what_they_fetch_and_see_no_index(request: pytest.FixtureRequest) -> None:
+    place = tempfile.TemporaryDirectory(dir="/tmp")  # others may not enter pytest's own
+    request.addfinalizer(place.cleanup)
+    Path(place.name).chmod(0o755)
+    root = Path(place.name) / "store"
     sha1 = fetch(root, b"copy")
-    for path in (tmp_path, *list(tmp_path.parents)[:2]):  # pytest's own, mode 0700
-        path.chmod(path.stat().st_mode | 0o055)
     for directory, _, _ in os.walk(root):
         Path(directory).chmod(0o777)
 

@@ -13,10 +13,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import CacheOfAnother, CorruptFile, DiskError, DiskFull, FilePinned, NotInStore, OnlyCopyHere
+from ..errors import CorruptFile, DiskError, DiskFull, FilePinned, NotInStore, OnlyCopyHere
 from .cache import USE_GRAIN_SECONDS, CacheIndex, identity_of, renew
 from .cache_rows import CachedCopy, Rows
-from .census import walk
+from .census import Entry, walk
 from .disk import display, find_size, translated
 from .files import FileStore
 from .flushing import sync_directory
@@ -30,6 +30,8 @@ __all__ = ["CacheKeeper", "Evicted", "Kind", "Listed", "Restored"]
 _LOW_ROOM_FRACTION = 0.05
 # How many files one transaction moves: storing waits for its end.
 _BATCH_COPIES = 64
+# How many names one transaction looks up for ``list``.
+_LISTED_AT_ONCE = 256
 # So many in a row that cannot be moved are not about single files.
 _FAILURES_IN_A_ROW_MAX = 1000
 _REASONS_MAX = 5
@@ -118,7 +120,7 @@ class CacheKeeper:
     # --- eviction
 
     def settle(self) -> None:
-        """Finish what a process that died had begun to move; for the start of a node. ``evict`` does so too."""
+        """Finish what a process that died had begun to move; whatever moves files does so first."""
         self._mover.settle()
 
     def evict(self, target_bytes: int, *, now: float, keep_seconds: float, dry_run: bool = False,
@@ -335,25 +337,30 @@ class CacheKeeper:
 
         To a user whom the index is not for, all files count as stored here and not pinned.
         """
-        try:
-            self.index.check_mine()
-        except CacheOfAnother:
-            yield from self._list(Rows(None))
+        entries = walk(self._layout)
+        while batch := list(itertools.islice(entries, _LISTED_AT_ONCE)):
+            # Whoever reads this may pause, and an open transaction would let the log of the database grow meanwhile.
+            with self._seen() as rows:
+                listed = [self._listed(rows, entry) for entry in batch]
+            yield from listed
+
+    @contextmanager
+    def _seen(self) -> Iterator[Rows]:
+        """Rows to be read; none for a user whom the index is not for."""
+        if not self.index.is_mine:
+            yield Rows(None)
             return
         with self.index.looking() as rows:
-            yield from self._list(rows)
+            yield rows
 
-    def _list(self, rows: Rows) -> Iterator[Listed]:
-        for entry in walk(self._layout):
-            pinned = rows.is_pinned(entry.sha1)
-            if entry.size is None:
-                yield Listed(entry.sha1, None, Kind.LINKED, pinned, None)
-                continue
-            copy = rows.find(entry.sha1)
-            if copy is not None and self._mover.is_copy(copy):
-                yield Listed(entry.sha1, entry.size, Kind.CACHED, pinned, self._used_ms(copy))
-            else:
-                yield Listed(entry.sha1, entry.size, Kind.ORIGINAL, pinned, None)
+    def _listed(self, rows: Rows, entry: Entry) -> Listed:
+        pinned = rows.is_pinned(entry.sha1)
+        if entry.size is None:
+            return Listed(entry.sha1, None, Kind.LINKED, pinned, None)
+        copy = rows.find(entry.sha1)
+        if copy is not None and self._mover.is_copy(copy):
+            return Listed(entry.sha1, entry.size, Kind.CACHED, pinned, self._used_ms(copy))
+        return Listed(entry.sha1, entry.size, Kind.ORIGINAL, pinned, None)
 
 
 def _batches(copies: Iterator[CachedCopy]) -> Iterator[list[CachedCopy]]:

@@ -27,7 +27,6 @@ __all__ = ["Trash", "Trashed", "digest_of"]
 _CHUNK_SIZE_BYTES = 20 * 1024 * 1024
 
 
-
 class Trashed(NamedTuple):
     """A file in the trash: ``size`` in bytes, ``since`` in seconds since 1970; ``old`` of ``sha1-trash/``."""
 

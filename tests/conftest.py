@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import gc
 import ipaddress
 import os
 import shutil
@@ -150,6 +151,12 @@ def _outside_listeners() -> list[str]:
 
 
 # --- nothing skipped in silence
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Keep what collecting made, for good, out of the garbage collections after each network test: 0.3 s in each."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

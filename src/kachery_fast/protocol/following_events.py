@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from ..errors import KacheryError
 from . import plain_json
@@ -19,31 +20,27 @@ __all__ = [
 # --- events
 
 
-@dataclass(frozen=True)
-class Wanted:
+class Wanted(Struct, frozen=True):
     """Somebody reads the subfeed: follow it until ``until``."""
 
     until: float
 
 
-@dataclass(frozen=True)
-class IndexRead:
+class IndexRead(Struct, frozen=True):
     """``LookAtIndex`` has ended: with the index, or None and why there is none."""
 
     index: Index | None
     why: str = ""
 
 
-@dataclass(frozen=True)
-class Heard:
+class Heard(Struct, frozen=True):
     """A node said something about this subfeed."""
 
     body: FeedMessages | FeedShared | FeedFailed
     sender: str
 
 
-@dataclass(frozen=True)
-class Loaded:
+class Loaded(Struct, frozen=True):
     """``Load`` has ended: the subfeed is held up to ``count``.
 
     ``why``: what was wrong, "" for nothing. ``useless``: the object is what its name says, and no good: not to be tried
@@ -59,8 +56,7 @@ class Loaded:
     trouble: bool = False
 
 
-@dataclass(frozen=True)
-class Taken:
+class Taken(Struct, frozen=True):
     """``Take`` has ended: the subfeed is held up to ``count``; ``why``: what was wrong with the rest, "" if nothing."""
 
     count: int
@@ -68,36 +64,31 @@ class Taken:
     forked: bool = False
 
 
-@dataclass(frozen=True)
-class Grown:
+class Grown(Struct, frozen=True):
     """The subfeed is held up to ``count`` by other ways; ``forked``: no message after it can ever be believed."""
 
     count: int
     forked: bool = False
 
 
-@dataclass(frozen=True)
-class Parted:
+class Parted(Struct, frozen=True):
     """The owner has signed a history in which message ``number`` is another one than the one held; seen by a message or
     head that builds on it, so that the message itself is still to be seen."""
 
     number: int
 
 
-@dataclass(frozen=True)
-class BandRestored:
+class BandRestored(Struct, frozen=True):
     """The bands were out of reach, and messages may have been lost."""
 
 
-@dataclass(frozen=True)
-class SayFailed:
+class SayFailed(Struct, frozen=True):
     """A question could not be sent."""
 
     error: KacheryError
 
 
-@dataclass(frozen=True)
-class Tick:
+class Tick(Struct, frozen=True):
     """The time that ``deadline`` named has come."""
 
 
@@ -107,20 +98,17 @@ Event = Wanted | IndexRead | Heard | Loaded | Taken | Grown | Parted | BandResto
 # --- effects
 
 
-@dataclass(frozen=True)
-class LookAtIndex:
+class LookAtIndex(Struct, frozen=True):
     """Read the subfeed's index from the bucket, past caches; answer by ``IndexRead``."""
 
 
-@dataclass(frozen=True)
-class Load:
+class Load(Struct, frozen=True):
     """Load a segment, check its messages and keep the good ones; answer by ``Loaded``."""
 
     segment: Segment
 
 
-@dataclass(frozen=True)
-class Take:
+class Take(Struct, frozen=True):
     """Check messages ``first``, … and keep the good ones; answer by ``Taken``.
 
     ``parts``: the messages, as one or several JSON lists, to be read when they are needed.
@@ -135,22 +123,19 @@ class Take:
         return [message for part in self.parts for message in plain_json.decode(part)]
 
 
-@dataclass(frozen=True)
-class KeepHead:
+class KeepHead(Struct, frozen=True):
     """Keep a head that was checked; the messages that it speaks of are held."""
 
     head: Head
 
 
-@dataclass(frozen=True)
-class Subscribe:
+class Subscribe(Struct, frozen=True):
     """Say a ``FeedSubscribe`` with these fields; ``SayFailed`` when it cannot be sent."""
 
     fields: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class End:
+class End(Struct, frozen=True):
     """Nobody reads any more. The machine takes no further events."""
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from .bodies import Assign, Cancel, Failed, Offer, Progress, Ready, RequestFile2022, UploadFileStatus2022, Want
 from .manifest import Manifest
@@ -13,16 +14,14 @@ __all__ = ["Asked", "Effect", "Event", "LookUp", "LookedUp", "Said", "Tick", "Up
 # --- events
 
 
-@dataclass(frozen=True)
-class Asked:
+class Asked(Struct, frozen=True):
     """A message of a node that may request files on this channel."""
 
     body: Want | Assign | Cancel | RequestFile2022
     sender: str
 
 
-@dataclass(frozen=True)
-class LookedUp:
+class LookedUp(Struct, frozen=True):
     """The store's answer to ``LookUp``: the size and manifest of a file that is here, or ``reason`` and ``detail``.
 
     ``reason`` is None when the file is here, ``unknown`` when it never was, else a word of ``Failed.REASONS``.
@@ -36,8 +35,7 @@ class LookedUp:
     detail: str = ""
 
 
-@dataclass(frozen=True)
-class Uploaded:
+class Uploaded(Struct, frozen=True):
     """An object is in the bucket now, or (with a ``reason``) could not be brought there."""
 
     sha1: str
@@ -45,8 +43,7 @@ class Uploaded:
     detail: str = ""
 
 
-@dataclass(frozen=True)
-class Tick:
+class Tick(Struct, frozen=True):
     """Time has passed."""
 
 
@@ -56,8 +53,7 @@ Event = Asked | LookedUp | Uploaded | Tick
 # --- effects
 
 
-@dataclass(frozen=True)
-class LookUp:
+class LookUp(Struct, frozen=True):
     """Look a file up in the local store: it, its size, its manifest (``manifest_sha1`` if given, else its own)."""
 
     sha1: str
@@ -65,8 +61,7 @@ class LookUp:
     asked: Asked
 
 
-@dataclass(frozen=True)
-class Upload:
+class Upload(Struct, frozen=True):
     """Bring the bytes ``start`` to ``end`` of a stored file into the bucket under the name ``sha1``.
 
     With ``check`` hash them first: the name came from outside, or an earlier upload of it turned out damaged.
@@ -79,8 +74,7 @@ class Upload:
     check: bool
 
 
-@dataclass(frozen=True)
-class Said:
+class Said(Struct, frozen=True):
     """Publish a message on the provideFiles band; the caller adds channel, time and id where the kind has them."""
 
     kind: type[Offer] | type[Ready] | type[Progress] | type[Failed] | type[UploadFileStatus2022]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from ..errors import KacheryError
 from .bodies import Assign, Cancel, Failed, Offer, Progress, Ready, Want
@@ -19,16 +20,14 @@ __all__ = [
 # --- events
 
 
-@dataclass(frozen=True)
-class Need:
+class Need(Struct, frozen=True):
     """Somebody needs the bytes ``start`` to ``end``; the first such event starts the request. ``None``: the whole."""
 
     start: int | None = None
     end: int | None = None
 
 
-@dataclass(frozen=True)
-class Located:
+class Located(Struct, frozen=True):
     """The file is cut by ``manifest``, or (None) is one object of ``size`` bytes."""
 
     manifest: Manifest | None
@@ -36,111 +35,95 @@ class Located:
     size: int
 
 
-@dataclass(frozen=True)
-class LocatedAbsent:
+class LocatedAbsent(Struct, frozen=True):
     """The bucket has neither the manifest nor (asked without one) the object."""
 
 
-@dataclass(frozen=True)
-class LocateFailed:
+class LocateFailed(Struct, frozen=True):
     """The bucket could not be asked, or what it gave is unusable."""
 
     error: KacheryError
 
 
-@dataclass(frozen=True)
-class Prepared:
+class Prepared(Struct, frozen=True):
     """The destination is laid out; ``good`` are the chunks that a former attempt left there, verified again."""
 
     good: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
-class ChunkHeld:
+class ChunkHeld(Struct, frozen=True):
     """All bytes of a chunk have arrived, unverified."""
 
     index: int
 
 
-@dataclass(frozen=True)
-class ChunkGood:
+class ChunkGood(Struct, frozen=True):
     """A chunk's digest is right."""
 
     index: int
 
 
-@dataclass(frozen=True)
-class ChunkDamaged:
+class ChunkDamaged(Struct, frozen=True):
     """A chunk's digest is wrong; ``found`` is what it is."""
 
     index: int
     found: str
 
 
-@dataclass(frozen=True)
-class ChunkAbsent:
+class ChunkAbsent(Struct, frozen=True):
     """The bucket does not have this chunk."""
 
     index: int
 
 
-@dataclass(frozen=True)
-class ChunkFailed:
+class ChunkFailed(Struct, frozen=True):
     """A download failed for good, after the tries of the layer below."""
 
     index: int
     error: KacheryError
 
 
-@dataclass(frozen=True)
-class DamageChecked:
+class DamageChecked(Struct, frozen=True):
     """The hub has looked at a damaged object: ``removed``, or found sound (or could not be asked)."""
 
     index: int
     removed: bool
 
 
-@dataclass(frozen=True)
-class WholeGood:
+class WholeGood(Struct, frozen=True):
     """The SHA-1 of the whole file is right."""
 
 
-@dataclass(frozen=True)
-class WholeDamaged:
+class WholeDamaged(Struct, frozen=True):
     """Every chunk has the digest that the manifest names, and yet the file is not the one asked for."""
 
     found: str
 
 
-@dataclass(frozen=True)
-class Heard:
+class Heard(Struct, frozen=True):
     """A message of a node that may provide files on this channel."""
 
     body: Offer | Ready | Progress | Failed
     sender: str
 
 
-@dataclass(frozen=True)
-class SayFailed:
+class SayFailed(Struct, frozen=True):
     """A message could not be sent."""
 
     error: KacheryError
 
 
-@dataclass(frozen=True)
-class BandRestored:
+class BandRestored(Struct, frozen=True):
     """The bands were out of reach for a while; messages may have been lost."""
 
 
-@dataclass(frozen=True)
-class Broken:
+class Broken(Struct, frozen=True):
     """Something local failed: the disk, the store, a cancellation."""
 
     error: KacheryError
 
 
-@dataclass(frozen=True)
-class Tick:
+class Tick(Struct, frozen=True):
     """Time has passed."""
 
 
@@ -153,15 +136,13 @@ Event = (Need | LocateEvent | Prepared | ChunkEvent | WholeGood | WholeDamaged |
 # --- effects
 
 
-@dataclass(frozen=True)
-class Locate:
+class Locate(Struct, frozen=True):
     """Look in the local store and the bucket for the manifest, or (None) for the whole file as one object."""
 
     manifest_sha1: str | None
 
 
-@dataclass(frozen=True)
-class Prepare:
+class Prepare(Struct, frozen=True):
     """Lay out the destination for these chunks."""
 
     manifest: Manifest | None
@@ -170,41 +151,35 @@ class Prepare:
     chunks: tuple[Chunk, ...]
 
 
-@dataclass(frozen=True)
-class LoadChunk:
+class LoadChunk(Struct, frozen=True):
     """Download one chunk to its place."""
 
     index: int
 
 
-@dataclass(frozen=True)
-class ReportDamage:
+class ReportDamage(Struct, frozen=True):
     """Show the hub a damaged object; ``found`` is the SHA-1 of its bytes, empty when it has the wrong length."""
 
     index: int
     found: str
 
 
-@dataclass(frozen=True)
-class Discard:
+class Discard(Struct, frozen=True):
     """Throw away what was received: the manifest that cut it was not this file's."""
 
 
-@dataclass(frozen=True)
-class Say:
+class Say(Struct, frozen=True):
     """Publish a message on the requestFiles band; the caller adds channel, time and id."""
 
     kind: type[Want] | type[Assign] | type[Cancel]
     fields: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Succeed:
+class Succeed(Struct, frozen=True):
     """The whole file is here and verified."""
 
 
-@dataclass(frozen=True)
-class Fail:
+class Fail(Struct, frozen=True):
     """Nothing more can be done."""
 
     error: KacheryError

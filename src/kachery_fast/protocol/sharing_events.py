@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from .feed_bodies import FeedMessages, FeedShared, FeedSubscribe, Segment
 
@@ -15,8 +16,7 @@ __all__ = [
 Key = tuple[str, str]  # feed id, subfeed
 
 
-@dataclass(frozen=True)
-class Asked:
+class Asked(Struct, frozen=True):
     """A node that may request feeds asks for a subfeed that this node knows.
 
     ``own``: this node owns the feed. ``count``: how many messages are here. ``forked``: its owner signed two histories.
@@ -31,8 +31,7 @@ class Asked:
     jitter: float
 
 
-@dataclass(frozen=True)
-class Appended:
+class Appended(Struct, frozen=True):
     """Messages from number ``first`` on, canonical and signed, were made durable in a subfeed of this node's own."""
 
     key: Key
@@ -41,15 +40,13 @@ class Appended:
     head: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Overheard:
+class Overheard(Struct, frozen=True):
     """Another node has answered somebody's question about a subfeed that ``Listen`` has named."""
 
     body: FeedMessages | FeedShared
 
 
-@dataclass(frozen=True)
-class RestRead:
+class RestRead(Struct, frozen=True):
     """``ReadRest`` has ended: with all messages from ``position`` on, or None: too many for a message on a band.
 
     ``reason``, ``detail``: why they could not be read, as of ``FeedFailed``.
@@ -63,8 +60,7 @@ class RestRead:
     detail: str = ""
 
 
-@dataclass(frozen=True)
-class SharedSome:
+class SharedSome(Struct, frozen=True):
     """These segments of ``Share`` are in the bucket; without a gap from the one that holds the position on."""
 
     key: Key
@@ -72,8 +68,7 @@ class SharedSome:
     head: dict[str, Any] | None = None
 
 
-@dataclass(frozen=True)
-class ShareEnded:
+class ShareEnded(Struct, frozen=True):
     """``Share`` has ended: everything up to message ``end`` is in the bucket; or it failed, as of ``FeedFailed``."""
 
     key: Key
@@ -82,38 +77,33 @@ class ShareEnded:
     detail: str = ""
 
 
-@dataclass(frozen=True)
-class Withdrawn:
+class Withdrawn(Struct, frozen=True):
     """Only these nodes may request feeds from now on."""
 
     allowed: frozenset[str]
 
 
-@dataclass(frozen=True)
-class Forgotten:
+class Forgotten(Struct, frozen=True):
     """A feed was deleted."""
 
     feed_id: str
 
 
-@dataclass(frozen=True)
-class Tick:
+class Tick(Struct, frozen=True):
     """The time that ``deadline`` named has come."""
 
 
 Event = (Asked | Appended | Overheard | RestRead | SharedSome | ShareEnded | Withdrawn | Forgotten | Tick)
 
 
-@dataclass(frozen=True)
-class ReadRest:
+class ReadRest(Struct, frozen=True):
     """Read all messages from ``position`` on, if they fit a message; answer by ``RestRead``."""
 
     key: Key
     position: int
 
 
-@dataclass(frozen=True)
-class Share:
+class Share(Struct, frozen=True):
     """Put the missing segments and the index in the bucket, those from ``position`` on first.
 
     Answer by ``SharedSome``, perhaps several times, and in the end ``ShareEnded``. ``distrust``: a reader has missed
@@ -125,16 +115,14 @@ class Share:
     distrust: bool
 
 
-@dataclass(frozen=True)
-class Said:
+class Said(Struct, frozen=True):
     """Say a body of this kind with these fields."""
 
     kind: Any
     fields: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Listen:
+class Listen(Struct, frozen=True):
     """Tell by ``Overheard`` what others answer about a subfeed; no more when not ``on``."""
 
     key: Key

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
+from msgspec import Struct
 
 from .hub_bodies import TaskClaim
 from .task_bodies import TaskCancel, TaskDeclined, TaskRequest, TaskStatus
@@ -18,8 +20,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class FunctionInfo:
+class FunctionInfo(Struct, frozen=True):
     """A function that a task backend has registered. ``idempotent``: an action that may be started twice."""
 
     id: str
@@ -27,8 +28,7 @@ class FunctionInfo:
     idempotent: bool = False
 
 
-@dataclass(frozen=True)
-class BackendInfo:
+class BackendInfo(Struct, frozen=True):
     """A process that runs functions, ``workers`` at once, for some places (None: for every one)."""
 
     id: str
@@ -44,29 +44,25 @@ class BackendInfo:
 # --- events
 
 
-@dataclass(frozen=True)
-class BackendReady:
+class BackendReady(Struct, frozen=True):
     """A task backend has registered."""
 
     backend: BackendInfo
 
 
-@dataclass(frozen=True)
-class BackendGone:
+class BackendGone(Struct, frozen=True):
     """The connection of a task backend has ended, and with it whatever it ran."""
 
     backend: str
 
 
-@dataclass(frozen=True)
-class PlaceGone:
+class PlaceGone(Struct, frozen=True):
     """This node has left a channel, or may not provide tasks there any more."""
 
     place: str
 
 
-@dataclass(frozen=True)
-class Asked:
+class Asked(Struct, frozen=True):
     """A message of a node that may request tasks on this channel."""
 
     place: str
@@ -74,8 +70,7 @@ class Asked:
     sender: str
 
 
-@dataclass(frozen=True)
-class Claimed:
+class Claimed(Struct, frozen=True):
     """The answer to ``Claim``: what the hub said, or (None) why it could not be asked."""
 
     place: str
@@ -84,8 +79,7 @@ class Claimed:
     why: str = ""
 
 
-@dataclass(frozen=True)
-class LookedUp:
+class LookedUp(Struct, frozen=True):
     """The answer to ``LookUp``: whether a good result is in the cache."""
 
     place: str
@@ -93,8 +87,7 @@ class LookedUp:
     found: bool
 
 
-@dataclass(frozen=True)
-class Noted:
+class Noted(Struct, frozen=True):
     """The answer to ``Note``; ``why`` tells that it could not be noted, and the action must not start."""
 
     place: str
@@ -102,8 +95,7 @@ class Noted:
     why: str = ""
 
 
-@dataclass(frozen=True)
-class Report:
+class Report(Struct, frozen=True):
     """What a backend says of a run: ``running`` (with ``progress`` from 0 to 1 and a ``text``), or how it ended.
 
     ``status`` is ``running``, ``finished`` (``result``: ``{"json": …}`` or ``{"file", "format"}``; None of an action),
@@ -118,8 +110,7 @@ class Report:
     result: dict[str, Any] | None = None
 
 
-@dataclass(frozen=True)
-class Stored:
+class Stored(Struct, frozen=True):
     """The answer to ``Store``: the result is in the bucket, or (``error``) could not be brought there."""
 
     place: str
@@ -127,8 +118,7 @@ class Stored:
     error: dict[str, str] | None = None
 
 
-@dataclass(frozen=True)
-class SignedReceipt:
+class SignedReceipt(Struct, frozen=True):
     """The answer to ``SignReceipt``: it is kept on the disk, and on its way to the hub."""
 
     place: str
@@ -136,8 +126,7 @@ class SignedReceipt:
     receipt: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Tick:
+class Tick(Struct, frozen=True):
     """Time has passed."""
 
 
@@ -148,8 +137,7 @@ Event = (BackendReady | BackendGone | PlaceGone | Asked | Claimed | LookedUp | N
 # --- effects
 
 
-@dataclass(frozen=True)
-class Claim:
+class Claim(Struct, frozen=True):
     """Ask the hub for the right to run this task; answer with ``Claimed``."""
 
     place: str
@@ -159,24 +147,21 @@ class Claim:
     idempotent: bool
 
 
-@dataclass(frozen=True)
-class LookUp:
+class LookUp(Struct, frozen=True):
     """Look whether the result of this calculation is in the bucket by now; answer with ``LookedUp``."""
 
     place: str
     task: str
 
 
-@dataclass(frozen=True)
-class Note:
+class Note(Struct, frozen=True):
     """Write to the disk that this action starts; answer with ``Noted``."""
 
     place: str
     task: str
 
 
-@dataclass(frozen=True)
-class RunFunction:
+class RunFunction(Struct, frozen=True):
     """Have a backend call a function; it answers with ``Report`` under the name ``run``."""
 
     backend: str
@@ -188,16 +173,14 @@ class RunFunction:
     kwargs: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class CancelRun:
+class CancelRun(Struct, frozen=True):
     """Tell a backend that nobody needs a run any more. It still has to report how the run ended."""
 
     backend: str
     run: str
 
 
-@dataclass(frozen=True)
-class Store:
+class Store(Struct, frozen=True):
     """Sign a result and bring it, and the file that it may be, into the bucket; answer with ``Stored``."""
 
     place: str
@@ -209,8 +192,7 @@ class Store:
     result: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class SignReceipt:
+class SignReceipt(Struct, frozen=True):
     """Sign the receipt of an action, keep it on the disk, and deliver it to the hub; answer with ``SignedReceipt``."""
 
     place: str
@@ -221,8 +203,7 @@ class SignReceipt:
     error: dict[str, str] | None
 
 
-@dataclass(frozen=True)
-class Finish:
+class Finish(Struct, frozen=True):
     """Tell the hub that a claimed task has ended: ``finished``, ``failed``, ``unknown`` or ``released``."""
 
     place: str
@@ -231,21 +212,19 @@ class Finish:
     state: str
 
 
-@dataclass(frozen=True)
-class Keep:
+class Keep(Struct, frozen=True):
     """Tell the hub that these tasks still run."""
 
     place: str
     tasks: list[str]
 
 
-@dataclass(frozen=True)
-class Said:
+class Said(Struct, frozen=True):
     """Publish a message on the provideTasks band."""
 
     place: str
     kind: type[TaskStatus] | type[TaskDeclined]
-    fields: dict[str, Any] = field(default_factory=dict)
+    fields: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
 Effect = Claim | LookUp | Note | RunFunction | CancelRun | Store | SignReceipt | Finish | Keep | Said

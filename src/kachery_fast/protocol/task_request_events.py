@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from ..errors import KacheryError
 from .hub_bodies import TaskClaim
@@ -15,8 +15,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class TaskRequestLimits:
+class TaskRequestLimits(Struct, frozen=True):
     """The requester's share of the settings table; times in seconds."""
 
     offer_wait_seconds: float
@@ -29,16 +28,14 @@ class TaskRequestLimits:
 # --- events
 
 
-@dataclass(frozen=True)
-class Heard:
+class Heard(Struct, frozen=True):
     """A message about this task, of a node that may provide tasks."""
 
     body: TaskStatus | TaskDeclined
     sender: str
 
 
-@dataclass(frozen=True)
-class Looked:
+class Looked(Struct, frozen=True):
     """The answer to ``Look``: the result, whose signature holds and whose node may provide tasks here; or None, and
     ``why`` (absent, or refused); or the trouble with the bucket."""
 
@@ -47,41 +44,35 @@ class Looked:
     error: KacheryError | None = None
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(Struct, frozen=True):
     """The answer to ``Find``: what the hub says, or why it could not be asked."""
 
     claim: TaskClaim | None = None
     error: KacheryError | None = None
 
 
-@dataclass(frozen=True)
-class SayFailed:
+class SayFailed(Struct, frozen=True):
     """The question could not be sent."""
 
     error: KacheryError
 
 
-@dataclass(frozen=True)
-class BandRestored:
+class BandRestored(Struct, frozen=True):
     """Messages flow again; some may have been lost."""
 
 
-@dataclass(frozen=True)
-class ProvidersChanged:
+class ProvidersChanged(Struct, frozen=True):
     """Who may provide tasks on the channel: node id -> label. ``self_may``: the asking node itself may, too."""
 
     providers: dict[str, str]
     self_may: bool = False
 
 
-@dataclass(frozen=True)
-class Cancel:
+class Cancel(Struct, frozen=True):
     """Nobody waits for it any more."""
 
 
-@dataclass(frozen=True)
-class Tick:
+class Tick(Struct, frozen=True):
     """Time has passed."""
 
 
@@ -91,25 +82,21 @@ Event = Heard | Looked | Found | SayFailed | BandRestored | ProvidersChanged | C
 # --- effects
 
 
-@dataclass(frozen=True)
-class Look:
+class Look(Struct, frozen=True):
     """Look for the result in the bucket, past all caches when ``fresh``; answer with ``Looked``."""
 
     fresh: bool
 
 
-@dataclass(frozen=True)
-class Find:
+class Find(Struct, frozen=True):
     """Ask the hub how the task stands; answer with ``Found``."""
 
 
-@dataclass(frozen=True)
-class Ask:
+class Ask(Struct, frozen=True):
     """Say ``TaskRequest`` on the requestTasks band; ``SayFailed`` tells that it could not be said."""
 
 
-@dataclass(frozen=True)
-class Withdraw:
+class Withdraw(Struct, frozen=True):
     """Say ``TaskCancel`` on the requestTasks band."""
 
 

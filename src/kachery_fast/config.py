@@ -129,7 +129,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("storage_dir", "~/kachery-storage", "path", "KACHERY_STORAGE_DIR",
             "The local store: files, keys and the node's configuration."),
     Setting("offline_storage_dir", "", "directory", "KACHERY_OFFLINE_STORAGE_DIR",
-            "Work offline: this directory is the local store, and no node is ever asked. Empty: not offline."),
+            "Work offline: this directory, which must exist, is the local store, and no node is ever asked. Empty: not "
+            "offline."),
     Setting("node_host", "127.0.0.1", "host", "KACHERY_DAEMON_HOST",
             "Where the node's local API listens, and where clients look for it."),
     Setting("node_port", 20431, "port", "KACHERY_DAEMON_PORT",
@@ -284,7 +285,7 @@ def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) ->
 
     :param environ: the environment to read, ``os.environ`` when None.
     :raises InvalidSetting: a value is not of the setting's type, not from its minimum to its maximum, or of an unknown
-        name.
+        name; or the directory of offline_storage_dir is not there.
     """
     if environ is None:
         # A copy: looking up what os.environ lacks costs a microsecond each, and clients read the settings at each call.
@@ -310,6 +311,7 @@ def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) ->
     if values["offline_storage_dir"] and overrides.get("storage_dir") is None:
         values["storage_dir"] = _convert(_OFFLINE_STORE, values["offline_storage_dir"],
                                          "the setting offline_storage_dir")
+        _check_offline_store(values["offline_storage_dir"], values["storage_dir"])
     settings = Settings(**values)
     if settings.chunk_size_bytes % 64:
         raise InvalidSetting(name="chunk_size_bytes", value=settings.chunk_size_bytes, source="the settings",
@@ -330,7 +332,20 @@ def _read_again(environ: Mapping[str, str]) -> Settings:
     latest = _latest
     if latest is None or latest[1] != folder or latest[0] != environ:
         latest = _latest = (environ, folder, load_settings(environ))
+    elif latest[2].offline_storage_dir:
+        _check_offline_store(latest[2].offline_storage_dir, latest[2].storage_dir)
     return latest[2]
+
+
+def _check_offline_store(value: str, path: Path) -> None:
+    """An offline store is often on a disk that is carried about; without it, files would land in its mount point.
+
+    :raises InvalidSetting: there is no such directory.
+    """
+    if not path.is_dir():
+        raise InvalidSetting(name=_OFFLINE_STORE.name, value=value, source=f"the environment variable "
+                             f"{_OFFLINE_STORE.env}", why="there is no such directory. Is its disk mounted? A new "
+                             "store begins as an empty directory that you make")
 
 
 def _convert(setting: Setting, value: Any, source: str) -> Any:

@@ -20,6 +20,7 @@ ABSENT = f"sha1://{'1' * 40}/absent.dat"
 @pytest.fixture
 def offline_dir(node: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A store that is used offline, while a node runs that must not be asked."""
+    (tmp_path / "offline").mkdir()
     monkeypatch.setenv("KACHERY_OFFLINE_STORAGE_DIR", str(tmp_path / "offline"))
     return tmp_path / "offline"
 
@@ -69,18 +70,46 @@ def test_a_store_that_may_not_be_written_is_still_read(offline_dir: Path, tmp_pa
 
 
 def test_commands_on_the_node_are_refused_and_leave_the_store_alone(tmp_path: Path) -> None:
+    (tmp_path / "offline").mkdir()
     program = Program(tmp_path / "store", KACHERY_OFFLINE_STORAGE_DIR=str(tmp_path / "offline"))
     for arguments in (("start", "--detach"), ("join", "http://127.0.0.1:1/join/a"), ("leave", "lab"), ("stop",)):
         done = program.run("node", *arguments)
         assert (done.returncode, done.stdout) == (5, "")
         assert "KACHERY_OFFLINE_STORAGE_DIR" in done.stderr
-    assert not (tmp_path / "offline").exists()
+    assert not list((tmp_path / "offline").iterdir())
     assert not (tmp_path / "store").exists()
 
 
 def test_the_offline_store_is_absolute_and_a_call_comes_before_it(tmp_path: Path,
                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
     environ = {"KACHERY_OFFLINE_STORAGE_DIR": "here", "KACHERY_STORAGE_DIR": "/elsewhere"}
     assert load_settings(environ).storage_dir == tmp_path / "here"
     assert load_settings(environ, storage_dir="/third").storage_dir == Path("/third")
+
+
+def test_a_store_that_is_not_there_is_an_error_and_not_made(program: Program, tmp_path: Path,
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    """As that of a disk which is not mounted: else the files would land in the mount point."""
+    offline = tmp_path / "disk" / "store"
+    monkeypatch.setenv("KACHERY_OFFLINE_STORAGE_DIR", str(offline))
+    program.env["KACHERY_OFFLINE_STORAGE_DIR"] = str(offline)
+    (tmp_path / "a.dat").write_bytes(b"a")
+
+    def all_fail() -> None:
+        for call in (lambda: kf.store_file(tmp_path / "a.dat"), lambda: kf.load_file(ABSENT), lambda: kf.set("a", 1),
+                     lambda: kf.store_text("a"), kf.info):
+            with pytest.raises(errors.InvalidSetting, match="no such directory. Is its disk mounted") as caught:
+                call()
+            assert str(offline) in caught.value.message
+        assert not offline.exists()
+
+    all_fail()
+    done = program.run("store", str(tmp_path / "a.dat"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Is its disk mounted?" in done.stderr
+    offline.mkdir(parents=True)
+    assert Path(kf.load_file(kf.store_file(tmp_path / "a.dat"))).is_relative_to(offline)
+    offline.rename(tmp_path / "elsewhere")  # in the middle of a program
+    all_fail()

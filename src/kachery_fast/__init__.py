@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from .client.storing import link_file, store_file, store_files
     from .client.subfeeds import Subfeed
     from .client.tasks import Task, request_task
+    from .client.uploading import upload_file
     from .errors import KacheryError
 
 __all__ = [
@@ -96,6 +97,7 @@ __all__ = [
     "store_pkl",
     "store_text",
     "taskfunction",
+    "upload_file",
     "verify",
     "watch_for_new_messages",
     "why",
@@ -139,6 +141,7 @@ _ROOMS = {
     "store_pkl": "client.formats",
     "store_text": "client.formats",
     "taskfunction": "client.functions",
+    "upload_file": "client.uploading",
     "verify": "client.files",
     "watch_for_new_messages": "client.feeds",
     "why": "client.files",

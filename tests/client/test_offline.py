@@ -100,7 +100,7 @@ def test_a_store_that_is_not_there_is_an_error_and_not_made(program: Program, tm
     def all_fail() -> None:
         for call in (lambda: kf.store_file(tmp_path / "a.dat"), lambda: kf.load_file(ABSENT), lambda: kf.set("a", 1),
                      lambda: kf.store_text("a"), kf.info):
-            with pytest.raises(errors.InvalidSetting, match="no such directory. Is its disk mounted") as caught:
+            with pytest.raises(errors.InvalidSetting, match=r"no such directory\. Is its disk mounted") as caught:
                 call()
             assert str(offline) in caught.value.message
         assert not offline.exists()

@@ -29,6 +29,7 @@ _COMMANDS = {
     "link": _Entry("files", "link", "Make files part of the local store where they lie."),
     "load": _Entry("files", "load", "Get a file by its URI and print where it is."),
     "cat": _Entry("files", "cat", "Write the bytes of a file, or a range of them, to the standard output."),
+    "upload": _Entry("files", "upload", "Bring files into a channel's bucket before anybody asks."),
     "why": _Entry("files", "why", "Say where a file is, or why it cannot be had."),
     "verify": _Entry("files", "verify", "Read files of the local store and check their bytes."),
     "ls": _Entry("cache", "ls", "List the files of the local store."),

@@ -1,4 +1,4 @@
-"""Commands on files: store, link, load, cat, why, verify."""
+"""Commands on files: store, link, load, cat, upload, why, verify."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import click
 from ..errors import InvalidArgument, KacheryError
 from .output import command_errors, emit, human_size, json_option, progress_bar, quiet_option, show_error
 
-__all__ = ["Answers", "cat", "link", "load", "store", "verify", "why"]
+__all__ = ["Answers", "cat", "link", "load", "store", "upload", "verify", "why"]
 
 channel_option = click.option("--channel", metavar="NAME",
                               help="The channel to ask on; without it the one of KACHERY_CHANNEL.")
@@ -111,6 +111,24 @@ def cat(uri: str, start: int | None, end: int | None, channel: str | None, direc
         output = sys.stdout.buffer
         for piece in pieces:
             output.write(piece)
+
+
+@click.command(short_help="Bring files into a channel's bucket before anybody asks.")
+@click.argument("files", nargs=-1, required=True, metavar="FILE_OR_URI...")
+@click.option("--channel", metavar="NAME", help="The channel; without it the one of KACHERY_CHANNEL.")
+@quiet_option
+@json_option
+@command_errors
+def upload(files: tuple[str, ...], channel: str | None, quiet: bool, as_json: bool) -> None:
+    """Bring files into a channel's bucket before anybody asks for them, and print their content URIs.
+
+    Nodes need no such thing: they are asked. It is for those who load without a node (--direct), and for a machine
+    that will be off. A file is stored first, sha1://… must be in the store. What the bucket has already is not sent
+    again. Several files are treated as by store.
+    """
+    from ..client.uploading import upload_file
+
+    _each(files, as_json, quiet, lambda path, progress: upload_file(path, channel=channel, progress=progress))
 
 
 @click.command(short_help="Say where a file is, or why it cannot be had.")

@@ -40,12 +40,13 @@ _NPY_MAGIC = b"\x93NUMPY"
 _PIECE_SIZE_BYTES = 8 * 1024 * 1024
 
 
-def load_whole(uri: str, *, channel: str | None = None, progress: ProgressCallback | None = None) -> bytes:
+def load_whole(uri: str, *, channel: str | None = None, progress: ProgressCallback | None = None,
+               direct: str | None = None) -> bytes:
     """Return the bytes of a file, which is loaded into the store; they are in memory once.
 
-    What may be raised is listed at ``load_file``.
+    :param channel, progress, direct: as ``load_file``, which also lists what may be raised.
     """
-    path = Path(load(uri, channel=channel, progress=progress).path)
+    path = Path(load(uri, channel=channel, progress=progress, direct=direct).path)
     with translated("reading", path):
         return path.read_bytes()
 
@@ -68,12 +69,14 @@ def store_text(text: str, basename: str | None = None, *, label: str | None = No
     return store_bytes(data, chosen_label(label, basename, "file.txt"))
 
 
-def load_text(uri: str, *, channel: str | None = None, progress: ProgressCallback | None = None) -> str:
+def load_text(uri: str, *, channel: str | None = None, progress: ProgressCallback | None = None,
+              direct: str | None = None) -> str:
     """Return the text of a file in UTF-8, line ends as they are.
 
-    :raises WrongFormat: it is not UTF-8. What else may be raised is listed at ``load_file``.
+    :param channel, progress, direct: as ``load_file``, which also lists what else may be raised.
+    :raises WrongFormat: it is not UTF-8.
     """
-    data = load_whole(uri, channel=channel, progress=progress)
+    data = load_whole(uri, channel=channel, progress=progress, direct=direct)
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -101,12 +104,14 @@ def store_json(object: Any, basename: str | None = None, *, label: str | None = 
     return store_bytes(text.encode("ascii"), chosen_label(label, basename, "file.json"))
 
 
-def load_json(uri: str, *, channel: str | None = None, progress: ProgressCallback | None = None) -> Any:
+def load_json(uri: str, *, channel: str | None = None, progress: ProgressCallback | None = None,
+              direct: str | None = None) -> Any:
     """Return the value of a JSON file. NaN and Infinity are read where another program wrote them.
 
-    :raises WrongFormat: it is not JSON. What else may be raised is listed at ``load_file``.
+    :param channel, progress, direct: as ``load_file``, which also lists what else may be raised.
+    :raises WrongFormat: it is not JSON.
     """
-    data = load_whole(uri, channel=channel, progress=progress)
+    data = load_whole(uri, channel=channel, progress=progress, direct=direct)
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -143,19 +148,20 @@ def store_npy(array: numpy.ndarray[Any, Any], basename: str | None = None, *, la
 
 
 def load_npy(uri: str, *, channel: str | None = None, mmap_mode: Literal["r", "c"] | None = None,
-             progress: ProgressCallback | None = None) -> numpy.ndarray[Any, Any]:
+             progress: ProgressCallback | None = None, direct: str | None = None) -> numpy.ndarray[Any, Any]:
     """Return the array of a .npy file.
 
     :param mmap_mode: "r" maps the file read-only, "c" copy-on-write; None reads it into memory. The modes that write
         to the file are refused: its name is the hash of its bytes.
+    :param channel, progress, direct: as ``load_file``, which also lists what else may be raised.
     :raises InvalidArgument: another ``mmap_mode``.
-    :raises WrongFormat: not a .npy file, or one of Python objects. What else may be raised is listed at ``load_file``.
+    :raises WrongFormat: not a .npy file, or one of Python objects.
     """
     import numpy
 
     if mmap_mode not in (None, "r", "c"):
         raise InvalidArgument(what=f"mmap_mode={mmap_mode!r} would change a stored file; use 'r', 'c' or None.")
-    path = load(uri, channel=channel, progress=progress).path
+    path = load(uri, channel=channel, progress=progress, direct=direct).path
     with translated("reading", path):
         with Path(path).open("rb") as file:
             if file.read(len(_NPY_MAGIC)) != _NPY_MAGIC:
@@ -222,15 +228,17 @@ def store_pkl(x: Any, basename: str | None = None, *, label: str | None = None) 
     return store_bytes(dump_pickle(x), chosen_label(label, basename, "file.pkl"))
 
 
-def load_pkl(uri: str, *, channel: str | None = None, progress: ProgressCallback | None = None) -> Any:
+def load_pkl(uri: str, *, channel: str | None = None, progress: ProgressCallback | None = None,
+             direct: str | None = None) -> Any:
     """Return the value of a pickle of plain data: None, numbers, text, bytes, lists, tuples, dicts, sets, ranges,
     slices, deques, dates and times, decimals, and numpy arrays, scalars and dtypes of these.
 
+    :param channel, progress, direct: as ``load_file``, which also lists what else may be raised.
     :raises UnsafePickle: it holds or calls anything else; nothing of that was run.
-    :raises WrongFormat: it is not a pickle. What else may be raised is listed at ``load_file``.
+    :raises WrongFormat: it is not a pickle.
     """
     from .pickles import load_pickle
 
-    path = load(uri, channel=channel, progress=progress).path
+    path = load(uri, channel=channel, progress=progress, direct=direct).path
     with translated("reading", path), Path(path).open("rb") as file:
         return load_pickle(file, what=uri)

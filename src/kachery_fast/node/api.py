@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -30,7 +31,7 @@ from ..protocol.access import Permission
 from ..protocol.names import FileUri, parse_file_uri
 from ..store.objects import Located
 from .admissions import Admissions
-from .api_parts import Nothing, fault_of, permitted_link, read_body, write_line
+from .api_parts import Nothing, fault_of, permitted_link, read_body, tell_work
 from .backend_api import BackendApi
 from .border import Border
 from .failures import Failures
@@ -42,6 +43,7 @@ from .receiving import STORE_PATH, store_body, stored_spans
 from .store_server import StoreServer
 from .task_api import TaskApi
 from .threads import in_thread
+from .uploading import Account
 from .why import ask_channel
 
 if TYPE_CHECKING:
@@ -51,7 +53,6 @@ __all__ = ["LocalApi"]
 
 log = logging.getLogger("kachery_fast.node")
 
-_PROGRESS_INTERVAL_SECONDS = 0.25
 _READ_HEADER = "X-Kachery-Read"
 _Position = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 
@@ -95,6 +96,7 @@ class LocalApi:
             web.post("/probe", self._probe),
             web.get("/api/info", self._info),
             web.post("/api/load", self._load),
+            web.post("/api/upload", self._upload),
             web.post("/api/read", self._read),
             web.get("/api/read-error/{name}", self._read_error),
             web.post(STORE_PATH, partial(store_body, self._node)),
@@ -176,38 +178,34 @@ class LocalApi:
         loop = asyncio.get_running_loop()
         begun = loop.time()
         located = await self._find(uri, asked.channel)
-        link = None if located is not None else await self._requesting_link(uri, asked.channel)
-        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
-        await response.prepare(request)
-        if link is not None:
-            task = loop.create_task(self._node.transfers.load(uri, link))
-            try:
-                await self._tell_progress(response, uri, task)
-                located = task.result()
-            except ConnectionError:
-                raise
-            except Exception as error:  # the head is out: the error is the last line
-                told = error if isinstance(error, KacheryError) else fault_of(request, error)
-                await write_line(response, {"type": "error", **told.to_dict()})
-                return response
-            finally:
-                task.cancel()
-                await asyncio.wait([task])
-        if located is None:
-            raise AssertionError("a load ends with a file or an error")
-        await write_line(response, {"type": "done", "path": str(located.path), "size": located.size,
-                                    "sha1": located.sha1, "source": "store" if link is None else "channel",
-                                    "seconds": round(loop.time() - begun, 6)})
-        return response
 
-    async def _tell_progress(self, response: web.StreamResponse, uri: FileUri, task: asyncio.Task[Located]) -> None:
-        while not task.done():
-            transfer = self._node.transfers.active(uri.sha1)
-            state: dict[str, Any] = {"type": "progress", "received": 0, "total": None, "waiting": "waiting for a turn"}
-            if transfer is not None:
-                state.update(received=transfer.received, total=transfer.total, waiting=transfer.waiting)
-            await write_line(response, state)
-            await asyncio.wait([task], timeout=_PROGRESS_INTERVAL_SECONDS)
+        def done(found: Located) -> dict[str, Any]:
+            return {"path": str(found.path), "size": found.size, "sha1": found.sha1,
+                    "source": "store" if found is located else "channel", "seconds": round(loop.time() - begun, 6)}
+
+        if located is not None:
+            return web.Response(text=json.dumps({"type": "done", **done(located)}) + "\n",
+                                content_type="application/x-ndjson")
+        link = await self._requesting_link(uri, asked.channel)
+        return await tell_work(request, self._node.transfers.load(uri, link), partial(self._progress, uri), done)
+
+    def _progress(self, uri: FileUri) -> dict[str, Any]:
+        transfer = self._node.transfers.active(uri.sha1)
+        if transfer is None:
+            return {"received": 0, "total": None, "waiting": "waiting for a turn"}
+        return {"received": transfer.received, "total": transfer.total, "waiting": transfer.waiting}
+
+    async def _upload(self, request: web.Request) -> web.StreamResponse:
+        asked = await read_body(request, _Load)
+        uri = parse_file_uri(asked.uri)
+        await in_thread(self._node.api_threads, self._node.store.find, uri.sha1)
+        link = await permitted_link(self._node, uri, asked.channel, Permission.PROVIDE_FILES)
+        account = Account()
+        return await tell_work(
+            request, self._node.uploader(link).put_file(uri, account),
+            lambda: {"received": account.done_bytes, "total": account.total_bytes,
+                     "waiting": "" if account.total_bytes else "looking at the file"},
+            lambda found: {"uri": str(found), "size": account.total_bytes})
 
     async def _read(self, request: web.Request) -> web.StreamResponse:
         asked = await read_body(request, _Read)

@@ -3,15 +3,16 @@ fault told as an error."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 from aiohttp import web
 
-from ..errors import BadMessage, ChannelUnknown, HubUnreachable, NodeError
+from ..errors import BadMessage, ChannelUnknown, HubUnreachable, KacheryError, NodeError
 from ..protocol.access import Permission
 from .faults import logged_fault
 from .link import ChannelLink
@@ -19,7 +20,11 @@ from .link import ChannelLink
 if TYPE_CHECKING:
     from .node import Node
 
-__all__ = ["Nothing", "answer_with", "fault_of", "permitted_link", "read_body", "write_line"]
+__all__ = ["Nothing", "answer_with", "fault_of", "permitted_link", "read_body", "tell_work", "write_line"]
+
+_PROGRESS_INTERVAL_SECONDS = 0.25
+
+T = TypeVar("T")
 
 
 class Nothing(msgspec.Struct, forbid_unknown_fields=True):
@@ -72,3 +77,32 @@ def fault_of(request: web.Request, error: Exception) -> NodeError:
 async def write_line(response: web.StreamResponse, data: dict[str, Any]) -> None:
     """Send one JSON object as a line of its own."""
     await response.write(json.dumps(data).encode() + b"\n")
+
+
+async def tell_work(request: web.Request, work: Coroutine[Any, Any, T], progress: Callable[[], dict[str, Any]],
+                    done: Callable[[T], dict[str, Any]]) -> web.StreamResponse:
+    """Answer with lines that say how far ``work`` is, and a last one with what came of it, or its error.
+
+    A client that closes the connection withdraws its wish: the work is cancelled.
+
+    :param progress: the members of a line of progress, made about four times a second. :param done: those of the last
+        one.
+    """
+    response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+    task = asyncio.ensure_future(work)
+    try:
+        await response.prepare(request)
+        while not task.done():
+            await write_line(response, {"type": "progress", **progress()})
+            await asyncio.wait([task], timeout=_PROGRESS_INTERVAL_SECONDS)
+        last = {"type": "done", **done(task.result())}
+    except ConnectionError:
+        raise
+    except Exception as error:  # the head is out: the error is the last line
+        told = error if isinstance(error, KacheryError) else fault_of(request, error)
+        last = {"type": "error", **told.to_dict()}
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+    await write_line(response, last)
+    return response

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from typing import Any, BinaryIO, TypeVar
 
 from ..config import Settings
@@ -25,11 +26,19 @@ from .slots import AdaptiveSlots
 from .threads import in_thread
 from .tools import Traffic
 
-__all__ = ["Uploader", "put_signed"]
+__all__ = ["Account", "Uploader", "put_signed"]
 
 _SIGN_TRIES_MAX = 3
 
 T = TypeVar("T")
+
+
+@dataclass
+class Account:
+    """How far the upload of a file is: the bytes of its objects that are in the bucket, and in all once known."""
+
+    done_bytes: int = 0
+    total_bytes: int | None = None
 
 
 class Uploader:
@@ -69,32 +78,43 @@ class Uploader:
         async with self._uploads.slot(upload.end - upload.start) as progress:
             await self._put(upload, leave, progress)
 
-    async def put_file(self, uri: FileUri) -> None:
+    async def put_file(self, uri: FileUri, account: Account | None = None) -> FileUri:
         """Upload what the bucket lacks of a stored file: its manifest and its chunks.
 
+        :param account: kept while it goes on.
+        :return: the URI with the manifest by which the bucket has it.
         :raises NotInStore, LinkInvalid, CorruptFile: the file is not, or not as it was, in the store.
         :raises KacheryError: as ``put``; what was uploaded stays.
         """
-        objects = await in_thread(self._hash_threads, self._objects, uri)
+        account = Account() if account is None else account
+        manifest_sha1, objects = await in_thread(self._hash_threads, self._objects, uri)
+        account.total_bytes = sum(upload.end - upload.start for upload in objects)
         for start in range(0, len(objects), self.sign_batch_max):
-            await self._put_batch(objects[start:start + self.sign_batch_max])
+            await self._put_batch(objects[start:start + self.sign_batch_max], account)
+        return FileUri(uri.sha1, uri.label, manifest_sha1)
 
-    async def _put_batch(self, objects: list[Upload]) -> None:
+    async def _put_batch(self, objects: list[Upload], account: Account) -> None:
         absent = [upload for upload, there in zip(objects, await _all([
             self._is_there(upload) for upload in objects]), strict=True) if not there]
-        if absent:
-            await _all([self.put(upload, leave)
-                        for upload, leave in zip(absent, await self.sign(absent), strict=True)])
+        account.done_bytes += sum(upload.end - upload.start for upload in {*objects} - {*absent})
 
-    def _objects(self, uri: FileUri) -> list[Upload]:
+        async def put(upload: Upload, leave: SignedObject) -> None:
+            await self.put(upload, leave)
+            account.done_bytes += upload.end - upload.start
+
+        if absent:
+            await _all([put(upload, leave) for upload, leave in zip(absent, await self.sign(absent), strict=True)])
+
+    def _objects(self, uri: FileUri) -> tuple[str | None, list[Upload]]:
+        """Return the SHA-1 of the manifest, None of a short file, and the objects that make up the file."""
         located = self._store.find(uri.sha1)
         manifest_sha1, manifest = self._store.manifest_for(uri.sha1, uri.manifest_sha1, progress=self._check_open)
         if manifest is None or manifest_sha1 is None:
-            return [Upload(uri.sha1, uri.sha1, 0, located.size, False)]
+            return None, [Upload(uri.sha1, uri.sha1, 0, located.size, False)]
         size = self._store.find(manifest_sha1).size
-        return [Upload(manifest_sha1, manifest_sha1, 0, size, False),
-                *(Upload(chunk.sha1, uri.sha1, chunk.start, chunk.end, False)
-                  for chunk in {chunk.sha1: chunk for chunk in manifest.chunks}.values())]
+        return manifest_sha1, [Upload(manifest_sha1, manifest_sha1, 0, size, False),
+                               *(Upload(chunk.sha1, uri.sha1, chunk.start, chunk.end, False)
+                                 for chunk in {chunk.sha1: chunk for chunk in manifest.chunks}.values())]
 
     def _check_open(self, _bytes_read: int) -> None:
         if self._closing.is_set():

@@ -159,6 +159,7 @@ def test_what_cannot_be_had_is_told(shelf: Shelf, reader: Program, monkeypatch: 
     monkeypatch.setenv("KACHERY_RETRY_ATTEMPTS_MAX", "1")
     with pytest.raises(errors.HubUnreachable):
         kf.load_file(absent, channel=channel, direct="http://127.0.0.1:1")
+    reader.storage_dir.mkdir()
     monkeypatch.setenv("KACHERY_OFFLINE_STORAGE_DIR", str(reader.storage_dir))
     with pytest.raises(errors.ClientOffline):
         kf.load_file(absent, channel=channel, direct=shelf.lab.hub_url)

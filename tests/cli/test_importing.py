@@ -5,15 +5,26 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
+import urllib.error
+import urllib.request
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kachery_fast.store.mutables import MutableStore
+from kachery_fast.store.mutables import ADMITTED_KEY, MutableStore
 from tests.cli.commands import Program
-from tests.store.legacy_directory import NODE, OWN_FEED, Legacy, legacy_directory, put, sha1_of, snapshot
+from tests.store.legacy_directory import (
+    NODE,
+    OWN_FEED,
+    Legacy,
+    legacy_directory,
+    put,
+    set_mutable,
+    sha1_of,
+    snapshot,
+)
 
 
 @pytest.fixture
@@ -84,6 +95,20 @@ def test_what_is_damaged_is_refused_and_the_rest_is_taken(program: Program, old:
     stored = [path.name for path in (program.storage_dir / "sha1").rglob("*") if path.is_file()]
     assert sha1_of(b"other bytes") not in stored
     assert sha1_of(b"x" * 300_000) not in stored
+
+
+def test_codes_that_another_node_admitted_let_nobody_in_here(program: Program, old: Legacy) -> None:
+    set_mutable(old.root, ADMITTED_KEY, ["code-of-2022"])
+    done = program.run("import", str(old.root))
+    assert done.returncode == 6
+    assert "Admit codes anew by: kachery-fast mutable set --parse" in done.stdout
+    with program.node():
+        asked = urllib.request.Request(f"http://127.0.0.1:{program.port}/api/info",
+                                       headers={"KACHERY-CLIENT-AUTH-CODE": "code-of-2022"})
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(asked, timeout=30)
+        with refused.value as answer:
+            assert answer.code == 403
 
 
 def test_a_running_node_keeps_its_feeds_and_the_rest_is_taken(program: Program, old: Legacy) -> None:

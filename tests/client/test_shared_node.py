@@ -15,8 +15,8 @@ from kachery_fast import errors
 from kachery_fast.cli.lab import Lab, LabNode
 from kachery_fast.client.connection import NodeConnection
 from kachery_fast.config import load_settings
-from kachery_fast.node.admissions import ADMITTED_KEY
 from kachery_fast.node.identity import ClientAuth
+from kachery_fast.store.mutables import ADMITTED_KEY
 from tests.system.support import CHUNK_SIZE_BYTES, QUICK, make_recording, store
 
 NODE_HOST = "127.0.0.2"  # another address than that which clients and nodes take without being told

@@ -21,7 +21,7 @@ from kachery_fast.errors import FeedNotWritable
 from kachery_fast.protocol import feeds as rules
 from kachery_fast.store.feeds import FeedLog
 from kachery_fast.store.legacy import OldDatabase
-from kachery_fast.store.mutables import MutableStore
+from kachery_fast.store.mutables import ADMITTED_KEY, MutableStore
 from kachery_fast.store.takeover import PROGRESS_TEXT, take_over_in_place
 from kachery_fast.store.takeover_marker import MARKER_NAME
 from kachery_fast.store.tally import Tally
@@ -106,6 +106,26 @@ def test_everything_is_taken_and_no_byte_of_the_old_files_changes(old: Legacy) -
 def test_private_keys_are_neither_mutables_nor_in_the_marker(old: Legacy) -> None:
     taken(old.root)
     assert OWN_SEED.hex() not in json.dumps(mutables(old.root)) + (old.root / MARKER_NAME).read_text()
+
+
+def test_codes_that_the_old_daemon_admitted_are_not_taken_and_those_of_this_node_stay(
+        old: Legacy, caplog: pytest.LogCaptureFixture) -> None:
+    set_mutable(old.root, ADMITTED_KEY, ["code-of-2022"])
+    ((what, why),) = taken(old.root).refused
+    assert ADMITTED_KEY in what
+    assert f"kachery-fast mutable set --parse '\"{ADMITTED_KEY}\"'" in why
+    assert "code-of-2022" not in what + why + caplog.text + (old.root / MARKER_NAME).read_text()
+    with MutableStore(old.root, value_size_bytes_max=1000) as store:
+        assert store.get(ADMITTED_KEY) == (False, None)
+        store.set(ADMITTED_KEY, ["admitted-here"])
+    set_mutable(old.root, "more", 1)
+    assert taken(old.root).mutables.taken == 1
+    assert (ADMITTED_KEY, ["admitted-here"]) in mutables(old.root)
+
+
+def test_an_empty_list_of_codes_is_no_refusal(old: Legacy) -> None:
+    set_mutable(old.root, ADMITTED_KEY, [])
+    assert taken(old.root).refused == []
 
 
 def test_a_second_start_looks_at_nothing_and_a_changed_file_is_looked_at_anew(old: Legacy) -> None:

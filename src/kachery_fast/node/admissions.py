@@ -12,13 +12,12 @@ from concurrent.futures import Executor
 
 from ..config import Settings
 from ..errors import KacheryError
-from ..store.mutables import DATABASE_NAME, MutableStore
+from ..store.mutables import ADMITTED_KEY, DATABASE_NAME, MutableStore
 from .identity import ClientAuth
 from .threads import in_thread
 
-__all__ = ["ADMITTED_KEY", "Admissions"]
+__all__ = ["Admissions"]
 
-ADMITTED_KEY = "_other_client_auth_codes"
 _KEPT_SECONDS = 3.0
 
 log = logging.getLogger("kachery_fast.node")

@@ -17,8 +17,7 @@ import msgspec
 from aiohttp import web
 
 from ..errors import ClientAuthRefused, TooLarge
-from ..store.mutables import DATABASE_NAME, MutableStore
-from .admissions import ADMITTED_KEY
+from ..store.mutables import ADMITTED_KEY, DATABASE_NAME, MutableStore
 from .api_parts import Nothing, read_body
 from .threads import in_thread
 

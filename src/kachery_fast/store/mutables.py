@@ -18,9 +18,11 @@ from ..errors import BadMessage, InvalidArgument, KacheryError, TooLarge
 from ..protocol.canonical import canonical_bytes
 from .database import Database
 
-__all__ = ["DATABASE_NAME", "STEPS", "MutableStore", "encode_key", "encode_value"]
+__all__ = ["ADMITTED_KEY", "DATABASE_NAME", "STEPS", "MutableStore", "encode_key", "encode_value"]
 
 DATABASE_NAME = "kachery-fast-mutables.db"
+# The lasting codes of clients that the node's owner admits, a list of texts; the name is of 2022.
+ADMITTED_KEY = "_other_client_auth_codes"
 
 STEPS = [["CREATE TABLE mutables (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID"]]
 # A key names something; what is long belongs into the value.

@@ -2,6 +2,7 @@
 
 The old files are only read (``legacy``). Nothing that is here already is replaced, so a take-over that was broken off
 is simply done again. Private keys of feeds, which 2022 kept among the mutables, go into the feed log and nowhere else.
+Codes that were admitted at another daemon are not taken: who admitted them there let nobody in here.
 
 A key is taken only where all messages of its feed were: whoever appends to a part of a feed signs a second history,
 and nobody can believe such a feed any more.
@@ -27,7 +28,7 @@ from ..protocol.names import check_feed_id, check_sha1
 from ..protocol.signing import private_key, public_id
 from .feeds import FeedLog
 from .legacy import FEEDS_NAME, MUTABLES_NAME, WORK_PREFIX, OldDatabase, fingerprint_of_files
-from .mutables import MutableStore
+from .mutables import ADMITTED_KEY, MutableStore
 from .takeover_marker import refused_before, write_marker
 from .tally import Tally
 
@@ -46,6 +47,8 @@ PROGRESS_TEXT = "taking over from 2022"
 _PROGRESS_SECONDS = 5.0
 
 _READ_ONLY = "Feeds are kept as far as they verify, and those that were not writable here before are read-only"
+_NOT_ADMITTED = ("the codes in it let clients in at another daemon, and let nobody in here. Admit codes anew by: "
+                 f"kachery-fast mutable set --parse '\"{ADMITTED_KEY}\"' '[\"A-LONG-RANDOM-CODE\"]'")
 
 
 class _FeedRows:
@@ -154,7 +157,10 @@ def _batches_of_mutables(old: OldDatabase, feeds: _FeedRows, tally: Tally) -> It
     for raw_key, raw_value in old.rows("SELECT key, value FROM mutables"):
         try:
             key, value = _json(raw_key), _json(raw_value)
-            if not isinstance(key, dict) or not _is_of_feeds(key, value, feeds):
+            if key == ADMITTED_KEY:
+                if value:
+                    tally.refuse(f"the mutable {ADMITTED_KEY} of {old}", _NOT_ADMITTED)
+            elif not isinstance(key, dict) or not _is_of_feeds(key, value, feeds):
                 pairs.append((key, value))
                 size_bytes += len(raw_key) + len(raw_value)
         except (ValueError, RecursionError) as error:

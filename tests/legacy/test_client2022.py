@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+import kachery_fast as kf
 from kachery_fast.cli.lab import Lab, LabNode
+from kachery_fast.store.mutables import ADMITTED_KEY
 from tests.legacy.client2022 import Client2022
 from tests.system.support import make_recording, wait_until
 
@@ -229,6 +231,51 @@ def test_tasks_are_run_by_a_backend_of_2022_and_asked_for_by_a_client_of_2022(
     assert "no such session" in found[4]
     assert found[5:] == [20_000, 100]
     assert (on_b.directory / "act").read_text() == "done "
+
+
+def test_a_lasting_code_opens_what_a_client_at_another_machine_needs(
+        lab: Lab, a: LabNode, on_a: Client2022, tmp_path: Path) -> None:
+    """Its storage directory is its own, with the code in it; of the node's it sees the files alone."""
+    with a.used():
+        kf.set(ADMITTED_KEY, ["a-lasting-code"])
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "client-auth").write_text("a-lasting-code")
+    (own / "kachery-node-id").write_text((a.storage_dir / "kachery-node-id").read_text())
+    (own / "sha1").symlink_to(a.storage_dir / "sha1")
+    user = Client2022(lab, a, tmp_path / "user")
+    user.environ["KACHERY_STORAGE_DIR"] = str(own)
+    secret = tmp_path / "secret"
+    secret.write_text("a file of the node's user")
+    wait_until(lambda: user.run("print(json.dumps(kc.set('remote', 1)))"), "the code is admitted")
+    backend = on_a.begin(BACKEND)
+    try:
+        wait_until(lambda: bool(a.connection.info()["taskBackends"]["backends"]), "the backend is registered")
+        assert user.run("""
+            feed = kc.create_feed('remote')
+            feed.load_subfeed('s').append_message({'i': 0})
+            task = kc.request_task(task_function_id='add.1', task_kwargs={'a': 1, 'b': 2},
+                                   task_function_type='pure-calculation', channel='ch1')
+            print(json.dumps([kc.load_text(kc.store_text('remote')), kc.get('remote'), task.wait(60),
+                              feed.load_subfeed('s').get_next_messages(wait_msec=10)]))
+        """) == ["remote", 1, 3, [{"i": 0}]]
+    finally:
+        backend.send_signal(signal.SIGINT)
+        backend.communicate(timeout=60)
+    told = user.run(f"""
+        from kachery_client._daemon_connection import _daemon_url
+        from kachery_client._misc import _http_post_json
+        url, headers = _daemon_url()
+        found = [_http_post_json(url + '/storeFile', {{'localFilePath': {str(secret)!r}}}, headers=headers)['error']]
+        try:
+            kc.link_file({str(secret)!r})
+        except Exception as error:
+            found.append(str(error))
+        print(json.dumps(found))
+    """)
+    assert len(told) == 2
+    assert all("403" in text and "a lasting code does not open" in text for text in told)
+    assert not list((a.storage_dir / "sha1").rglob(f"{hashlib.sha1(secret.read_bytes()).hexdigest()}*"))
 
 
 def test_a_thousand_small_files_are_stored_and_none_fails(on_a: Client2022) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from kachery_fast.config import load_settings
 from kachery_fast.node.node import Node
+from kachery_fast.store.mutables import ADMITTED_KEY, MutableStore
 
 from ..network import LOOPS, run_on
 
@@ -22,6 +24,12 @@ ENDPOINTS = [("GET", "/api/info"), ("POST", "/api/load"), ("POST", "/api/read"),
 
 async def ask(node: Node, method: str, path: str, body: bytes = b"{}", **headers: str) -> tuple[int, Any]:
     """One request with exactly these headers (dashes for underscores); status and JSON of the answer."""
+    status, content = await ask_plainly(node, method, path, body, **headers)
+    return status, json.loads(content)
+
+
+async def ask_plainly(node: Node, method: str, path: str, body: bytes = b"{}", **headers: str) -> tuple[int, bytes]:
+    """The same, with the answer as it came."""
     reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
     lines = [f"{method} {path} HTTP/1.1", f"Content-Length: {len(body)}", "Connection: close",
              *(f"{name.replace('_', '-')}: {value}" for name, value in headers.items())]
@@ -30,7 +38,7 @@ async def ask(node: Node, method: str, path: str, body: bytes = b"{}", **headers
     writer.close()
     await writer.wait_closed()
     head, _, content = answer.partition(b"\r\n\r\n")
-    return int(head.split()[1]), json.loads(content)
+    return int(head.split()[1]), content
 
 
 def with_node(loop_kind: str, storage_dir: Path, scenario: Callable[[Node, str], Awaitable[None]]) -> None:
@@ -103,6 +111,44 @@ def test_the_code_before_the_present_one_still_opens_and_older_ones_do_not(tmp_p
         assert (tmp_path / "client-auth").stat().st_mode & 0o777 == 0o640
 
     with_node(loop_kind, tmp_path, scenario)
+
+
+@on_both_loops
+def test_a_lasting_code_does_not_read_files_by_path_nor_end_the_node(tmp_path: Path, loop_kind: str) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"a file of the node's user")
+    named = {"localFilePath": str(secret)}
+    linked = {**named, "size": secret.stat().st_size, "mtime": secret.stat().st_mtime}
+    calls = [("POST", "/storeFile", named), ("POST", "/%73toreFile", named), ("POST", "/linkFile", linked),
+             ("GET", "/halt", {}), ("POST", "/api/stop", {})]
+    storage_dir = tmp_path / "storage"
+    with MutableStore(storage_dir, value_size_bytes_max=1000) as mutables:
+        mutables.set(ADMITTED_KEY, ["lasting"])
+
+    async def scenario(node: Node, code: str) -> None:
+        host = f"127.0.0.1:{node.port}"
+
+        async def call(method: str, path: str, body: bytes, code: str) -> tuple[int, bytes]:
+            return await ask_plainly(node, method, path, body, Host=host, KACHERY_CLIENT_AUTH_CODE=code)
+
+        for method, path, body in calls:
+            status, told = await call(method, path, json.dumps(body).encode(), "lasting")
+            assert status == 403, path
+            assert b"a lasting code does not open" in told
+            assert b"client-auth" in told
+        assert not node.stopped.is_set()
+        assert not (storage_dir / "sha1").exists()
+        for path in ("/store", "/api/store"):
+            status, told = await call("POST", path, b"sent in", "lasting")
+            assert (status, json.loads(told)["sha1"]) == (200, hashlib.sha1(b"sent in").hexdigest()), path
+        uri = f"sha1://{hashlib.sha1(b'sent in').hexdigest()}/x"
+        assert await call("POST", "/api/read", json.dumps({"uri": uri}).encode(), "lasting") == (200, b"sent in")
+        for _, path, body in calls[:3]:
+            assert (await call("POST", path, json.dumps(body).encode(), code))[0] == 200, path
+        assert (await call("POST", "/api/stop", b"", code))[0] == 200
+        await node.stopped.wait()
+
+    with_node(loop_kind, storage_dir, scenario)
 
 
 @on_both_loops

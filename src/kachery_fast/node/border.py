@@ -1,7 +1,8 @@
 """Who may use the node's local API, and how a refusal or an error is told to them.
 
 A request from a web page is refused: its ``Origin`` is foreign, or its ``Host`` is not an address of this node (which
-also stops a rebound name). All others need a code that the node accepts.
+also stops a rebound name). All others need a code that the node accepts. A lasting code, for clients elsewhere, opens
+all but what ends the node, and what makes it read a file of its user by a path: whoever has one would read every file.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ __all__ = ["Border"]
 _AUTH_HEADER = "KACHERY-CLIENT-AUTH-CODE"
 _NO_CODE, _WRONG_CODE = "no client code was sent", "the client code is not the node's"
 _OF_2022 = {_NO_CODE: MISSING_CODE, _WRONG_CODE: WRONG_CODE}
+# By a lasting code these are refused, as they were in 2022 (browserAccess of kachery-daemon 1.2.1); a file is sent in
+# by /store or /api/store. What takes a path of this machine belongs here.
+_OWN_CLIENTS_ONLY = frozenset({"/storeFile", "/linkFile", "/halt", "/api/stop"})
 _EVERY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 - compared with, not bound to
 _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^:\[\]]+))(?::\d+)?", re.ASCII)
 _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -62,8 +66,13 @@ class Border:
         code = headers.get(_AUTH_HEADER)
         if code is None:
             raise self._refusal(_NO_CODE)
-        if not self._client_auth.accepts(code) and not await self._admissions.admit(code):
+        if self._client_auth.accepts(code):
+            return
+        if not await self._admissions.admit(code):
             raise self._refusal(_WRONG_CODE)
+        if path in _OWN_CLIENTS_ONLY:
+            raise self._refusal(f"a lasting code does not open {path}. That is for clients that read the node's own "
+                                "file client-auth, on its machine or where it is mounted, by its user or its group")
 
     def tell(self, path: str, error: KacheryError, status: int) -> web.Response:
         """Return the answer that tells an error: JSON, or at a path of 2022 plain text."""

@@ -198,6 +198,21 @@ def test_the_key_of_another_node_is_not_overwritten(tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def test_a_variable_that_was_forgotten_once_does_not_lock_the_node_out(tmp_path: Path) -> None:
+    program = Program(tmp_path / "store", KACHERY_NODE_PRIVATE_KEY=SEED.hex())
+    with program.node():
+        pass
+    del program.env["KACHERY_NODE_PRIVATE_KEY"]
+    link = "http://127.0.0.1:1/join/0123456789abcdef"
+    for words in (["start"], ["start", "--detach"], ["join", link], ["leave", "demo"]):
+        done = program.run("node", *words)
+        assert done.returncode == NodeError.exit_code
+        assert "If the node was started with KACHERY_NODE_PRIVATE_KEY, set the variable as it was then." in done.stderr
+    program.env["KACHERY_NODE_PRIVATE_KEY"] = SEED.hex()
+    with program.node() as started:
+        assert started["nodeId"] == NODE_ID
+
+
 def test_a_key_is_made_with_its_node_id(tmp_path: Path) -> None:
     program = Program(tmp_path / "store")
     first, second = program.json("node", "key"), program.json("node", "key")

@@ -11,6 +11,7 @@ import pytest
 
 from kachery_fast.errors import DiskError, NodeError
 from kachery_fast.node.identity import ClientAuth, load_identity, write_whole
+from kachery_fast.protocol.signing import private_key, public_id
 
 # RFC 8410 §10.3, whose key is an Ed25519 one in PKCS#8, version 1, as in 2022.
 RFC_PRIVATE = "MC4CAQAwBQYDK2VwBCIEINTuctv5E1hK1bbY8fdp+K06/nwoy/HU++CXqI9EdVhC"
@@ -87,6 +88,39 @@ def test_wrong_public_parts_are_mended(tmp_path: Path) -> None:
     assert load_identity(tmp_path).node_id == node_id
     assert (tmp_path / "kachery-node-id").read_text() == node_id
     assert (tmp_path / "public.pem").exists()
+
+
+def test_a_directory_whose_key_is_not_there_is_made_no_other_nodes(tmp_path: Path) -> None:
+    seed = bytes(range(32)).hex()
+    for name, start in (("variable", lambda root: load_identity(root, seed)), ("file", load_identity)):
+        root = tmp_path / name
+        node_id = start(root).node_id
+        (root / "private.pem").unlink(missing_ok=True)
+        for lost in ((), ("public.pem",), ("kachery-node-id",)):
+            kept = {path.name: path.read_bytes() for path in root.iterdir()}
+            for found in lost:
+                (root / found).unlink()
+            before = {path.name: path.read_bytes() for path in root.iterdir()}
+            for other in ("", "ab" * 32):
+                with pytest.raises(NodeError, match="KACHERY_NODE_PRIVATE_KEY") as told:
+                    load_identity(root, other)
+                assert node_id[:16] in told.value.message
+                assert ("private.pem" in told.value.message) == (not other)
+                assert {path.name: path.read_bytes() for path in root.iterdir()} == before
+            for name, data in kept.items():
+                (root / name).write_bytes(data)
+    assert load_identity(tmp_path / "variable", seed).node_id == public_id(private_key(bytes.fromhex(seed)))
+    for path in (tmp_path / "file").iterdir():
+        path.unlink()  # as the error says
+    load_identity(tmp_path / "file")
+
+
+def test_public_parts_that_say_nothing_are_not_overwritten_either(tmp_path: Path) -> None:
+    (tmp_path / "kachery-node-id").write_text("")
+    for seed in ("", "ab" * 32):
+        with pytest.raises(NodeError, match="is the directory of a node"):
+            load_identity(tmp_path, seed)
+    assert [path.name for path in tmp_path.iterdir()] == ["kachery-node-id"]
 
 
 def test_a_storage_directory_that_is_none_is_a_disk_error(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ __all__ = ["ClientAuth", "DirectoryLock", "Identity", "load_identity", "note_own
 _PRIVATE_PREFIX = bytes.fromhex("302e020100300506032b657004220420")
 _PUBLIC_PREFIX = bytes.fromhex("302a300506032b6570032100")
 _PEM = re.compile(r"-----BEGIN (PRIVATE|PUBLIC) KEY-----\s*([A-Za-z0-9+/=\s]+?)\s*-----END \1 KEY-----\s*")
+_PUBLIC_NAMES = ("kachery-node-id", "public.pem")
 _CODE_LENGTH = 12
 
 
@@ -47,17 +48,14 @@ def load_identity(storage_dir: Path, seed_hex: str = "", *,
     """Read the node's key, or make one at first start.
 
     :param seed_hex: the seed of the key, 64 hex digits, of a node whose key is in no file; empty: it is in one.
-    :raises NodeError: the key file is damaged, others than its owner may read it, or it holds another key than
-        ``seed_hex``.
+    :raises NodeError: the key file is damaged, others than its owner may read it, it holds another key than
+        ``seed_hex``, or the directory is that of a node whose key is not there. Nothing was written.
     :raises DiskError: the directory cannot be read or written.
     """
     path = storage_dir / "private.pem"
     try:
         storage_dir.mkdir(parents=True, exist_ok=True)
-        if seed_hex and not path.exists():
-            key = private_key(bytes.fromhex(seed_hex))
-        else:
-            key = _key_of_file(storage_dir, path, make_seed)
+        key = _find_key(storage_dir, path, seed_hex, make_seed)
     except OSError as error:
         raise DiskError(action="the use", path=str(path), why=error.strerror or str(error)) from None
     if seed_hex and not hmac.compare_digest(key.private_bytes_raw(), bytes.fromhex(seed_hex)):
@@ -69,9 +67,52 @@ def load_identity(storage_dir: Path, seed_hex: str = "", *,
     return identity
 
 
-def _key_of_file(storage_dir: Path, path: Path, make_seed: Callable[[], bytes]) -> Ed25519PrivateKey:
-    if not path.exists():
-        _create_key(storage_dir, private_key(make_seed()))
+def _find_key(storage_dir: Path, path: Path, seed_hex: str, make_seed: Callable[[], bytes]) -> Ed25519PrivateKey:
+    noted = _noted_ids(storage_dir)  # before private.pem is looked for, which a first start writes before these
+    if path.exists():
+        return _key_of_file(path)
+    if seed_hex:
+        key = private_key(bytes.fromhex(seed_hex))
+        if noted and public_id(key) not in noted:
+            raise _other_node(storage_dir, noted, public_id(key))
+        return key
+    if noted:
+        raise _other_node(storage_dir, noted, "")
+    _create_key(storage_dir, private_key(make_seed()))
+    return _key_of_file(path)
+
+
+def _noted_ids(storage_dir: Path) -> list[str]:
+    """Return what the public parts that are there say of whose directory this is, "" for what says nothing."""
+    found: list[str] = []
+    for name in _PUBLIC_NAMES:
+        with contextlib.suppress(FileNotFoundError):
+            text = (storage_dir / name).read_text(encoding="ascii", errors="replace").strip()
+            if name == "public.pem":
+                der = _der_of_pem("PUBLIC", text)
+                text = der[len(_PUBLIC_PREFIX):].hex() if der.startswith(_PUBLIC_PREFIX) else ""
+            found.append(text)
+    return found
+
+
+def _other_node(storage_dir: Path, noted: list[str], given: str) -> NodeError:
+    """Return the error of a directory without ``private.pem`` that is a node's.
+
+    :param given: the id of the key in KACHERY_NODE_PRIVATE_KEY; empty without one.
+    """
+    whose = f"{storage_dir} is the directory of " + next((f"the node {text[:16]}…" for text in noted if text), "a node")
+    anew = ("To make it another node, which has to join its channels anew, delete "
+            f"{' and '.join(_PUBLIC_NAMES)} in it.")
+    if given:
+        return NodeError(what=f"{whose}, and KACHERY_NODE_PRIVATE_KEY holds the key of another one ({given[:16]}…). "
+                              "Set the variable to the key of that node, or give the node of this key a directory of "
+                              f"its own by KACHERY_STORAGE_DIR. {anew}")
+    return NodeError(what=f"{whose}, and its key is not there. If the node was started with KACHERY_NODE_PRIVATE_KEY, "
+                          "set the variable as it was then. If it had the file private.pem, restore that from a "
+                          f"backup. {anew}")
+
+
+def _key_of_file(path: Path) -> Ed25519PrivateKey:
     mode = path.stat().st_mode
     text = path.read_text(encoding="ascii", errors="replace")
     if stat.S_IMODE(mode) & 0o077:
@@ -118,15 +159,21 @@ def _encode_pem(kind: str, der: bytes) -> str:
     return f"-----BEGIN {kind} KEY-----\n{base64.b64encode(der).decode()}\n-----END {kind} KEY-----\n"
 
 
-def _decode_pem(text: str, path: Path) -> bytes:
+def _der_of_pem(kind: str, text: str) -> bytes:
+    """Return what is in a PEM of this kind, nothing when it is none."""
     match = _PEM.fullmatch(text)
-    der = b""
-    if match is not None and match[1] == "PRIVATE":
+    if match is not None and match[1] == kind:
         with contextlib.suppress(ValueError):
-            der = base64.b64decode("".join(match[2].split()), validate=True)
+            return base64.b64decode("".join(match[2].split()), validate=True)
+    return b""
+
+
+def _decode_pem(text: str, path: Path) -> bytes:
+    der = _der_of_pem("PRIVATE", text)
     if len(der) != len(_PRIVATE_PREFIX) + 32 or not der.startswith(_PRIVATE_PREFIX):
-        raise NodeError(what=f"{path} is not an Ed25519 private key in PEM form. Restore it from a backup; deleting it "
-                             "makes this a new node that has to join its channels again.")
+        raise NodeError(what=f"{path} is not an Ed25519 private key in PEM form. Restore it from a backup; deleting "
+                             f"it, {' and '.join(_PUBLIC_NAMES)} makes this a new node that has to join its channels "
+                             "again.")
     return der[len(_PRIVATE_PREFIX):]
 
 

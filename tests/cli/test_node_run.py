@@ -70,12 +70,13 @@ def processes_of(place: Path) -> list[int]:
     return found
 
 
-def hold(lab: Lab, place: Path, **environ: str) -> tuple[subprocess.Popen[str], dict[str, Any]]:
+def hold(lab: Lab, place: Path, *, stderr: int | None = None,
+         **environ: str) -> tuple[subprocess.Popen[str], dict[str, Any]]:
     """Begin a run whose command goes on until it is ended, and return it with the command's environment."""
     code = f"{SHOW}; import sys, time; sys.stdout.flush(); time.sleep(600)"
     process = subprocess.Popen([*PROGRAM, "node", "run", "--dir", str(place), "--join", lab.invite(), "--",
                                 sys.executable, "-c", code], env={**lab.environ, **environ}, stdout=subprocess.PIPE,
-                               stdin=subprocess.DEVNULL, text=True, start_new_session=True)
+                               stderr=stderr, stdin=subprocess.DEVNULL, text=True, start_new_session=True)
     assert process.stdout is not None
     return process, json.loads(process.stdout.readline())
 
@@ -211,6 +212,35 @@ def test_a_variable_that_was_forgotten_once_does_not_lock_the_node_out(tmp_path:
     program.env["KACHERY_NODE_PRIVATE_KEY"] = SEED.hex()
     with program.node() as started:
         assert started["nodeId"] == NODE_ID
+
+
+@pytest.mark.parametrize("how", ["command", "notebook"])
+def test_a_node_that_cannot_leave_its_channel_says_how_to_remove_it(place: Path, tmp_path: Path, how: str) -> None:
+    with Lab(tmp_path / "lab", environ=QUICK) as lab:
+        lab.start_hub()
+        link = lab.invite()
+        if how == "command":
+            process, _ = hold(lab, place, stderr=subprocess.PIPE)
+        else:
+            code = (f"import os, kachery_fast as kf\nwith kf.ephemeral_node({link!r}, directory={str(place)!r}):\n"
+                    " print('{}', flush=True)\n input()")
+            process = subprocess.Popen([sys.executable, "-c", code], env=lab.environ, stdin=subprocess.PIPE,
+                                       stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            assert process.stdout is not None
+            process.stdout.readline()
+        (node_id,) = members(lab)
+        lab.hub.stop()
+        if how == "command":
+            process.terminate()
+        _, told = process.communicate(None if how == "command" else "\n", timeout=60)
+        assert process.returncode == (128 + signal.SIGTERM if how == "command" else 0)
+        removal = f"kachery-fast channel remove-node demo {node_id} --hub {lab.hub_url}"
+        assert f"is still a member of demo at {lab.hub_url}: ask its owner to remove it by: {removal} (" in told
+        assert not list(place.iterdir())
+        lab.start_hub()
+        assert members(lab) == {node_id}
+        lab.owner(*removal.split()[2:-2])
+        assert members(lab) == set()
 
 
 def test_a_key_is_made_with_its_node_id(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """The program of an ephemeral node, which ``client/ephemeral.py`` starts.
 
-An order comes as the first line of the standard input, which stays open as long as the node is wanted. One line goes to
-the standard output: ``{"ready": …}`` or ``{"failed": …}``, an error of the tree. The log goes to the standard error.
+An order comes as the first line of the standard input, which stays open as long as the node is wanted. What it has to
+say goes to the standard output, in lines: ``{"ready": …}`` or ``{"failed": …}``, an error of the tree, and
+``{"stillMember": …}`` where it could not leave its channel. The log goes to the standard error.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def main() -> None:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("kachery_fast").setLevel(logging.INFO)
     try:
-        run_ephemeral(msgspec.json.decode(line, type=Order), _INPUT, lambda found: _say("ready", found))
+        run_ephemeral(msgspec.json.decode(line, type=Order), _INPUT, _say)
     except KacheryError as error:
         _say("failed", error.to_dict())
         sys.exit(error.exit_code)

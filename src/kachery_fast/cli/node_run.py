@@ -39,7 +39,8 @@ def run(command: tuple[str, ...], link: str | None, hub: str | None, label: str 
     """Run a command with a node of its own, which ends with it: for CI, and wherever nothing is to be left behind.
 
     The node's storage directory is a temporary one, and its key is never on the disk. The exit code is COMMAND's. A
-    node leaves its channel at the end, unless its identity comes from KACHERY_NODE_PRIVATE_KEY.
+    node leaves its channel at the end, unless its identity comes from KACHERY_NODE_PRIVATE_KEY. If the hub is away
+    then, it is said how the channel's owner removes the node.
     """
     if not command:
         raise InvalidArgument(what="There is no command to run. Write it after two dashes: "

@@ -103,15 +103,29 @@ class EphemeralNode:
         with contextlib.suppress(BrokenPipeError):  # it has ended: the answer, or its log, says why
             process.stdin.write(json.dumps(order).encode() + b"\n")
             process.stdin.flush()
-        try:
-            said = json.loads(process.stdout.readline())
-        except ValueError:
-            raise NodeError(what=f"it did not start. {self._log_tail()}") from None
+        said = self._next_word(process)
+        if not said:
+            raise NodeError(what=f"it did not start. {self._log_tail()}")
         if "ready" not in said:
             raise KacheryError.from_dict(said["failed"])
         found = said["ready"]
         self.node_id, self.port, self.channels = found["nodeId"], found["port"], found["channels"]
         self.storage_dir = Path(found["storageDir"])
+
+    def _next_word(self, process: subprocess.Popen[bytes]) -> dict[str, Any]:
+        """Return what the node says next, empty at the end; a warning of it is passed on."""
+        for line in process.stdout or ():
+            try:
+                said: dict[str, Any] = json.loads(line)
+            except ValueError:
+                return {}
+            if "stillMember" not in said:
+                return said
+            found = said["stillMember"]
+            logger.warning("The node has ended and is still a member of %s at %s: ask its owner to remove it by: "
+                           "kachery-fast channel remove-node %s %s --hub %s (%s)", found["channel"], found["hub"],
+                           found["channel"], found["nodeId"], found["hub"], found["why"])
+        return {}
 
     def _set_environment(self, channel: str) -> None:
         new = {"KACHERY_STORAGE_DIR": str(self.storage_dir), "KACHERY_DAEMON_HOST": "127.0.0.1",
@@ -158,6 +172,9 @@ class EphemeralNode:
             logger.warning("the node did not end in %g s and was killed", _STOP_SECONDS)
             process.kill()
             process.wait()
+        else:
+            while self._next_word(process):
+                pass
         finally:
             process.stdout.close()  # type: ignore[union-attr]
             if process.returncode is None:  # a second Ctrl-C: the node has been told, and sees to the rest by itself

@@ -54,31 +54,33 @@ class Order(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
         return f"Order({self.directory!r})"  # the seed is nobody's business
 
 
-def run_ephemeral(order: Order, descriptor: int, ready: Callable[[dict[str, Any]], None]) -> None:
+def run_ephemeral(order: Order, descriptor: int, say: Callable[[str, dict[str, Any]], None]) -> None:
     """Run the node until the pipe closes, on SIGINT, SIGTERM, or a client's stop.
 
     :param descriptor: the reading end of a pipe, whose other end the starting program holds.
-    :param ready: called once, when the node is connected: ``nodeId``, ``port``, ``storageDir`` and ``channels``.
+    :param say: called with "ready" once the node is connected (``nodeId``, ``port``, ``storageDir``, ``channels``), and
+        with "stillMember" where it could not leave its channel at the end (``nodeId``, ``channel``, ``hub``, ``why``).
     :raises KacheryError: it could not start, join or connect; everything is removed by then.
     """
     try:
         settings = load_settings(storage_dir=Path(order.directory) / "storage", node_host="127.0.0.1", node_port=0,
                                  node_private_key=order.seed)
-        run_on_loop(_serve(order, settings, descriptor, ready))
+        run_on_loop(_serve(order, settings, descriptor, say))
     finally:
         shutil.rmtree(order.directory, ignore_errors=True)
 
 
-async def _serve(order: Order, settings: Settings, descriptor: int, ready: Callable[[dict[str, Any]], None]) -> None:
+async def _serve(order: Order, settings: Settings, descriptor: int,
+                 say: Callable[[str, dict[str, Any]], None]) -> None:
     loop = asyncio.get_running_loop()
     node = Node(settings)
     stop_at_signals(node)
-    joined = ""
+    joined: dict[str, Any] = {}
     with _ending_with_parent(node, descriptor):
         try:
             if order.link:
                 join = partial(membership.join, settings, order.link, label=order.label or None)
-                joined = (await loop.run_in_executor(None, join))["channel"]
+                joined = await loop.run_in_executor(None, join)
             if order.hub:
                 await loop.run_in_executor(
                     None, partial(membership.use_hub, settings, order.hub, label=order.label or None))
@@ -86,13 +88,18 @@ async def _serve(order: Order, settings: Settings, descriptor: int, ready: Calla
             if order.link or order.hub:
                 await _connect(node, order.channel)
             if not node.stopped.is_set():
-                ready({"nodeId": node.identity.node_id, "port": node.port, "storageDir": str(settings.storage_dir),
-                       "channels": sorted({link.name for link in node.links()})})
+                say("ready", {"nodeId": node.identity.node_id, "port": node.port,
+                              "storageDir": str(settings.storage_dir),
+                              "channels": sorted({link.name for link in node.links()})})
             await node.stopped.wait()
         finally:
             await node.stop()
             if joined and not order.stays:
-                await loop.run_in_executor(None, _leave, settings, joined)
+                why = await loop.run_in_executor(None, _leave, settings, joined["channel"])
+                if why:
+                    with contextlib.suppress(OSError):  # who started it may be gone
+                        say("stillMember", {"nodeId": node.identity.node_id, "channel": joined["channel"],
+                                            "hub": joined["hub"], "why": why})
 
 
 @contextlib.contextmanager
@@ -144,10 +151,15 @@ async def _connect(node: Node, channel: str) -> None:
         await asyncio.sleep(_POLL_SECONDS)
 
 
-def _leave(settings: Settings, channel: str) -> None:
-    """Take the node off the channel. A hub that is away is not waited for as long as it is otherwise."""
+def _leave(settings: Settings, channel: str) -> str:
+    """Take the node off the channel, and return why it could not be, empty if it was.
+
+    A hub that is away is not waited for as long as it is otherwise.
+    """
     hasty = dataclasses.replace(settings, retry_attempts_max=2, connect_timeout_seconds=3.0, stall_seconds=5.0)
     try:
         membership.leave(hasty, channel)
     except KacheryError as error:
         log.warning("the node is gone but still a member of the channel %s: %s", channel, error)
+        return error.message
+    return ""

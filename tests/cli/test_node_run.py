@@ -173,6 +173,21 @@ def test_what_cannot_be_done_is_said_and_nothing_is_left(lab: Lab, place: Path) 
     assert len(members(lab)) == 1
 
 
+def test_a_key_wants_a_hub_or_an_invitation(place: Path, tmp_path: Path) -> None:
+    program = Program(tmp_path / "store", KACHERY_NODE_PRIVATE_KEY=SEED.hex())
+    done = program.run("node", "run", "--dir", str(place), "--", "true")
+    assert (done.returncode, "--hub URL" in done.stderr, "--join LINK" in done.stderr) == (2, True, True)
+    assert SEED.hex() not in done.stderr
+    assert not list(place.iterdir())
+
+
+def test_with_neither_hub_nor_invitation_the_node_is_on_no_channel(place: Path, tmp_path: Path) -> None:
+    program = Program(tmp_path / "store", KACHERY_CHANNEL="of-another-node")
+    environ = json.loads(program.ok("node", "run", "--dir", str(place), "--", sys.executable, "-c", SHOW))
+    assert "KACHERY_CHANNEL" not in environ
+    assert environ["KACHERY_STORAGE_DIR"].startswith(str(place))
+
+
 @pytest.mark.parametrize("text", ["ab" * 31, "ab" * 33, "xy" * 32, "ab " * 32, "nonsense"])
 def test_a_bad_key_is_refused_without_being_shown(tmp_path: Path, text: str) -> None:
     program = Program(tmp_path / "store", KACHERY_NODE_PRIVATE_KEY=text)

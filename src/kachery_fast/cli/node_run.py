@@ -40,7 +40,8 @@ def run(command: tuple[str, ...], link: str | None, hub: str | None, label: str 
 
     The node's storage directory is a temporary one, and its key is never on the disk. The exit code is COMMAND's. A
     node leaves its channel at the end, unless its identity comes from KACHERY_NODE_PRIVATE_KEY. If the hub is away
-    then, it is said how the channel's owner removes the node.
+    then, it is said how the channel's owner removes the node. With neither --join nor --hub the node is on no
+    channel; with a key, one of them has to be named.
     """
     if not command:
         raise InvalidArgument(what="There is no command to run. Write it after two dashes: "

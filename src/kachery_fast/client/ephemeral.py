@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any
 
 from ..config import load_settings
-from ..errors import DiskError, KacheryError, NodeError
+from ..errors import DiskError, InvalidArgument, KacheryError, NodeError
 from .access import check_online
 
 __all__ = ["EphemeralNode", "ephemeral_node"]
@@ -46,12 +46,13 @@ def ephemeral_node(link: str | None = None, *, hub: str | None = None, channel: 
     Its identity is new, and leaves the channel at the end, unless ``KACHERY_NODE_PRIVATE_KEY`` holds one.
 
     :param link: an invitation to a channel. :param hub: the address of a hub where the node of that key is a member
-        already, in place of an invitation.
+        already, in place of an invitation. With neither the node is on no channel.
     :param channel: the channel to ask on when none is named; the only one where the node is on one.
     :param label: the node's name for people; the host's name when None.
     :param directory: where its storage directory is made, the system's place for temporary files when None. It holds
         whatever is loaded, and is removed at the end.
     :return: the node, connected to its channels. It ends with the ``with`` block, by ``close``, or with the program.
+    :raises InvalidArgument: there is a key, and neither ``link`` nor ``hub``.
     :raises KacheryError: the invitation does not hold, the hub is out of reach, or the node cannot start.
     """
     return EphemeralNode({"link": link or "", "hub": hub or "", "channel": channel or "", "label": label or ""},
@@ -74,6 +75,10 @@ class EphemeralNode:
         settings = load_settings()
         check_online(settings, "Running a node")
         seed = settings.node_private_key
+        if seed and not (order["link"] or order["hub"]):
+            raise InvalidArgument(what=f"{_KEY} holds the key of a node, and nothing says where that is a member. Name "
+                                       "its hub (--hub URL, in Python hub=) or, the first time, an invitation (--join "
+                                       "LINK, in Python link=); or take the variable away, for a node on no channel.")
         self._owner_pid = os.getpid()
         self._former: dict[str, str | None] = {}
         try:
@@ -130,10 +135,13 @@ class EphemeralNode:
     def _set_environment(self, channel: str) -> None:
         new = {"KACHERY_STORAGE_DIR": str(self.storage_dir), "KACHERY_DAEMON_HOST": "127.0.0.1",
                "KACHERY_DAEMON_PORT": str(self.port)}
+        hidden: tuple[str, ...] = _HIDDEN
         if channel or len(self.channels) == 1:
             new["KACHERY_CHANNEL"] = channel or self.channels[0]
-        self._former = {name: os.environ.get(name) for name in (*new, *_HIDDEN)}
-        for name in _HIDDEN:
+        elif os.environ.get("KACHERY_CHANNEL") not in self.channels:  # of another node
+            hidden = (*_HIDDEN, "KACHERY_CHANNEL")
+        self._former = {name: os.environ.get(name) for name in (*new, *hidden)}
+        for name in hidden:
             os.environ.pop(name, None)
         os.environ.update(new)
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 
 import msgspec
 
 from ..config import Settings
-from ..errors import HubError
-from .exchange import Exchange
+from ..errors import HubError, InvalidArgument
+from .exchange import Exchange, check_hub_url
 
 __all__ = ["find_bucket_url"]
+
+_PRINTABLE = re.compile(r"[!-~]+")
 
 
 class _Answer(msgspec.Struct):
@@ -34,4 +37,9 @@ async def find_bucket_url(hub_url: str, channel: str, settings: Settings) -> str
         url = msgspec.json.decode(data, type=_Answer).url
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise HubError(url=exchange.url, why=f"it does not say where the channel's bucket is ({error})") from None
-    return exchange.url + url if url.startswith("/") else url
+    whole = exchange.url + url if url.startswith("/") else url
+    try:
+        return check_hub_url(whole if _PRINTABLE.fullmatch(whole) else "")  # what holds for its address holds here
+    except InvalidArgument:
+        raise HubError(url=exchange.url, why=f"it says that the bucket of the channel {channel!r} is at {url[:200]!r}, "
+                                             "which is no http:// or https:// address") from None

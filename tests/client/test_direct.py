@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import json
+import multiprocessing
+import re
+import socket
+import socketserver
+import threading
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import pytest
 
 import kachery_fast as kf
 from kachery_fast import errors
 from kachery_fast.cli.lab import Lab
+from kachery_fast.client import direct
+from kachery_fast.client.files import open_range
+from kachery_fast.client.fs import KacheryFileSystem
 from kachery_fast.config import load_settings
 from kachery_fast.protocol.names import object_name, parse_file_uri
 from kachery_fast.store.destination import Destination
@@ -52,11 +64,57 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shelf]:
 
 @pytest.fixture
 def reader(shelf: Shelf, program: Program, monkeypatch: pytest.MonkeyPatch) -> Program:
-    """A fresh store without a node."""
+    """A fresh store without a node, in a process that has read nothing yet."""
+    direct._recent.clear()
     for name, value in QUICK.items():
         monkeypatch.setenv(name, value)
         program.env[name] = value
     return program
+
+
+class Relay:
+    """A way to the hub and its bucket that notes what goes over it: request lines, and the bytes of the answers."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self._to = (parts.hostname or "", parts.port or 80)
+        self.requests: list[str] = []
+        self.answered_bytes = 0
+        self._lock = threading.Lock()
+        relay = self
+
+        class Handler(socketserver.BaseRequestHandler):
+            def handle(self) -> None:
+                with socket.create_connection(relay._to) as hub:
+                    answers = threading.Thread(target=relay._answers, args=(hub, self.request))
+                    answers.start()
+                    while data := self.request.recv(65536):
+                        found = re.findall(rb"^(?:GET|HEAD|POST) [^ ]*", data, re.MULTILINE)
+                        relay.requests += [line.decode() for line in found]
+                        hub.sendall(data)
+                    hub.shutdown(socket.SHUT_WR)
+                    answers.join()
+
+        self._server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
+
+    def _answers(self, hub: socket.socket, client: socket.socket) -> None:
+        with suppress(OSError):
+            while data := hub.recv(65536):
+                with self._lock:
+                    self.answered_bytes += len(data)
+                client.sendall(data)
+            client.shutdown(socket.SHUT_WR)
+
+    def __enter__(self) -> Relay:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
 
 
 def chunk_path(shelf: Shelf, reader: Program, index: int) -> Path:
@@ -103,6 +161,51 @@ def test_a_range_fetches_only_its_chunks_and_stores_nothing(shelf: Shelf, reader
     with pytest.raises(errors.InvalidArgument, match="not within"):
         kf.load_bytes(shelf.long, 0, len(shelf.data) + 1, **where)
     assert not reader.storage_dir.exists()
+
+
+def test_blocks_that_are_smaller_than_chunks_fetch_each_chunk_once(
+        shelf: Shelf, reader: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Relay(shelf.lab.hub_url) as relay:
+        monkeypatch.setenv("KACHERY_DIRECT_HUB", relay.url)
+        fs = KacheryFileSystem(channel=shelf.lab.channel, block_size=CHUNK_SIZE_BYTES // 4, skip_instance_cache=True)
+        with fs.open(shelf.long) as file:
+            assert file.read() == shelf.data
+        step = CHUNK_SIZE_BYTES // 4
+        for start in range(0, len(shelf.data), step):
+            assert fs.cat_file(shelf.long, start, min(start + step, len(shelf.data))) == shelf.data[start:start + step]
+    assert len(shelf.data) < relay.answered_bytes < 1.05 * len(shelf.data) + 20_000
+    assert len([line for line in relay.requests if line.startswith("POST")]) == 2  # of the manifest, and of the file
+    assert len(relay.requests) <= CHUNKS + 1 + 2 + 3
+
+
+def test_threads_that_read_in_one_chunk_fetch_it_once(shelf: Shelf, reader: Program) -> None:
+    with Relay(shelf.lab.hub_url) as relay, ThreadPoolExecutor(8) as threads:
+        where: dict[str, Any] = {"channel": shelf.lab.channel, "direct": relay.url}
+        kf.load_bytes(shelf.long, 0, 1, **where)
+        before = relay.answered_bytes
+        start = 2 * CHUNK_SIZE_BYTES
+        starts = range(start, start + CHUNK_SIZE_BYTES, CHUNK_SIZE_BYTES // 16)
+        found = threads.map(lambda at: kf.load_bytes(shelf.long, at, at + 100, **where), starts)
+        assert list(found) == [shelf.data[at:at + 100] for at in starts]
+    assert relay.answered_bytes - before < 1.1 * CHUNK_SIZE_BYTES
+
+
+def test_a_read_that_is_left_takes_nothing_from_the_next(shelf: Shelf, reader: Program) -> None:
+    where: dict[str, Any] = {"channel": shelf.lab.channel, "direct": shelf.lab.hub_url}
+    pieces = open_range(shelf.long, **where)
+    assert next(pieces) == shelf.data[:CHUNK_SIZE_BYTES]
+    pieces.close()  # while the next chunk comes in
+    assert kf.load_bytes(shelf.long, **where) == shelf.data
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_process_reads_for_itself(shelf: Shelf, reader: Program) -> None:
+    where: dict[str, Any] = {"channel": shelf.lab.channel, "direct": shelf.lab.hub_url}
+    pieces = open_range(shelf.long, **where)
+    next(pieces)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as child:
+        assert child.submit(partial(kf.load_bytes, shelf.long, **where)).result(60) == shelf.data
+    pieces.close()
 
 
 def test_a_broken_download_goes_on_from_what_is_there(shelf: Shelf, reader: Program) -> None:

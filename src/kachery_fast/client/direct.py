@@ -11,15 +11,17 @@ import asyncio
 import hashlib
 import threading
 from collections.abc import Callable, Coroutine, Generator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 from .._chunker import ChunkMemory
 from ..config import Settings
 from ..errors import (
     CorruptObject,
     DiskError,
+    KacheryError,
     ManifestInvalid,
     NotAvailable,
     NotInStore,
@@ -35,6 +37,7 @@ from ..store.destination import Destination
 from ..store.files import FileStore
 from ..store.objects import Located
 from .progress import Progress, ProgressCallback
+from .recent import Found, Recent
 
 __all__ = ["load_directly", "read_directly"]
 
@@ -73,21 +76,86 @@ def read_directly(uri: FileUri, hub_url: str, channel: str, store: FileStore, se
     :param check: called with the file's size before anything is fetched; it raises when the range is outside of it.
     :raises KacheryError: as ``load_directly``.
     """
-    download = _Download(uri, channel, store, settings)
-    with _loop_thread() as run:
+    file = (hub_url, channel, uri.sha1, uri.manifest_sha1)
+    with _Reading(uri, hub_url, channel, store, settings) as reading:
+        found = _recent.find(file)
+        if found is None:
+            found = reading.begin()
+            _recent.note(file, found)
+        check(found.size)
+        stop = found.size if end is None else end
+        chunks = [chunk for chunk in found.chunks if chunk.start < stop and chunk.end > start]
         try:
-            size = run(download.begin(hub_url)).result()
-            check(size)
-            stop = size if end is None else end
-            chunks = [chunk for chunk in download.chunks if chunk.start < stop and chunk.end > start]
-            coming: Future[bytes] | None = None
+            coming: _Coming | None = None
             for number, chunk in enumerate(chunks):
-                data = (coming or run(download.fetch(chunk))).result()
+                data = reading.get(found, chunk, coming)
                 # The next one comes in while the caller uses this one.
-                coming = run(download.fetch(chunks[number + 1])) if number + 1 < len(chunks) else None
+                coming = reading.ask(found, chunks[number + 1]) if number + 1 < len(chunks) else None
                 yield data[max(0, start - chunk.start):stop - chunk.start]
-        finally:
-            run(download.close()).result()
+        except KacheryError:
+            _recent.forget(file)  # what was found a moment ago may not be so any more
+            raise
+
+
+_recent = Recent()
+
+
+class _Coming(NamedTuple):
+    """``data``: the bytes of a chunk, when they are here. ``own``: whether it is this read that fetches them."""
+
+    data: Future[bytes]
+    own: bool
+
+
+class _Reading:
+    """One read of a file. What it does not have to fetch costs neither a thread nor a connection."""
+
+    def __init__(self, uri: FileUri, hub_url: str, channel: str, store: FileStore, settings: Settings) -> None:
+        self._make = partial(_Download, uri, channel, store, settings)
+        self._hub_url = hub_url
+        self._channel = channel
+        self._parts = ExitStack()
+        self._begun: tuple[_Download, Callable[..., Future[Any]]] | None = None
+
+    def __enter__(self) -> _Reading:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._parts.close()
+
+    def _begin(self) -> tuple[_Download, Callable[..., Future[Any]]]:
+        if self._begun is None:
+            download, run = self._make(), self._parts.enter_context(_loop_thread())
+            self._parts.callback(lambda: run(download.close()).result())
+            self._begun = download, run
+        return self._begun
+
+    def begin(self) -> Found:
+        """Ask the hub and the bucket for the file."""
+        download, run = self._begin()
+        found: Found = run(download.begin(self._hub_url)).result()
+        return found
+
+    def ask(self, found: Found, chunk: Chunk) -> _Coming:
+        """See to it that the bytes of a chunk come."""
+
+        def fetch() -> Future[bytes]:
+            download, run = self._begin()
+            download.go_on(found)
+            return run(download.fetch(chunk))
+
+        return _Coming(*_recent.chunk((found.bucket_url, self._channel, chunk.sha1), chunk.end - chunk.start, fetch))
+
+    def get(self, found: Found, chunk: Chunk, coming: _Coming | None) -> bytes:
+        """Return the bytes of a chunk. :param coming: what ``ask`` returned for it, if it was asked for."""
+        while True:
+            coming = coming or self.ask(found, chunk)
+            try:
+                return coming.data.result()
+            except (KacheryError, CancelledError):
+                if coming.own:
+                    raise
+            coming = None
 
 
 class _Download:
@@ -104,10 +172,17 @@ class _Download:
         self.chunks: tuple[Chunk, ...] = ()
         self.total: int | None = None
         self.received = 0
+        self._counting = threading.Lock()
         self.waiting = "asking the hub"
 
-    async def begin(self, hub_url: str) -> int:
-        """Find the bucket and the manifest, and return the file's size in bytes."""
+    def go_on(self, found: Found) -> None:
+        """Go on from what was found before."""
+        if self._bucket is None:
+            self._bucket = HttpBucket(found.bucket_url, self._ranges, self._settings)
+            self._manifest, self.chunks, self.total = found.manifest, found.chunks, found.size
+
+    async def begin(self, hub_url: str) -> Found:
+        """Find the bucket, the manifest, and the file's size."""
         url = await find_bucket_url(hub_url, self._channel, self._settings)
         self._bucket = HttpBucket(url, self._ranges, self._settings)
         self.waiting = "looking in the bucket"
@@ -128,7 +203,7 @@ class _Download:
                 raise WrongSize(object=self._name(self._uri.sha1), found=0, expected="more")
             self.chunks = (Chunk(0, size, self._uri.sha1),)
         self.total = size
-        return size
+        return Found(url, self._manifest, size, self.chunks)
 
     async def _find_manifest(self) -> Manifest | None:
         """Return the manifest that the URI names; None when it names none, or the bucket does not have it."""
@@ -167,7 +242,7 @@ class _Download:
         threads = ThreadPoolExecutor(self._settings.download_concurrency + 1, "direct")
         destination: Destination | None = None
         try:
-            size = await self.begin(hub_url)
+            size = (await self.begin(hub_url)).size
             self.waiting = "checking what a former attempt left"
             destination = Destination(self._store, self._uri.sha1, self._manifest, self.chunks, size, whole=True)
             stopped = threading.Event()
@@ -214,7 +289,7 @@ class _Download:
                 destination.close_chunk(place)
             if await _in(threads, destination.verify_chunk, index):
                 return
-            self.received -= chunk.end - chunk.start
+            self._moved(chunk.start - chunk.end)
         raise self._corrupt(chunk, await _in(threads, destination.digest_of, index))
 
     def _finish(self, destination: Destination) -> Located:
@@ -242,7 +317,8 @@ class _Download:
                                if before or self._manifest is not None else "the bucket does not have it") from error
 
     def _moved(self, count: int) -> None:
-        self.received += count
+        with self._counting:  # each connection is served by a thread of its own
+            self.received += count
 
     async def close(self) -> None:
         """Let go of every connection."""

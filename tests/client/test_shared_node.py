@@ -112,6 +112,14 @@ def test_the_code_is_handed_to_the_group(tmp_path: Path) -> None:
         ClientAuth(tmp_path, group="no-such-group").rotate()
 
 
+@pytest.mark.parametrize("number", ["4294967295", "99999999999", "9" * 5000])
+def test_a_number_that_no_group_has_is_refused(tmp_path: Path, number: str) -> None:
+    auth = ClientAuth(tmp_path, group=number)
+    with pytest.raises(errors.InvalidSetting, match=r"client_auth_group = .*end at 4294967294"):
+        auth.rotate()
+    assert not auth.path.exists()
+
+
 @pytest.mark.parametrize("value", [None, "code", {"code": 1}, [1, None, ""], ["other"]])
 def test_a_list_that_is_none_admits_nobody(tmp_path: Path, value: object) -> None:
     auth = ClientAuth(tmp_path)

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from ..errors import DiskError, NodeError
+from ..errors import DiskError, InvalidSetting, NodeError
 from ..protocol.signing import private_key, public_id
 
 __all__ = ["ClientAuth", "DirectoryLock", "Identity", "load_identity", "note_owner", "write_whole"]
@@ -34,6 +34,7 @@ _PUBLIC_PREFIX = bytes.fromhex("302a300506032b6570032100")
 _PEM = re.compile(r"-----BEGIN (PRIVATE|PUBLIC) KEY-----\s*([A-Za-z0-9+/=\s]+?)\s*-----END \1 KEY-----\s*")
 _PUBLIC_NAMES = ("kachery-node-id", "public.pem")
 _CODE_LENGTH = 12
+_GROUP_ID_MAX = 2**32 - 2  # the one beyond it says "as it is" (chown, POSIX)
 
 
 class Identity(NamedTuple):
@@ -229,11 +230,19 @@ class DirectoryLock:
 
 
 def _group_id(name: str) -> int:
-    """Return the number of a group, -1 for the empty name. :raises NodeError: there is none."""
+    """Return the number of a group, -1 for the empty name.
+
+    :raises InvalidSetting: it is no number that a group can have. :raises NodeError: there is none of that name.
+    """
     if not name:
         return -1
+    if name.isascii() and name.isdecimal():
+        if len(name) > len(str(_GROUP_ID_MAX)) or int(name) > _GROUP_ID_MAX:
+            raise InvalidSetting(name="client_auth_group", value=name[:40], source="the settings",
+                                 why=f"the numbers of groups end at {_GROUP_ID_MAX}")
+        return int(name)
     try:
-        return int(name) if name.isascii() and name.isdecimal() else grp.getgrnam(name).gr_gid
+        return grp.getgrnam(name).gr_gid
     except (KeyError, ValueError):
         raise NodeError(what=f"there is no group {name!r}, which KACHERY_CLIENT_AUTH_GROUP names. Make it with "
                              "groupadd, or name another.") from None
@@ -261,7 +270,7 @@ class ClientAuth:
         """Make a new code and write it, mode 0640; the one before the last is no longer accepted.
 
         :raises DiskError: it cannot be written; the last code stays valid.
-        :raises NodeError: there is no such group, or it may not be given the file.
+        :raises NodeError: there is no such group, or it may not be given the file. :raises InvalidSetting: nor can be.
         """
         group_id = _group_id(self._group)
         code = "".join(self._choose(string.ascii_letters) for _ in range(_CODE_LENGTH))

@@ -14,7 +14,7 @@ import pytest
 from kachery_fast.errors import KacheryError, NotPermitted, RateLimited, StaleMessage, TooLarge
 from kachery_fast.hub import node_api
 from kachery_fast.hub.damage import CHECKS_PER_NODE_MAX
-from kachery_fast.hub.node_api import JOIN_FAILURES_PER_MINUTE_MAX
+from kachery_fast.hub.node_api import BUCKET_QUESTIONS_PER_SECOND_MAX, JOIN_FAILURES_PER_MINUTE_MAX
 from kachery_fast.protocol.hub_bodies import GetNodeConfig, GetPubsubToken, JoinChannel, SignUploads
 from kachery_fast.protocol.messages import decode_hub_request, encode_hub_request
 
@@ -453,5 +453,21 @@ def test_a_signature_is_checked_before_freshness_and_freshness_before_registrati
             assert (await refused(world, json.dumps(envelope).encode()))["error"] == "SignatureInvalid"
             with pytest.raises(StaleMessage):
                 raise KacheryError.from_dict(await refused(world, encode_hub_request(old, node_key("other"))))
+
+    run_on("asyncio-debug", scenario())
+
+
+def test_who_asks_for_buckets_without_end_is_slowed_down(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running_world(tmp_path) as world:
+            question = json.dumps({"channelName": CHANNEL}).encode()
+
+            async def ask() -> int:
+                return int((await world.post("/api/getChannelBucketBaseUrl", question))[0])
+
+            burst = 10 * BUCKET_QUESTIONS_PER_SECOND_MAX
+            assert [await ask() for _ in range(burst + 3)] == [200] * burst + [429] * 3
+            world.clock.now += 1.0
+            assert [await ask() for _ in range(3)] == [200] * 3
 
     run_on("asyncio-debug", scenario())

@@ -55,6 +55,8 @@ __all__ = ["NodeApi"]
 _log = logging.getLogger("kachery_fast.hub")
 
 JOIN_FAILURES_PER_MINUTE_MAX = 10
+# Of one address, unsigned; a client of 2022 asks before each file that it loads directly.
+BUCKET_QUESTIONS_PER_SECOND_MAX = 50
 # Seen request ids are kept per registered node, so that none can fill the memory of the others'. They are remembered
 # for four minutes; a node that runs tasks at the rate of hub/tasks.py makes 48,000 requests about them in that time.
 REQUESTS_REMEMBERED_PER_NODE_MAX = 100_000
@@ -88,6 +90,7 @@ class NodeApi:
         self._fresh: dict[str, FreshnessGuard] = {}
         self._fresh_strangers = FreshnessGuard(settings.message_age_seconds_max)
         self._join_failures = RateLimiter(JOIN_FAILURES_PER_MINUTE_MAX / 60, 60.0)
+        self._bucket_questions = RateLimiter(BUCKET_QUESTIONS_PER_SECOND_MAX, 10.0)
         # One thread: several would leave the event loop a smaller share of the processor.
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hub-reader")
 
@@ -95,12 +98,17 @@ class NodeApi:
         """Take up what was going on when the hub stopped."""
         await self._tasks.start()
 
-    async def bucket_of(self, data: bytes) -> str:
+    async def bucket_of(self, data: bytes, address: str) -> str:
         """Answer ``{"channelName"}``, asked without a signature: the base of the channel's object URLs, which everybody
         may read; relative to the hub if it begins with a slash (WIRE-2022.md, part A).
 
+        :param address: whom to count the question against.
         :raises InvalidArgument, InvalidName: it is not such a question. :raises NotOnHub: there is no such channel.
+        :raises RateLimited: too many in the last seconds.
         """
+        self._bucket_questions.spend(
+            address, 1, self._clock(), who=f"address {address}",
+            limit=f"{BUCKET_QUESTIONS_PER_SECOND_MAX} questions for a channel's bucket a second are allowed")
         try:
             asked = msgspec.json.decode(data, type=_BucketQuestion)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

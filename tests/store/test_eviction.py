@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import sqlite3
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from kachery_fast.store import FileStore, disk
 from kachery_fast.store.cache import CacheIndex
 from kachery_fast.store.eviction import CacheKeeper, Kind
 from kachery_fast.store.quota import quota_of
+from kachery_fast.store.renaming import rename_new
 from kachery_fast.store.trash import Trash
 
 from .data import counter_stream, sha1_of
@@ -326,22 +328,103 @@ def test_others_of_a_shared_store_keep_what_they_fetch_and_see_no_index(request:
 # --- names and bounds
 
 
-@pytest.mark.parametrize(("code", "falls_back"), [(errno.EPERM, True), (errno.EXDEV, True), (errno.EIO, False)])
-def test_only_a_file_system_without_links_is_renamed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int,
-                                                        falls_back: bool) -> None:
+def without_links(monkeypatch: pytest.MonkeyPatch, code: int = errno.EPERM, *, knows_new: bool = True) -> None:
+    """Make the file system one without hard links, and maybe without renames that replace nothing."""
     def refuse(*_: object) -> None:
         raise OSError(code, "refused")
 
     monkeypatch.setattr(os, "link", refuse)
+    if not knows_new:
+        monkeypatch.setattr(disk, "rename_new", lambda *_: False)
+
+
+@pytest.mark.parametrize("knows_new", [True, False])
+@pytest.mark.parametrize(("code", "falls_back"), [
+    (errno.EPERM, True), (errno.EXDEV, True), (errno.ENOSYS, True), (errno.EACCES, True), (errno.EIO, False)])
+def test_only_a_file_system_without_links_is_renamed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int,
+                                                        falls_back: bool, knows_new: bool) -> None:
+    without_links(monkeypatch, code, knows_new=knows_new)
     (tmp_path / "source").write_text("new")
     if not falls_back:
         with pytest.raises(OSError, match="refused"):
             disk.name_new(tmp_path / "source", tmp_path / "final", durable=False)
         return
-    assert disk.name_new(tmp_path / "source", tmp_path / "final", durable=False)
+    unsure: list[str] = []
+    final = tmp_path / "deep" / "final"
+    assert disk.name_new(tmp_path / "source", final, durable=False, before_unsure=lambda: unsure.append("told"))
+    assert bool(unsure) == (not knows_new)
     (tmp_path / "source").write_text("newer")
-    assert not disk.name_new(tmp_path / "source", tmp_path / "final", durable=False)
-    assert (tmp_path / "final").read_text() == "new"
+    assert not disk.name_new(tmp_path / "source", final, durable=False)
+    assert final.read_text() == "new"
+
+
+@pytest.mark.skipif(sys.platform not in ("linux", "darwin"), reason="no such call")
+def test_a_rename_that_replaces_nothing(tmp_path: Path) -> None:
+    source, final = tmp_path / "source", tmp_path / os.fsdecode(b"fin\xffal")
+    source.write_text("first")
+    if not rename_new(source, final):
+        pytest.skip("this file system cannot promise it")
+    source.write_text("second")
+    with pytest.raises(FileExistsError):
+        rename_new(source, final)
+    assert final.read_text() == "first"
+    with pytest.raises(FileNotFoundError):
+        rename_new(source, tmp_path / "none" / "final")
+
+
+@pytest.mark.parametrize("knows_new", [True, False])
+def test_without_links_a_download_is_a_copy_only_where_it_surely_replaced_nothing(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, knows_new: bool) -> None:
+    without_links(monkeypatch, errno.ENOSYS, knows_new=knows_new)
+    sha1 = fetch(tmp_path, counter_stream(300_000))
+    assert evict_all(tmp_path) == ({sha1} if knows_new else set())
+
+
+@pytest.mark.parametrize("damaged", [True, False])
+def test_what_is_stored_while_a_download_gets_its_name_is_not_evicted(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: bool) -> None:
+    """Between the last look and the rename, on a file system where only a plain rename is left."""
+    data = b"both stored and fetched"
+    sha1 = sha1_of(data)
+    path = Path(tmp_path, "sha1", sha1[:2], sha1[2:4], sha1[4:6], sha1)
+    if damaged:
+        store_of(tmp_path).put_bytes(data)
+        path.write_bytes(b"torn")
+    else:
+        without_links(monkeypatch, knows_new=False)
+    rename = os.rename
+    stored: list[str] = []
+
+    def store_then_rename(source: str | Path, final: str | Path) -> None:
+        if Path(final) == path and not stored:
+            stored.append(sha1)
+            store_of(tmp_path).put_bytes(data)
+        rename(source, final)
+
+    monkeypatch.setattr(os, "rename", store_then_rename)
+    fetch(tmp_path, data)
+    assert stored
+    assert evict_all(tmp_path) == set()
+    assert path.read_bytes() == data
+
+
+def test_a_manifest_stored_while_it_is_fetched_is_not_evicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = counter_stream(300_000)
+    link = os.link
+    stored: list[str | Path] = []
+
+    def link_then_store(source: str | Path, final: str | Path) -> None:
+        link(source, final)
+        if not stored:
+            stored.append(final)
+            store_of(tmp_path).put_bytes(Path(final).read_bytes())
+
+    monkeypatch.setattr(os, "link", link_then_store)
+    sha1 = fetch(tmp_path, data)
+    manifest = store_of(tmp_path).manifest_for(sha1)[0]
+    assert manifest is not None
+    assert evict_all(tmp_path) == {sha1}
+    assert store_of(tmp_path).has(manifest)
 
 
 @pytest.mark.parametrize("text", ['maxCacheSizeGiB: !!int ""', "maxCacheSizeGiB: !!bool foo", "a: !!timestamp x",

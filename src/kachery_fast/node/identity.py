@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ..errors import DiskError, InvalidSetting, NodeError
 from ..protocol.signing import private_key, public_id
+from ..store.disk import name_new
 
 __all__ = ["ClientAuth", "DirectoryLock", "Identity", "load_identity", "note_owner", "write_whole"]
 
@@ -131,10 +132,10 @@ def _create_key(storage_dir: Path, key: Ed25519PrivateKey) -> None:
             file.write(_encode_pem("PRIVATE", _PRIVATE_PREFIX + seed))
             file.flush()
             os.fsync(file.fileno())
-        with contextlib.suppress(FileExistsError):  # two first starts at once: the one that linked first wins
-            os.link(temporary, storage_dir / "private.pem")
+        # Of two first starts at once the one that was quicker wins.
+        name_new(temporary, storage_dir / "private.pem", durable=True)
     finally:
-        temporary.unlink()
+        temporary.unlink(missing_ok=True)
 
 
 def _note_public_parts(storage_dir: Path, identity: Identity) -> None:

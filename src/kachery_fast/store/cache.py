@@ -183,6 +183,12 @@ class CacheIndex:
         except KacheryError as error:
             _log.warning("sha1://%s cannot be noted as a cached copy, and stays: %s", sha1, error)
 
+    def forget(self, sha1: str) -> None:
+        """Take the row of a file away, if there is an index and it is for this user."""
+        if self.exists and self.is_mine:
+            with self.changing() as rows:
+                rows.forget(sha1)
+
     def claim(self, sha1: str, path: str) -> bool:
         """Make a file an original: it was stored here. Never fails.
 

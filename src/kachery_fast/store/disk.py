@@ -24,6 +24,7 @@ from types import TracebackType
 
 from ..errors import DiskError, DiskFull, FileChanged, LocalFileMissing, LocalFileUnreadable, NotADataFile
 from .flushing import flush, sync_directory
+from .renaming import rename_new
 
 __all__ = [
     "SPAN_SIZE_BYTES",
@@ -34,6 +35,7 @@ __all__ = [
     "display",
     "find_size",
     "make_directories",
+    "name_new",
     "rename_into",
     "source_errors",
     "translated",
@@ -45,8 +47,8 @@ SPAN_SIZE_BYTES = 8 * 1024 * 1024
 
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-# Of a file system without hard links, or one that allows no more, or none to this user.
-_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EXDEV, errno.EMLINK)
+# Of a file system without hard links (FAT, many of FUSE), or one that allows no more, or none to this user.
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errno.EXDEV, errno.EMLINK)
 _KINDS = (
     (stat.S_ISDIR, "a directory"),
     (stat.S_ISFIFO, "a named pipe"),
@@ -299,12 +301,13 @@ def rename_into(source: str | Path, final: str | Path, *, durable: bool) -> None
         sync_directory(directory)
 
 
-def name_new(source: Path, final: Path, *, durable: bool) -> bool:
+def name_new(source: Path, final: Path, *, durable: bool, before_unsure: Callable[[], object] | None = None) -> bool:
     """Give ``source`` the name ``final``, with its directories; False when something has it, which is left alone.
 
     ``source`` may keep its own name: the caller unlinks it. A rename alone would take the place of what another
     process put there a moment ago.
 
+    :param before_unsure: called before such a rename, on a file system that knows nothing better.
     :raises OSError: as from the system, for the caller's ``translated``.
     """
     try:
@@ -318,10 +321,16 @@ def name_new(source: Path, final: Path, *, durable: bool) -> bool:
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-        if os.path.lexists(final):
+        make_directories(final.parent, durable=durable)
+        try:
+            if not rename_new(source, final):
+                if os.path.lexists(final):
+                    return False
+                if before_unsure is not None:
+                    before_unsure()
+                os.rename(source, final)
+        except FileExistsError:
             return False
-        rename_into(source, final, durable=durable)
-        return True
     if durable:
         sync_directory(final.parent)
     return True

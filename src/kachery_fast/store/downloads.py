@@ -31,23 +31,14 @@ def adopt(writer: ObjectWriter, part: Path, sha1: str, manifest: bytes | None) -
         if (found.sha1, found.size) != (sha1, size):
             raise ManifestInvalid(manifest=manifest_sha1, why=f"it is of sha1://{found.sha1}, not of sha1://{sha1}")
         if not writer.holds(manifest_sha1, len(manifest)):
-            writer.keep_manifest(manifest)
-            _note(writer, writer.layout.file(manifest_sha1), manifest_sha1, manifest_of=sha1)
+            with writer.temp() as temp:
+                with translated("writing", temp.path, needed=len(manifest)):
+                    write_all(temp.fd, memoryview(manifest))
+                _name(writer, temp.path, manifest_sha1, len(manifest), manifest_of=sha1)
     path = writer.layout.file(sha1)
-    with translated("writing", path):
-        if writer.holds(sha1, size):
-            part.unlink()
-        else:
-            if writer.durable:
-                flush_file(part)
-            # Before it has its name: from then on somebody may store it and so make it an original.
-            _note(writer, part, sha1)
-            if not name_new(part, path, durable=writer.durable) and not writer.holds(sha1, size):
-                rename_into(part, path, durable=writer.durable)  # what was there is damaged
-            with suppress(FileNotFoundError):
-                part.unlink()
-        with suppress(FileNotFoundError):
-            writer.layout.part_marker(sha1).unlink()
+    _name(writer, part, sha1, size)
+    with translated("removing", part), suppress(FileNotFoundError):
+        writer.layout.part_marker(sha1).unlink()
     if manifest_sha1 is not None:
         writer.note_manifest(sha1, manifest_sha1)
     return Located(sha1, path, size, linked=False)
@@ -61,7 +52,22 @@ def adopt_bytes(writer: ObjectWriter, data: bytes, sha1: str) -> Located:
         return adopt(writer, temp.path, sha1, None)
 
 
-def _note(writer: ObjectWriter, path: Path, sha1: str, *, manifest_of: str | None = None) -> None:
-    with translated("opening", path):
-        found = path.stat()
-    writer.cache.note(sha1, found, now_ms=time.time_ns() // 1_000_000, manifest_of=manifest_of)
+def _name(writer: ObjectWriter, part: Path, sha1: str, size: int, *, manifest_of: str | None = None) -> None:
+    """Make ``part`` the file ``sha1``, unless the store has it, and note it as a copy."""
+    path = writer.layout.file(sha1)
+    with translated("writing", path):
+        if not writer.holds(sha1, size):
+            if writer.durable:
+                flush_file(part)
+            # Before it has its name: from then on somebody may store it and so make it an original.
+            writer.cache.note(sha1, part.stat(), now_ms=time.time_ns() // 1_000_000, manifest_of=manifest_of)
+
+            def forget() -> None:
+                # A rename may take the place of what somebody stores at this moment, so what is there then is no copy.
+                writer.cache.forget(sha1)
+
+            named = name_new(part, path, durable=writer.durable, before_unsure=forget)
+            if not named and not writer.holds(sha1, size):  # what was there is damaged
+                forget()
+                rename_into(part, path, durable=writer.durable)
+        part.unlink(missing_ok=True)

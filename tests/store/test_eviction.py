@@ -134,6 +134,19 @@ def test_an_older_index_does_not_make_a_claimed_file_a_copy_again(tmp_path: Path
     assert store_of(tmp_path).has(second)
 
 
+def test_a_row_that_comes_back_after_a_file_was_stored_again_does_not_fit_it(tmp_path: Path) -> None:
+    """The row was gone when the file was stored: an older index had been put in place, or a mount did not show it."""
+    data = counter_stream(1000)
+    sha1, _ = fetch(tmp_path, data), fetch(tmp_path, b"another, so that there is an index")
+    put_back = backup(tmp_path)
+    with CacheIndex(tmp_path).changing() as rows:
+        rows.forget(sha1)
+    store_of(tmp_path).put_bytes(data)
+    put_back()
+    assert sha1 not in evict_all(tmp_path)
+    assert store_of(tmp_path).has(sha1)
+
+
 def test_a_damaged_index_is_to_be_moved_away(tmp_path: Path) -> None:
     fetch(tmp_path, b"copy")
     for path in tmp_path.glob("kachery-fast-cache.db*"):

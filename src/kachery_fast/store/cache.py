@@ -197,10 +197,11 @@ class CacheIndex:
         """
         if not self.exists:
             return True
+        # Also without a row: one may come back with an older index, or be unseen for now over a mount.
+        if not renew(path):
+            return False
         try:
             if self.find(sha1) is not None:
-                if not renew(path):
-                    return False
                 with self.changing() as rows:
                     rows.forget(sha1)
         except KacheryError as error:

@@ -240,6 +240,104 @@ def test_a_death_after_the_move_of_what_was_just_stored_is_undone(tmp_path: Path
         assert rows.intents() == []
 
 
+def store_as_it_goes(root: Path, monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
+    """Have another process store a file between the last look at it and its move, and the disk refuse to put it back.
+
+    The disk is willing again with ``monkeypatch.undo``.
+    """
+    take = Trash.take
+
+    def store_and_take(self: Trash, sha1: str) -> Path | None:
+        path_of(root, sha1).unlink()
+        store_of(root).put_bytes(data)
+        return take(self, sha1)
+
+    def refuse(*_: object) -> bool:
+        raise DiskError(action="the restoring", path="it", why="Disk quota exceeded")
+
+    monkeypatch.setattr(Trash, "take", store_and_take)
+    monkeypatch.setattr(Trash, "put_back", refuse)
+
+
+def test_what_was_stored_as_it_went_and_could_not_be_put_back_is_put_back_later(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sha1 = fetch(tmp_path, b"copy")
+    store_as_it_goes(tmp_path, monkeypatch, b"copy")
+    done = keeper_of(tmp_path).evict(0, now=time.time() + LATER, keep_seconds=0)
+    assert (done.files, done.failed) == (0, 1)
+    assert keeper_of(tmp_path).empty_trash(before=float("inf")) == (0, 0)
+    monkeypatch.undo()
+    keeper_of(tmp_path).settle()
+    assert evict_all(tmp_path) == set()
+    assert path_of(tmp_path, sha1).read_bytes() == b"copy"
+    with CacheIndex(tmp_path).looking() as rows:
+        assert rows.intents() == []
+
+
+@pytest.mark.parametrize("was_copy", [True, False])
+def test_what_was_stored_as_it_was_removed_is_put_back_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                             was_copy: bool) -> None:
+    fetch(tmp_path, b"another, so that there is an index")
+    sha1 = fetch(tmp_path, b"data") if was_copy else store_of(tmp_path).put_bytes(b"data").sha1
+    store_as_it_goes(tmp_path, monkeypatch, b"data")
+    with pytest.raises(DiskError):
+        keeper_of(tmp_path).remove(sha1, force=True)
+    monkeypatch.undo()
+    assert keeper_of(tmp_path).empty_trash(before=float("inf")) == (0, 0)
+    assert path_of(tmp_path, sha1).read_bytes() == b"data"
+    assert sha1 not in evict_all(tmp_path)
+
+
+def test_what_is_fetched_while_a_stored_file_could_not_be_put_back_is_no_copy(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sha1 = fetch(tmp_path, b"copy")
+    store_as_it_goes(tmp_path, monkeypatch, b"copy")
+    keeper_of(tmp_path).evict(0, now=time.time() + LATER, keep_seconds=0)
+    fetch(tmp_path, b"copy")
+    assert evict_all(tmp_path) == set()
+    monkeypatch.undo()
+    assert evict_all(tmp_path) == set()
+    assert store_of(tmp_path).has(sha1)
+
+
+@pytest.mark.parametrize("was_copy", [True, False])
+def test_a_removal_that_did_not_happen_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, was_copy: bool) -> None:
+    sha1 = fetch(tmp_path, b"data") if was_copy else store_of(tmp_path).put_bytes(b"data").sha1
+    take = Trash.take
+
+    def store_and_take(self: Trash, sha1: str) -> Path | None:
+        path_of(tmp_path, sha1).unlink()
+        store_of(tmp_path).put_bytes(b"data")
+        return take(self, sha1)
+
+    def lose_and_take(self: Trash, sha1: str) -> Path | None:
+        path_of(tmp_path, sha1).unlink()
+        return take(self, sha1)
+
+    monkeypatch.setattr(Trash, "take", store_and_take)
+    with pytest.raises(DiskError, match="stored again"):
+        keeper_of(tmp_path).remove(sha1, force=True)
+    assert store_of(tmp_path).has(sha1)
+    monkeypatch.setattr(Trash, "take", lose_and_take)
+    with pytest.raises(NotInStore):
+        keeper_of(tmp_path).remove(sha1, force=True)
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_of_a_file_kept_on_another_disk_by_a_symbolic_link_the_link_is_removed(tmp_path: Path, at_once: bool) -> None:
+    root, elsewhere = tmp_path / "store", tmp_path / "elsewhere"
+    sha1 = store_of(root).put_bytes(b"original on a larger disk").sha1
+    path = path_of(root, sha1)
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+    keeper_of(root).remove(sha1, force=True, at_once=at_once)
+    assert not store_of(root).has(sha1)
+    assert elsewhere.read_bytes() == b"original on a larger disk"
+    if not at_once:
+        keeper_of(root).restore(sha1)
+        assert store_of(root).verify(sha1).path.resolve() == elsewhere
+
+
 def test_removing_does_not_take_what_is_stored_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sha1 = store_of(tmp_path).put_bytes(b"first").sha1
     take = Trash.take

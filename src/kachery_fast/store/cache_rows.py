@@ -89,6 +89,11 @@ class Rows:
             "SELECT EXISTS (SELECT 1 FROM intents WHERE sha1 = ? AND identity = ?)",
             (copy.sha1, copy.identity)).fetchone()[0])
 
+    def is_going(self, sha1: str) -> bool:
+        """Whether there is a note of a move at all: another process is at it, or it could not be put back."""
+        return self._connection is not None and bool(
+            self.execute("SELECT EXISTS (SELECT 1 FROM intents WHERE sha1 = ?)", (sha1,)).fetchone()[0])
+
     def intents(self) -> list[tuple[str, str]]:
         """Return what was about to be moved when its process ended: names and identities."""
         return [] if self._connection is None else self.execute("SELECT sha1, identity FROM intents").fetchall()

@@ -172,7 +172,7 @@ class CacheKeeper:
             room = wanted
             for planned in batch:
                 copy = rows.find(planned.sha1)
-                if room <= 0 or copy is None or copy.pinned or copy.sha1 in run.failed:
+                if room <= 0 or copy is None or copy.pinned or copy.sha1 in run.failed or rows.is_going(copy.sha1):
                     continue
                 used_ms = min(self._used_ms(copy), run.now_ms)
                 if used_ms > copy.used_ms + USE_GRAIN_SECONDS * 1000 or used_ms >= run.before_ms:
@@ -246,6 +246,7 @@ class CacheKeeper:
         :param force: also when this may be the only machine that has it.
         :raises NotInStore: it is not here. :raises FilePinned: it is pinned.
         :raises OnlyCopyHere: it was stored here, and ``force`` is not given.
+        :raises DiskError: among others, it was stored again at this moment, and stays.
         """
         path = self._layout.file(sha1)
         linked = os.path.lexists(self._layout.link(sha1))
@@ -255,7 +256,7 @@ class CacheKeeper:
             if rows.is_pinned(sha1):
                 raise FilePinned(sha1=sha1)
             with translated("looking at", path):
-                found = path.stat() if path.is_file() else None
+                found = path.lstat() if path.is_file() else None  # of a symbolic link the link goes
             if found is None and not linked:
                 raise NotInStore(sha1=sha1, store=display(self._layout.root))
             if found is not None:
@@ -275,10 +276,16 @@ class CacheKeeper:
                 self._mover.settle_notes(rows, going)
                 raise FilePinned(sha1=sha1)
             if cached:
-                return self._mover.take(rows, going, at_once=at_once) or 0
-            self._mover.take_original(rows, going, at_once=at_once)
-        self._unlink(sha1, linked=linked)
-        return going.size
+                size = self._mover.take(rows, going, at_once=at_once)
+            else:
+                size = going.size if self._mover.take_original(rows, going, at_once=at_once) else None
+        if size is None:
+            if not os.path.lexists(path):
+                raise NotInStore(sha1=sha1, store=display(self._layout.root))
+            raise DiskError(action="the removal", path=display(path), why="it was stored again at this moment")
+        if not cached:
+            self._unlink(sha1, linked=linked)
+        return size
 
     def _unlink(self, sha1: str, *, linked: bool = True) -> None:
         """Remove the link and the sidecar of a name; a file that somebody stored under it meanwhile stays."""
@@ -326,9 +333,12 @@ class CacheKeeper:
 
     def empty_trash(self, *, before: float, old: bool = False) -> tuple[int, int]:
         """Delete what is in the trash; see ``Trash.empty``. What was moved there by mistake is put back before."""
+        spared: set[str] = set()
         if self.index.is_mine:
             self.settle()
-        return self.trash.empty(before=before, old=old)
+            with self.index.looking() as rows:
+                spared.update(sha1 for sha1, _ in rows.intents())
+        return self.trash.empty(before=before, old=old, spared=spared)
 
     # --- the whole
 

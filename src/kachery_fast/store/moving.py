@@ -2,8 +2,8 @@
 
 In a first transaction the index notes what is about to go, and is flushed. In a second one each file is moved, looked
 at again, and its row taken away. Whoever stored the file in between took its row away before, or put another file in
-its place, which is then moved back. When the process dies between the two, the note is still there: ``settle`` compares
-what lies in the trash with it, forgets the row of what went, and puts back what was not meant.
+its place, which is then moved back. When the process dies between the two, or cannot move it back, the note stands:
+``settle`` compares what lies in the trash with it, forgets the row of what went, and puts back what was not meant.
 """
 
 from __future__ import annotations
@@ -52,50 +52,48 @@ class Mover:
 
         :raises DiskError, DiskFull: it could not be moved; it is where it was, and so is its row.
         """
-        manifests = rows.manifests_of(copy.sha1)
-        try:
-            if not rows.is_intended(copy):
-                return None
-            if not self.is_copy(copy) or not self._move(copy, at_once=at_once):
-                rows.forget(copy.sha1)
-                return None
-            size = copy.size
-            for manifest in manifests:
-                with suppress(DiskError, DiskFull):  # it stays, as a copy of its own
-                    if not manifest.pinned and rows.is_intended(manifest) and self._move(manifest, at_once=at_once):
-                        size += manifest.size
-                        rows.forget(manifest.sha1)
-            with suppress(OSError):  # without its file it is rubbish
-                self._layout.sidecar(copy.sha1).unlink()
+        going = [each for each in (copy, *rows.manifests_of(copy.sha1)) if rows.is_intended(each)]
+        self.settle_notes(rows, copy)
+        if copy not in going:
+            return None
+        if not self.is_copy(copy) or not self._move(rows, copy, at_once=at_once):
             rows.forget(copy.sha1)
-            return size
-        finally:
-            for going in (copy, *manifests):
-                rows.settle(going.sha1)
+            return None
+        size = copy.size
+        for manifest in going[1:]:
+            with suppress(DiskError, DiskFull):  # it stays, as a copy of its own
+                if not manifest.pinned and self._move(rows, manifest, at_once=at_once):
+                    size += manifest.size
+                    rows.forget(manifest.sha1)
+        with suppress(OSError):  # without its file it is rubbish
+            self._layout.sidecar(copy.sha1).unlink()
+        rows.forget(copy.sha1)
+        return size
 
-    def take_original(self, rows: Rows, found: CachedCopy, *, at_once: bool) -> None:
-        """Move a file out of the store that is no copy; one that somebody has just stored there stays."""
-        try:
-            if rows.is_intended(found):
-                rows.forget(found.sha1)
-                self._move(found, at_once=at_once)
-        finally:
-            rows.settle(found.sha1)
+    def take_original(self, rows: Rows, found: CachedCopy, *, at_once: bool) -> bool:
+        """Move a file out of the store that is no copy; False when it is not there, or somebody stored it just now."""
+        if not rows.is_intended(found):
+            return False
+        rows.settle(found.sha1)
+        rows.forget(found.sha1)
+        return self._move(rows, found, at_once=at_once)
 
     def settle_notes(self, rows: Rows, copy: CachedCopy) -> None:
         """Take the notes of ``intend`` away."""
         for going in (copy, *rows.manifests_of(copy.sha1)):
             rows.settle(going.sha1)
 
-    def _move(self, copy: CachedCopy, *, at_once: bool) -> bool:
-        if not self._is_same(copy):
+    def _move(self, rows: Rows, going: CachedCopy, *, at_once: bool) -> bool:
+        if not self._is_same(going):
             return False
-        trashed = self._trash.take(copy.sha1)
+        trashed = self._trash.take(going.sha1)
         if trashed is None:
             return False
         with translated("moving to the trash", trashed):
-            if identity_of(trashed.stat()) != copy.identity:  # somebody stored it a moment ago
-                self._trash.put_back(trashed, copy.sha1)
+            if identity_of(trashed.lstat()) != going.identity:  # somebody stored it a moment ago
+                rows.intend(going)  # stands when the next line fails, and ``settle`` tries again
+                self._trash.put_back(trashed, going.sha1)
+                rows.settle(going.sha1)
                 return False
             if at_once:
                 trashed.unlink()
@@ -113,7 +111,7 @@ class Mover:
                 try:
                     self._settle(rows, sha1, identity)
                 except (DiskError, DiskFull) as error:
-                    _log.warning("sha1://%s was being moved when a process died; it is looked at again later: %s", sha1,
+                    _log.warning("sha1://%s was being moved and is in the trash; it is looked at again later: %s", sha1,
                                  error)
                 else:
                     rows.settle(sha1)
@@ -127,6 +125,8 @@ class Mover:
         if found != identity:
             if self._trash.put_back(trashed, sha1):
                 _log.warning("sha1://%s was put back from the trash: it was stored while a copy was evicted", sha1)
+            else:
+                rows.forget(sha1)  # what was fetched meanwhile takes the place of what was stored
             return
         row = rows.find(sha1)
         if row is not None and row.identity == identity and not self._is_same(row):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import heapq
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -96,7 +96,7 @@ class Trash:
                 found = layout.file(entry.sha1).stat()
                 yield Trashed(entry.sha1, found.st_size, found.st_ctime, old)
 
-    def empty(self, *, before: float, old: bool) -> tuple[int, int]:
+    def empty(self, *, before: float, old: bool, spared: Collection[str] = ()) -> tuple[int, int]:
         """Delete what went into the trash before a time in seconds since 1970; return how many files and bytes.
 
         :param old: also what a program of 2022 left in ``sha1-trash/``, maybe the only copy.
@@ -105,7 +105,7 @@ class Trash:
         files = size = 0
         failure: DiskError | DiskFull | None = None
         for trashed in self.list() if old else self._list(self._layout, old=False):
-            if trashed.since < before:
+            if trashed.since < before and trashed.sha1 not in spared:
                 path = (self._old if trashed.old else self._layout).file(trashed.sha1)
                 try:
                     with translated("emptying the trash", path):

@@ -9,7 +9,7 @@ import sqlite3
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -389,7 +389,7 @@ def test_pinning_what_goes_meanwhile_leaves_no_pin(tmp_path: Path, monkeypatch: 
 # --- other users
 
 
-def as_other_user(work: Callable[[], None]) -> int:
+def as_other_user(work: Callable[[], object]) -> int:
     pid = os.fork()
     if pid == 0:
         try:
@@ -434,6 +434,71 @@ def test_others_of_a_shared_store_keep_what_they_fetch_and_see_no_index(request:
     assert evict_all(root) == set()  # the other user stored it
     assert store_of(root).has(sha1)
     assert (root / "kachery-fast-cache.db").stat().st_uid == 0
+
+
+@pytest.fixture
+def nobodys_store() -> Iterator[Path]:
+    """A storage directory of another user, who is not root, in a place that he may enter."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:
+        Path(place).chmod(0o755)
+        root = Path(place) / "store"
+        root.mkdir()
+        os.chown(root, 65534, 65534)
+        yield root
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+def test_what_root_evicts_and_removes_leaves_the_store_to_its_owner(nobodys_store: Path) -> None:
+    root = nobodys_store
+    assert as_other_user(lambda: [fetch(root, b"copy %d" % number) for number in range(20)]) == 0
+    assert len(evict_all(root)) == 20
+    CacheKeeper(root, durable=False).restore(sha1_of(b"copy 1"))
+    fetch(root, b"fetched by root")
+    assert {path.stat().st_uid for path in (root, *root.rglob("*")) if path.is_dir()} == {65534}
+    assert {path.stat().st_uid for path in root.glob("kachery-fast-cache.db*")} == {65534}
+
+    def work() -> None:
+        fetch(root, b"fetched later")
+        assert evict_all(root) == {sha1_of(b"fetched later"), sha1_of(b"fetched by root")}
+        assert keeper_of(root).empty_trash(before=float("inf"))[0] == 21
+
+    assert as_other_user(work) == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root is kept from nothing, so the test becomes another user")
+@pytest.mark.parametrize("with_log", [False, True])
+def test_a_store_that_is_read_only_can_be_listed(nobodys_store: Path, with_log: bool) -> None:
+    root = nobodys_store
+    copy, original = sha1_of(b"copy"), sha1_of(b"original")
+
+    def fill() -> None:
+        store = store_of(root)
+        store.adopt_bytes(b"copy", copy)
+        store.put_bytes(b"original")
+        if not with_log:  # else it is left as by a node that was killed
+            store.close()
+
+    assert as_other_user(fill) == 0
+    assert (root / "kachery-fast-cache.db-wal").exists() == with_log
+
+    def look() -> None:
+        directories = [root, *(path for path in root.rglob("*") if path.is_dir())]
+        for directory in directories:
+            directory.chmod(0o555)
+        keeper = keeper_of(root)
+        assert {found.sha1: found.kind for found in keeper.list()} == {copy: Kind.CACHED, original: Kind.ORIGINAL}
+        assert keeper.index.totals().files == 1
+        assert keeper.evict(0, now=time.time() + LATER, keep_seconds=0, dry_run=True).files == 1
+        if with_log:
+            assert keeper.evict(0, now=time.time() + LATER, keep_seconds=0).failed == 1
+        else:
+            with pytest.raises(DiskError):
+                keeper.evict(0, now=time.time() + LATER, keep_seconds=0)
+        for directory in directories:
+            directory.chmod(0o755)
+        assert keeper.evict(0, now=time.time() + LATER, keep_seconds=0).files == 1
+
+    assert as_other_user(look) == 0
 
 
 # --- names and bounds

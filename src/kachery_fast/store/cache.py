@@ -18,11 +18,12 @@ import itertools
 import logging
 import os
 import pwd
+import sqlite3
 import threading
 import time
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -164,6 +165,17 @@ class CacheIndex:
                 self._database = database
             return self._database
 
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        if self._database is not None or os.access(self._root, os.W_OK):
+            with self._open().reading() as connection:
+                yield connection
+            return
+        # Opening it as always would write; this way it is for one look, since the directory may be opened again.
+        with (closing(Database(self.path, _STEPS, advice=_ADVICE, read_only=True)) as database,
+              database.reading() as connection):
+            yield connection
+
     # --- for the store
 
     def note(self, sha1: str, found: os.stat_result, *, now_ms: int, manifest_of: str | None = None) -> None:
@@ -223,7 +235,7 @@ class CacheIndex:
             yield Rows(None)
             return
         self.check_mine()
-        with self._open().reading() as connection:
+        with self._reading() as connection:
             yield Rows(connection)
 
     @contextmanager
@@ -238,7 +250,7 @@ class CacheIndex:
         self.check_mine()
         if not self.exists:
             return CacheTotals(0, 0)
-        with self._open().reading() as connection:
+        with self._reading() as connection:
             return CacheTotals(*connection.execute("SELECT files, bytes FROM totals").fetchone())
 
     def candidates(self, *, now_ms: int, before_ms: int) -> Iterator[CachedCopy]:

@@ -52,19 +52,22 @@ class Database:
     :param steps: the statements that bring an empty file to version 1 of the tables, then from 1 to 2, and so on; once
         released, a step is never changed.
     :param advice: what to do when it is damaged or gone; without it, a backup is what helps.
+    :param read_only: for a directory where nothing may be written; ``writing`` fails. The file has to be there.
     :raises DatabaseUnusable: the file is damaged, is not a database of this kind, or was written by a newer version.
     :raises DiskFull, DiskError: it cannot be opened, made or written.
     """
 
-    def __init__(self, path: Path, steps: Sequence[Sequence[str]], *, advice: str = "") -> None:
+    def __init__(self, path: Path, steps: Sequence[Sequence[str]], *, advice: str = "",
+                 read_only: bool = False) -> None:
         self.path = path
         self._advice = advice
+        self._read_only = read_only
         self._name = os.fspath(path)
         self._turn = threading.Lock()  # of the one writing connection
         self._lock = threading.Lock()  # of the two fields that follow
         self._idle: list[sqlite3.Connection] = []
         self._closed = False
-        self._inode = self._make_file()
+        self._inode = -1 if read_only else self._make_file()
         with self._errors("opening"):
             self._writer = self._connect()
             try:
@@ -144,6 +147,8 @@ class Database:
             return found.st_ino
 
     def _connect(self) -> sqlite3.Connection:
+        if self._read_only:
+            return self._connect_read_only()
         connection = sqlite3.connect(self.path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         try:
             for pragma in ("synchronous = FULL", "fullfsync = ON", "foreign_keys = ON", "secure_delete = FAST",
@@ -152,6 +157,18 @@ class Database:
         except BaseException:
             connection.close()
             raise
+        return connection
+
+    def _connect_read_only(self) -> sqlite3.Connection:
+        """Connect without writing. With no log beside it the file is whole, and needs neither locks nor shared memory.
+
+        https://sqlite.org/wal.html#read_only_databases
+        """
+        log_name = Path(self._name + "-wal")
+        whole = not log_name.exists() or not log_name.stat().st_size
+        connection = sqlite3.connect(f"{self.path.absolute().as_uri()}?{'immutable=1' if whole else 'mode=ro'}",
+                                     uri=True, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        connection.execute("PRAGMA query_only = ON")
         return connection
 
     def _prepare(self, steps: Sequence[Sequence[str]]) -> None:
@@ -164,6 +181,8 @@ class Database:
                                    f"knows {len(steps)}", advice="Use a newer kachery-fast.")
         if foreign and not version:
             raise DatabaseUnusable(path=display(self.path), why="it is another program's", advice="Move it away.")
+        if self._read_only:
+            return
         if _set_wal(connection) != "wal":
             # A file system without shared memory; a rollback journal needs its directory flushed as well.
             connection.execute("PRAGMA synchronous = EXTRA")

@@ -339,6 +339,8 @@ def name_new(source: Path, final: Path, *, durable: bool, before_unsure: Callabl
 def make_directories(path: str | Path, *, durable: bool) -> list[str]:
     """Make ``path`` and its parents, mode 0777 and the umask; return those that this call made.
 
+    What root makes gets the owner of the directory it is in, who has to go on with it.
+
     :param durable: flush each new one's entry, which stands in its parent.
     :raises OSError: as from the system.
     """
@@ -354,9 +356,23 @@ def make_directories(path: str | Path, *, durable: bool) -> list[str]:
             os.mkdir(path, 0o777)
         except FileExistsError:  # another writer was quicker
             return made
+    if os.geteuid() == 0:
+        _give_to_owner(path)
     if durable:
         sync_directory(os.path.dirname(path))
     return [*made, path]
+
+
+def _give_to_owner(path: str) -> None:
+    owner = os.stat(os.path.dirname(path) or ".")
+    if owner.st_uid or owner.st_gid:
+        # By descriptor: a name could lead elsewhere by now, and what is there would be given away.
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            with suppress(PermissionError):  # root is nobody on some mounts
+                os.fchown(fd, owner.st_uid, owner.st_gid)
+        finally:
+            os.close(fd)
 
 
 def write_all(fd: int, view: memoryview, stop: threading.Event | None = None) -> None:

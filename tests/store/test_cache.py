@@ -217,8 +217,8 @@ def test_removing_asks_before_what_is_only_here_goes(tmp_path: Path) -> None:
         keeper.remove(stored)
     assert {trashed.sha1 for trashed in keeper.trash.list()} == {stored, fetched}
     assert keeper.restore(stored).path.read_bytes() == b"only here"
-    assert keeper.trash.empty(before=time.time() - HOUR, old=False) == (0, 0)
-    assert keeper.trash.empty(before=time.time() + HOUR, old=False) == (1, 13)
+    assert keeper.empty_trash(before=time.time() - HOUR) == (0, 0)
+    assert keeper.empty_trash(before=time.time() + HOUR) == (1, 13)
     with pytest.raises(NotInTrash):
         keeper.restore(fetched)
     assert keeper.remove(stored, at_once=True, force=True) == 9

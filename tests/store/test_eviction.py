@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,14 +25,15 @@ from kachery_fast.errors import (
     NotInStore,
     OnlyCopyHere,
 )
-from kachery_fast.store import FileStore, disk
-from kachery_fast.store.cache import CacheIndex
+from kachery_fast.store import FileStore, disk, emptying, eviction
+from kachery_fast.store.cache import CacheIndex, note_use
 from kachery_fast.store.eviction import CacheKeeper, Kind
 from kachery_fast.store.quota import quota_of
 from kachery_fast.store.renaming import rename_new
 from kachery_fast.store.trash import Trash
 
-from .data import counter_stream, sha1_of
+from ..native.disks import MIB, mounted
+from .data import counter_stream, files_below, sha1_of
 from .test_cache import HOUR, evict_all, fetch, keeper_of, store_of
 
 LATER = HOUR
@@ -118,7 +120,172 @@ def test_what_cannot_be_deleted_from_the_trash_does_not_keep_the_rest(tmp_path: 
     assert [found.sha1 for found in keeper_of(tmp_path).trash.list()] == [sha1s[0]]
 
 
+def test_the_directories_of_the_trash_go_with_what_was_in_them(tmp_path: Path) -> None:
+    copies = [fetch(tmp_path, b"%d" % number) for number in range(5)]
+    keeper = keeper_of(tmp_path)
+    keeper.remove(copies[0], at_once=True)
+    assert files_below(tmp_path / "trash") == []
+    for sha1 in copies[1:]:
+        keeper.remove(sha1)
+    keeper.restore(copies[1])
+    assert keeper.empty_trash(before=float("inf"))[0] == 3
+    assert list((tmp_path / "trash").iterdir()) == []
+
+
+def test_moving_to_the_trash_while_it_is_emptied_fails_nowhere(tmp_path: Path) -> None:
+    data = [b"%d" % number for number in range(100)]
+    copies = [fetch(tmp_path, text) for text in data]
+    ended = threading.Event()
+    emptied: list[int] = []
+
+    def empty() -> None:
+        while not ended.is_set():
+            emptied.append(keeper_of(tmp_path).empty_trash(before=float("inf"))[0])
+
+    emptier = threading.Thread(target=empty)
+    emptier.start()
+    try:
+        sizes = [keeper_of(tmp_path).remove(sha1) for sha1 in copies]
+    finally:
+        ended.set()
+        emptier.join()
+    assert sizes == [len(text) for text in data]
+    assert sum(emptied) + keeper_of(tmp_path).empty_trash(before=float("inf"))[0] == len(data)
+    assert list((tmp_path / "trash").iterdir()) == []
+
+
+def as_on_fat(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a rename leave the time of change of status as it was: here, years ago."""
+    entries = Trash.list
+    monkeypatch.setattr(Trash, "list", lambda self, *, old=True: (
+        found._replace(since=1e9) for found in entries(self, old=old)))
+
+
+def test_since_when_a_file_is_in_the_trash_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    as_on_fat(monkeypatch)
+    copy, removed = fetch(tmp_path, b"copy"), store_of(tmp_path).put_bytes(b"removed by mistake").sha1
+    start = time.time() - 1
+    assert evict_all(tmp_path) == {copy}
+    keeper = keeper_of(tmp_path)
+    keeper.remove(removed, force=True)
+    assert all(found.since > start for found in keeper.list_trash())
+    assert keeper.empty_trash(before=start) == (0, 0)
+    assert keeper.empty_trash(before=start + HOUR)[0] == 2
+    with keeper.index.looking() as rows:
+        assert rows.execute("SELECT count(*) FROM trashed").fetchone() == (0,)
+
+
+def test_a_node_takes_what_has_no_note_as_there_since_it_saw_it(tmp_path: Path,
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    as_on_fat(monkeypatch)
+    sha1 = store_of(tmp_path).put_bytes(b"removed before there was an index").sha1
+    keeper, now = keeper_of(tmp_path), time.time()
+    keeper.remove(sha1, force=True)
+    assert not keeper.index.exists
+    assert keeper.empty_trash(before=now, seen_at=now + HOUR) == (0, 0)
+    assert keeper.empty_trash(before=now + HOUR - 1, seen_at=now + 2 * HOUR) == (0, 0)
+    # The clock was ahead when that was noted.
+    assert keeper.empty_trash(before=now - 1, seen_at=now) == (0, 0)
+    assert keeper.empty_trash(before=now + 1, seen_at=now + 1)[0] == 1
+
+
+def test_a_note_is_not_believed_of_a_later_file_of_the_name(tmp_path: Path) -> None:
+    sha1 = fetch(tmp_path, b"data")
+    evict_all(tmp_path)
+    keeper = keeper_of(tmp_path)
+    path = keeper.trash.path(sha1)
+    noted = path.stat().st_mtime_ns
+    os.utime(path, ns=(noted, noted + 10**9))
+    with keeper.index.changing() as rows:
+        rows.note_trash(sha1, noted, 0, is_copy=True)
+    assert keeper.empty_trash(before=time.time() - HOUR) == (0, 0)
+    assert path.exists()
+
+
+def test_emptying_ends_when_it_is_told_to(tmp_path: Path) -> None:
+    for number in range(5):
+        fetch(tmp_path, b"%d" % number)
+    evict_all(tmp_path)
+    answers = iter([False, False, True])
+    assert keeper_of(tmp_path).empty_trash(before=float("inf"), stop=lambda: next(answers))[0] == 2
+    assert keeper_of(tmp_path).evict(0, now=time.time(), keep_seconds=0, stop=lambda: True).files == 0
+    assert keeper_of(tmp_path).empty_trash(before=float("inf"))[0] == 3
+
+
+def test_a_disk_that_is_nearly_full_costs_evicted_copies_alone_and_the_oldest_first(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copies = [fetch(tmp_path, b"copy %d" % number) for number in range(4)]
+    removed = store_of(tmp_path).put_bytes(b"removed by mistake").sha1
+    keeper = keeper_of(tmp_path)
+    keeper.remove(removed, force=True)
+    for number, sha1 in enumerate(reversed(copies)):
+        keeper.remove(sha1)
+        with keeper.index.changing() as rows:
+            rows.note_trash(sha1, keeper.trash.path(sha1).stat().st_mtime_ns, number, is_copy=True)
+    wanted = 3
+
+    def is_low(_: Path) -> bool:
+        return len([name for name in files_below(tmp_path / "trash") if len(name) >= 40]) > wanted
+
+    for module in (emptying, eviction):
+        monkeypatch.setattr(module, "is_low", is_low)
+    assert keeper.make_room() == (2, 12)
+    assert {found.sha1 for found in keeper.list_trash()} == {copies[0], copies[1], removed}
+    wanted = 0
+    assert keeper.make_room(stop=lambda: True) == (0, 0)
+    assert keeper.make_room() == (2, 12)
+    assert [found.sha1 for found in keeper.list_trash()] == [removed]
+    assert keeper.make_room() == (0, 0)
+
+
+def test_room_is_made_on_a_disk_that_is_full_in_truth(tmp_path: Path) -> None:
+    with mounted(tmp_path / "disk", "tmpfs", 8 * MIB) as root:
+        store, keeper = store_of(root), keeper_of(root)
+        for number in range(3):
+            data = counter_stream(MIB + number)
+            store.adopt_bytes(data, sha1_of(data))
+            keeper.remove(sha1_of(data))
+        store.close()
+        assert keeper.make_room() == (0, 0)
+        with (root / "filler").open("wb", buffering=0) as filler:
+            while not emptying.is_low(root):
+                filler.write(bytes(MIB // 8))
+        assert keeper.make_room()[0] == 1
+        assert not emptying.is_low(root)
+        assert len(list(keeper.list_trash())) == 2
+        keeper.index.close()
+
+
+def test_what_a_dead_process_had_moved_is_noted_as_the_copy_it_was(tmp_path: Path) -> None:
+    sha1 = fetch(tmp_path, b"copy")
+    _intend(tmp_path, sha1)
+    Trash(tmp_path, durable=False).take(sha1)
+    keeper = keeper_of(tmp_path)
+    keeper.settle()
+    with keeper.index.looking() as rows:
+        assert [name for name, _ in rows.oldest_copies_in_trash(10)] == [sha1]
+
+
 # --- the index
+
+
+def test_a_copy_that_came_while_the_clock_was_ahead_goes_like_any_other(tmp_path: Path) -> None:
+    sha1 = fetch(tmp_path, b"copy")
+    years_ahead = time.time() + 1e9
+    path = path_of(tmp_path, sha1)
+    os.utime(path, ns=(int(years_ahead * 1e9), path.stat().st_mtime_ns))
+    with CacheIndex(tmp_path).changing() as rows:
+        rows.note_use(sha1, int(years_ahead * 1000))
+    assert evict_all(tmp_path, later_seconds=0) == set()  # as if it was used now
+    assert evict_all(tmp_path, later_seconds=700) == {sha1}
+
+
+def test_a_time_of_access_that_is_ahead_is_put_right_by_the_next_use(tmp_path: Path) -> None:
+    path = path_of(tmp_path, fetch(tmp_path, b"copy"))
+    os.utime(path, ns=(2 * 10**18, path.stat().st_mtime_ns))
+    now = time.time()
+    note_use(path, now)
+    assert abs(path.stat().st_atime - now) < 1
 
 
 def test_an_older_index_does_not_make_a_claimed_file_a_copy_again(tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ def trash() -> None:
 def list_trash(as_json: bool) -> None:
     """List what is in the trash, each with its size and since when. With --json each line is an object."""
     _, keeper = _keeper()
-    for found in keeper.trash.list():
+    for found in keeper.list_trash():
         if as_json:
             click.echo(json.dumps({"uri": f"sha1://{found.sha1}", "size": found.size, "since": found.since,
                                    "old": found.old}))

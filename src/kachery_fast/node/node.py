@@ -168,6 +168,7 @@ class Node:
             parts.push_async_callback(self.task_requests.close)
             parts.push_async_callback(self.transfers.close)
             parts.push_async_callback(end_tasks, self._background)
+            parts.callback(self._evicting.stop)
             parts.push_async_callback(self._api.stop)
 
     async def _rotate_for_ever(self) -> None:

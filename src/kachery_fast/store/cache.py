@@ -52,10 +52,17 @@ _STEPS = [[
         UPDATE totals SET files = files - (OLD.manifest_of IS NULL), bytes = bytes - OLD.size; END""",
 ], [
     "CREATE TABLE intents (sha1 TEXT PRIMARY KEY, identity TEXT NOT NULL) WITHOUT ROWID",
+], [
+    """CREATE TABLE trashed (
+        sha1 TEXT PRIMARY KEY, mtime_ns INTEGER NOT NULL, since_ms INTEGER NOT NULL, is_copy INTEGER NOT NULL)
+        WITHOUT ROWID""",
+    "CREATE INDEX trashed_copies ON trashed (since_ms) WHERE is_copy",
 ]]
 _CANDIDATES = """SELECT sha1, size, identity, used_ms, pinned FROM copies
     WHERE size_class = ? AND pinned = 0 AND manifest_of IS NULL AND used_ms < ? AND (used_ms, sha1) > (?, ?)
     ORDER BY used_ms, sha1"""
+_CLAMP = """UPDATE copies SET used_ms = ?1
+    WHERE size_class = ?2 AND pinned = 0 AND manifest_of IS NULL AND used_ms > ?1"""
 _SIZE_CLASSES = 54  # 2**53 bytes is the longest file that JSON can tell of
 _PAGE_COPIES_FIRST, _PAGE_COPIES_MAX = 128, 4096
 _ADVICE = ("Move it away and start the node anew: it only holds which files may be evicted, and what is pinned. "
@@ -90,7 +97,7 @@ def note_use(path: Path, now: float) -> None:
     """
     with suppress(OSError):
         found = path.stat()
-        if found.st_atime < now - USE_GRAIN_SECONDS:
+        if abs(found.st_atime - now) > USE_GRAIN_SECONDS:  # later than now: the clock was ahead
             os.utime(path, ns=(int(now * 1e9), found.st_mtime_ns))
 
 
@@ -266,6 +273,13 @@ class CacheIndex:
         while page := self._page(seen, count, now_ms, before_ms):
             yield from page
             count = min(2 * count, _PAGE_COPIES_MAX)
+
+    def clamp_uses(self, now_ms: int) -> None:
+        """Make uses that are noted as later than now, by a clock that was ahead, uses of now."""
+        if self.exists:
+            with self.changing() as rows:
+                for size_class in range(_SIZE_CLASSES):
+                    rows.execute(_CLAMP, (now_ms, size_class))
 
     def _page(self, seen: list[tuple[int, str]], count: int, now_ms: int, before_ms: int) -> list[CachedCopy]:
         if not self.exists:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from sqlite3 import Connection, Cursor
 from typing import NamedTuple
 
-__all__ = ["CachedCopy", "Rows"]
+__all__ = ["CachedCopy", "Rows", "TrashNote"]
 
 _FIND = "SELECT sha1, size, identity, used_ms, pinned FROM copies WHERE sha1 = ?"
 _FIND_MANIFESTS = "SELECT sha1, size, identity, used_ms, pinned FROM copies WHERE manifest_of = ?"
@@ -22,6 +22,13 @@ class CachedCopy(NamedTuple):
     identity: str
     used_ms: int
     pinned: bool
+
+
+class TrashNote(NamedTuple):
+    """Since when a file is in the trash, in milliseconds since 1970, and whether it is a copy that was evicted."""
+
+    since_ms: int
+    is_copy: bool
 
 
 class Rows:
@@ -102,3 +109,30 @@ class Rows:
         """Take the note of a move away."""
         if self._connection is not None:
             self.execute("DELETE FROM intents WHERE sha1 = ?", (sha1,))
+
+    # --- what is in the trash
+
+    def note_trash(self, sha1: str, mtime_ns: int, since_ms: int, *, is_copy: bool) -> None:
+        """Note that a file is in the trash. ``mtime_ns`` is its time of change, and tells it from later ones."""
+        if self._connection is not None:
+            self.execute("INSERT OR REPLACE INTO trashed VALUES (?, ?, ?, ?)", (sha1, mtime_ns, since_ms, is_copy))
+
+    def trash_note(self, sha1: str, mtime_ns: int) -> TrashNote | None:
+        """Return that note."""
+        row = None if self._connection is None else self.execute(
+            "SELECT since_ms, is_copy FROM trashed WHERE sha1 = ? AND mtime_ns = ?", (sha1, mtime_ns)).fetchone()
+        return None if row is None else TrashNote(row[0], bool(row[1]))
+
+    def oldest_copies_in_trash(self, count: int) -> list[tuple[str, int]]:
+        """Return names and times of change of evicted copies, those first that are there longest."""
+        return [] if self._connection is None else self.execute(
+            "SELECT sha1, mtime_ns FROM trashed WHERE is_copy ORDER BY since_ms LIMIT ?", (count,)).fetchall()
+
+    def drop_trash_note(self, sha1: str) -> None:
+        """Take the note of a name away."""
+        if self._connection is not None:
+            self.execute("DELETE FROM trashed WHERE sha1 = ?", (sha1,))
+
+    def drop_trash_notes(self, before_ms: float) -> None:
+        """Take all notes away that are from before a time."""
+        self.execute("DELETE FROM trashed WHERE since_ms < ?", (before_ms,))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import NamedTuple
 
 from ..protocol.names import is_sha1
@@ -88,7 +89,7 @@ def _subdirectories(path: str) -> list[str]:
 def _entries(path: str) -> list[Entry]:
     sizes: dict[str, int] = {}
     links: set[str] = set()
-    with translated("listing", path), os.scandir(path) as found:
+    with translated("listing", path), suppress(FileNotFoundError), os.scandir(path) as found:
         for entry in found:
             if is_sha1(entry.name):
                 try:

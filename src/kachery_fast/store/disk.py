@@ -45,6 +45,7 @@ __all__ = [
 # One write or read call: long enough to cost nothing, short enough that Ctrl-C is honoured within 0.2 s.
 SPAN_SIZE_BYTES = 8 * 1024 * 1024
 
+_TRIES_MAX = 100
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 # Of a file system without hard links (FAT, many of FUSE), or one that allows no more, or none to this user.
@@ -292,11 +293,17 @@ def rename_into(source: str | Path, final: str | Path, *, durable: bool) -> None
     :raises OSError: as from the system, for the caller's ``translated``.
     """
     directory = os.path.dirname(final)
-    try:
-        os.rename(source, final)
-    except FileNotFoundError:
-        make_directories(directory, durable=durable)
-        os.rename(source, final)
+    for _ in range(_TRIES_MAX):
+        try:
+            os.rename(source, final)
+            break
+        except FileNotFoundError:
+            if not os.path.lexists(source):
+                raise
+        with suppress(FileNotFoundError):  # who empties the trash may take empty directories away at this moment
+            make_directories(directory, durable=durable)
+    else:
+        raise OSError(errno.EBUSY, "its directory is taken away again and again", directory)
     if durable:
         sync_directory(directory)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 import itertools
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,16 +19,15 @@ from .cache import USE_GRAIN_SECONDS, CacheIndex, identity_of, renew
 from .cache_rows import CachedCopy, Rows
 from .census import Entry, walk
 from .disk import display, find_size, translated
+from .emptying import Emptier, is_low
 from .files import FileStore
 from .flushing import sync_directory
 from .layout import Layout
 from .moving import Mover
-from .trash import Trash, digest_of
+from .trash import Trash, Trashed, digest_of
 
 __all__ = ["CacheKeeper", "Evicted", "Kind", "Listed", "Restored"]
 
-# Of a file system with less than this free, the trash would be in the way: what is evicted is deleted at once.
-_LOW_ROOM_FRACTION = 0.05
 # How many files one transaction moves: storing waits for its end.
 _BATCH_COPIES = 64
 # How many names one transaction looks up for ``list``.
@@ -79,7 +79,8 @@ class Restored(NamedTuple):
 class _Eviction:
     """One run: what is wanted, and what came of it."""
 
-    def __init__(self, now: float, keep_seconds: float, *, at_once: bool) -> None:
+    def __init__(self, now: float, keep_seconds: float, *, at_once: bool, stop: Callable[[], bool]) -> None:
+        self.stop = stop
         self.now_ms = int(now * 1000)
         self.before_ms = int((now - keep_seconds) * 1000)
         self.at_once = at_once
@@ -100,8 +101,8 @@ class _Eviction:
             self.reasons.append(str(error))
 
     @property
-    def is_hopeless(self) -> bool:
-        return self.failed_in_a_row >= _FAILURES_IN_A_ROW_MAX
+    def is_over(self) -> bool:
+        return self.failed_in_a_row >= _FAILURES_IN_A_ROW_MAX or self.stop()
 
 
 class CacheKeeper:
@@ -116,6 +117,7 @@ class CacheKeeper:
         self.index = CacheIndex(self._store.root)
         self.trash = Trash(self._store.root, durable=durable)
         self._mover = Mover(self._layout, self.index, self.trash)
+        self._emptier = Emptier(self._layout.root, self.index, self.trash)
 
     # --- eviction
 
@@ -124,7 +126,8 @@ class CacheKeeper:
         self._mover.settle()
 
     def evict(self, target_bytes: int, *, now: float, keep_seconds: float, dry_run: bool = False,
-              at_once: bool = False, on_copy: Callable[[CachedCopy], None] | None = None) -> Evicted:
+              at_once: bool = False, on_copy: Callable[[CachedCopy], None] | None = None,
+              stop: Callable[[], bool] = lambda: False) -> Evicted:
         """Evict cached copies until at most ``target_bytes`` are cached; originals, links and pins are not touched.
 
         A copy that cannot be moved is passed over, and told of in what is returned.
@@ -134,18 +137,20 @@ class CacheKeeper:
         :param dry_run: change nothing, and only tell what would go.
         :param at_once: delete; otherwise they go to the trash, unless the disk is nearly full.
         :param on_copy: called with each copy that goes.
+        :param stop: asked before each batch whether to stop.
         """
-        run = _Eviction(now, keep_seconds, at_once=at_once or self._is_low())
+        run = _Eviction(now, keep_seconds, at_once=at_once or is_low(self._layout.root), stop=stop)
         left = self.index.totals().bytes
         if not dry_run:
             self.settle()
+            self.index.clamp_uses(run.now_ms)
         # A second time for those whose last use was found to be later than the index knew, and for lost manifests.
         for turn in range(1 if dry_run else 2):
             if turn and left > target_bytes:
                 with self.index.changing() as rows:
                     rows.release_orphans()
             for batch in _batches(self.index.candidates(now_ms=run.now_ms, before_ms=run.before_ms)):
-                if left <= target_bytes or run.is_hopeless:
+                if left <= target_bytes or run.is_over:
                     break
                 gone = (self._look if dry_run else self._go)(run, batch, left - target_bytes)
                 for copy, size in gone:
@@ -159,7 +164,7 @@ class CacheKeeper:
         gone: list[tuple[CachedCopy, int]] = []
         with self.index.looking() as rows:
             for copy in batch:
-                if wanted > 0 and self._mover.is_copy(copy) and self._used_ms(copy) < run.before_ms:
+                if wanted > 0 and self._mover.is_copy(copy) and self._used_ms(copy, run.now_ms) < run.before_ms:
                     size = copy.size + sum(manifest.size for manifest in rows.manifests_of(copy.sha1)
                                            if not manifest.pinned)
                     gone.append((copy, size))
@@ -174,7 +179,7 @@ class CacheKeeper:
                 copy = rows.find(planned.sha1)
                 if room <= 0 or copy is None or copy.pinned or copy.sha1 in run.failed or rows.is_going(copy.sha1):
                     continue
-                used_ms = min(self._used_ms(copy), run.now_ms)
+                used_ms = self._used_ms(copy, run.now_ms)
                 if used_ms > copy.used_ms + USE_GRAIN_SECONDS * 1000 or used_ms >= run.before_ms:
                     rows.note_use(copy.sha1, used_ms)
                     continue
@@ -203,17 +208,13 @@ class CacheKeeper:
             run.fail(copy.sha1, error)
             return None
 
-    def _used_ms(self, copy: CachedCopy) -> int:
+    def _used_ms(self, copy: CachedCopy, now_ms: int) -> int:
+        """The last use; a time of access that is much later than now says nothing: the clock was ahead."""
         with suppress(OSError):
-            return max(copy.used_ms, self._layout.file(copy.sha1).stat().st_atime_ns // 1_000_000)
+            read_ms = self._layout.file(copy.sha1).stat().st_atime_ns // 1_000_000
+            if read_ms < now_ms + USE_GRAIN_SECONDS * 1000:
+                return min(max(copy.used_ms, read_ms), now_ms)
         return copy.used_ms
-
-    def _is_low(self) -> bool:
-        try:
-            found = os.statvfs(self._layout.root)
-        except OSError:
-            return False
-        return found.f_bavail < found.f_blocks * _LOW_ROOM_FRACTION
 
     # --- by name
 
@@ -249,6 +250,12 @@ class CacheKeeper:
         :raises DiskError: among others, it was stored again at this moment, and stays.
         """
         path = self._layout.file(sha1)
+        while (size := self._remove(sha1, path, at_once=at_once, force=force)) is None:
+            pass
+        return size
+
+    def _remove(self, sha1: str, path: Path, *, at_once: bool, force: bool) -> int | None:
+        """None when another process settled what was begun here: to be done again."""
         linked = os.path.lexists(self._layout.link(sha1))
         if self.index.is_mine:
             self.settle()
@@ -279,11 +286,11 @@ class CacheKeeper:
                 size = self._mover.take(rows, going, at_once=at_once)
             else:
                 size = going.size if self._mover.take_original(rows, going, at_once=at_once) else None
-        if size is None:
+        if size is None and not self._mover.is_same(going):
             if not os.path.lexists(path):
                 raise NotInStore(sha1=sha1, store=display(self._layout.root))
             raise DiskError(action="the removal", path=display(path), why="it was stored again at this moment")
-        if not cached:
+        if size is not None and not cached:
             self._unlink(sha1, linked=linked)
         return size
 
@@ -318,6 +325,7 @@ class CacheKeeper:
         if self.index.is_mine and find_size(target) is None:
             with self._rows() as rows:
                 rows.forget(sha1)
+                rows.drop_trash_note(sha1)
                 restored = self.trash.put_back(source, sha1)
             if restored:
                 renew(target)
@@ -328,17 +336,27 @@ class CacheKeeper:
                               "damaged one with kachery-fast verify --quarantine, then restore it.")
         self._store.put_file(source)  # claims what is there, or writes a file that no row fits
         with translated("removing", source):
-            source.unlink(missing_ok=True)
+            self.trash.delete(source)
         return Restored(target, was_there=size is not None)
 
-    def empty_trash(self, *, before: float, old: bool = False) -> tuple[int, int]:
-        """Delete what is in the trash; see ``Trash.empty``. What was moved there by mistake is put back before."""
-        spared: set[str] = set()
+    def list_trash(self) -> Iterator[Trashed]:
+        """Yield what is in the trash, in the order of the SHA-1."""
+        return self._emptier.entries()
+
+    def empty_trash(self, *, before: float, old: bool = False, seen_at: float | None = None,
+                    stop: Callable[[], bool] = lambda: False) -> tuple[int, int]:
+        """Delete what is in the trash; see ``Emptier.empty``. What was moved there by mistake is put back before."""
         if self.index.is_mine:
             self.settle()
-            with self.index.looking() as rows:
-                spared.update(sha1 for sha1, _ in rows.intents())
-        return self.trash.empty(before=before, old=old, spared=spared)
+        return self._emptier.empty(before=before, old=old, seen_at=seen_at, stop=stop)
+
+    def make_room(self, *, stop: Callable[[], bool] = lambda: False) -> tuple[int, int]:
+        """Delete evicted copies from the trash while the disk is nearly full; see ``Emptier.make_room``."""
+        if not is_low(self._layout.root):
+            return 0, 0
+        if self.index.is_mine:
+            self.settle()
+        return self._emptier.make_room(stop=stop)
 
     # --- the whole
 
@@ -369,7 +387,7 @@ class CacheKeeper:
             return Listed(entry.sha1, None, Kind.LINKED, pinned, None)
         copy = rows.find(entry.sha1)
         if copy is not None and self._mover.is_copy(copy):
-            return Listed(entry.sha1, entry.size, Kind.CACHED, pinned, self._used_ms(copy))
+            return Listed(entry.sha1, entry.size, Kind.CACHED, pinned, self._used_ms(copy, int(time.time() * 1000)))
         return Listed(entry.sha1, entry.size, Kind.ORIGINAL, pinned, None)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -35,9 +36,10 @@ class Mover:
 
     def is_copy(self, copy: CachedCopy) -> bool:
         """Whether the file of this name still is the one that was fetched, and nobody linked it as well."""
-        return self._is_same(copy) and not os.path.lexists(self._layout.link(copy.sha1))
+        return self.is_same(copy) and not os.path.lexists(self._layout.link(copy.sha1))
 
-    def _is_same(self, copy: CachedCopy) -> bool:
+    def is_same(self, copy: CachedCopy) -> bool:
+        """Whether the file of this name still is the one of the row."""
         with suppress(OSError):
             return identity_of(self._layout.file(copy.sha1).lstat()) == copy.identity
         return False
@@ -56,13 +58,13 @@ class Mover:
         self.settle_notes(rows, copy)
         if copy not in going:
             return None
-        if not self.is_copy(copy) or not self._move(rows, copy, at_once=at_once):
+        if not self.is_copy(copy) or not self._move(rows, copy, at_once=at_once, is_copy=True):
             rows.forget(copy.sha1)
             return None
         size = copy.size
         for manifest in going[1:]:
             with suppress(DiskError, DiskFull):  # it stays, as a copy of its own
-                if not manifest.pinned and self._move(rows, manifest, at_once=at_once):
+                if not manifest.pinned and self._move(rows, manifest, at_once=at_once, is_copy=True):
                     size += manifest.size
                     rows.forget(manifest.sha1)
         with suppress(OSError):  # without its file it is rubbish
@@ -76,27 +78,30 @@ class Mover:
             return False
         rows.settle(found.sha1)
         rows.forget(found.sha1)
-        return self._move(rows, found, at_once=at_once)
+        return self._move(rows, found, at_once=at_once, is_copy=False)
 
     def settle_notes(self, rows: Rows, copy: CachedCopy) -> None:
         """Take the notes of ``intend`` away."""
         for going in (copy, *rows.manifests_of(copy.sha1)):
             rows.settle(going.sha1)
 
-    def _move(self, rows: Rows, going: CachedCopy, *, at_once: bool) -> bool:
-        if not self._is_same(going):
+    def _move(self, rows: Rows, going: CachedCopy, *, at_once: bool, is_copy: bool) -> bool:
+        if not self.is_same(going):
             return False
         trashed = self._trash.take(going.sha1)
         if trashed is None:
             return False
         with translated("moving to the trash", trashed):
-            if identity_of(trashed.lstat()) != going.identity:  # somebody stored it a moment ago
+            found = trashed.lstat()
+            if identity_of(found) != going.identity:  # somebody stored it a moment ago
                 rows.intend(going)  # stands when the next line fails, and ``settle`` tries again
                 self._trash.put_back(trashed, going.sha1)
                 rows.settle(going.sha1)
                 return False
             if at_once:
-                trashed.unlink()
+                self._trash.delete(trashed)
+            else:
+                rows.note_trash(going.sha1, found.st_mtime_ns, time.time_ns() // 1_000_000, is_copy=is_copy)
         return True
 
     def settle(self) -> None:
@@ -119,22 +124,24 @@ class Mover:
     def _settle(self, rows: Rows, sha1: str, identity: str) -> None:
         trashed = self._trash.path(sha1)
         with translated("looking at", trashed):
-            found = _identity(trashed)
+            found = _look_at(trashed)
         if found is None:
             return
-        if found != identity:
+        if identity_of(found) != identity:
             if self._trash.put_back(trashed, sha1):
                 _log.warning("sha1://%s was put back from the trash: it was stored while a copy was evicted", sha1)
             else:
                 rows.forget(sha1)  # what was fetched meanwhile takes the place of what was stored
             return
         row = rows.find(sha1)
-        if row is not None and row.identity == identity and not self._is_same(row):
+        was_copy = row is not None and row.identity == identity
+        rows.note_trash(sha1, found.st_mtime_ns, time.time_ns() // 1_000_000, is_copy=was_copy)
+        if row is not None and was_copy and not self.is_same(row):
             rows.forget(sha1)
 
 
-def _identity(path: Path) -> str | None:
+def _look_at(path: Path) -> os.stat_result | None:
     try:
-        return identity_of(path.lstat())
+        return path.lstat()
     except (FileNotFoundError, NotADirectoryError):
         return None

@@ -1,7 +1,6 @@
 """What was evicted or removed, for a while: ``trash/``, laid out like ``sha1/``.
 
-A file goes there, and comes back, by name alone: no byte is copied and none is freed. When it went is what the file
-system keeps as the time of its last change of status, so there is nothing else to write down.
+A file goes there, and comes back, by name alone: no byte is copied and none is freed. ``emptying`` deletes it in time.
 
 A directory of 2022 may have files in ``sha1-trash/``, put there for a user to look at. They are listed and restored as
 well, and only deleted by who asks for that.
@@ -11,13 +10,13 @@ from __future__ import annotations
 
 import heapq
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from .._core import digest_file
-from ..errors import CorruptFile, DiskError, DiskFull, NotInTrash
+from ..errors import CorruptFile, NotInTrash
 from .census import walk
 from .disk import display, name_new, rename_into, translated
 from .layout import Layout
@@ -28,12 +27,16 @@ _CHUNK_SIZE_BYTES = 20 * 1024 * 1024
 
 
 class Trashed(NamedTuple):
-    """A file in the trash: ``size`` in bytes, ``since`` in seconds since 1970; ``old`` of ``sha1-trash/``."""
+    """A file in the trash: ``size`` in bytes, ``since`` in seconds since 1970; ``old`` of ``sha1-trash/``.
+
+    ``mtime_ns`` is its time of change.
+    """
 
     sha1: str
     size: int
     since: float
     old: bool
+    mtime_ns: int
 
 
 class Trash:
@@ -45,9 +48,9 @@ class Trash:
         self._old = Layout(root, files="sha1-trash")
         self._durable = durable
 
-    def path(self, sha1: str) -> Path:
+    def path(self, sha1: str, *, old: bool = False) -> Path:
         """Return where a file of this name lies in the trash, if there is one."""
-        return self._layout.file(sha1)
+        return (self._old if old else self._layout).file(sha1)
 
     def take(self, sha1: str) -> Path | None:
         """Move a stored file into the trash, and return where it is now, None when there was none.
@@ -83,41 +86,31 @@ class Trash:
         with translated("restoring", target):
             if not name_new(source, target, durable=self._durable):
                 return False
-            source.unlink(missing_ok=True)
+            self.delete(source)
         return True
 
-    def list(self) -> Iterator[Trashed]:
-        """Yield what is in the trash, in the order of the SHA-1."""
-        yield from heapq.merge(self._list(self._layout, old=False), self._list(self._old, old=True))
+    def delete(self, path: Path) -> None:
+        """Delete a file of the trash, and the directories that are empty then.
+
+        :raises OSError: as from the system, for the caller's ``translated``.
+        """
+        path.unlink(missing_ok=True)
+        with suppress(OSError):  # others are in it; ``rename_into`` makes it again for one that comes now
+            for _, directory in zip(range(3), path.parents, strict=False):
+                directory.rmdir()
+
+    def list(self, *, old: bool = True) -> Iterator[Trashed]:
+        """Yield what is in the trash, in the order of the SHA-1.
+
+        :param old: also what a program of 2022 left in ``sha1-trash/``.
+        """
+        yield from heapq.merge(self._list(self._layout, old=False), self._list(self._old, old=True) if old else ())
 
     def _list(self, layout: Layout, *, old: bool) -> Iterator[Trashed]:
         for entry in walk(layout):
             with suppress(FileNotFoundError):
-                found = layout.file(entry.sha1).stat()
-                yield Trashed(entry.sha1, found.st_size, found.st_ctime, old)
-
-    def empty(self, *, before: float, old: bool, spared: Collection[str] = ()) -> tuple[int, int]:
-        """Delete what went into the trash before a time in seconds since 1970; return how many files and bytes.
-
-        :param old: also what a program of 2022 left in ``sha1-trash/``, maybe the only copy.
-        :raises DiskError, DiskFull: some could not be deleted; the others were.
-        """
-        files = size = 0
-        failure: DiskError | DiskFull | None = None
-        for trashed in self.list() if old else self._list(self._layout, old=False):
-            if trashed.since < before and trashed.sha1 not in spared:
-                path = (self._old if trashed.old else self._layout).file(trashed.sha1)
-                try:
-                    with translated("emptying the trash", path):
-                        path.unlink(missing_ok=True)
-                except (DiskError, DiskFull) as error:
-                    failure = failure or error
-                    continue
-                files += 1
-                size += trashed.size
-        if failure is not None:
-            raise failure
-        return files, size
+                found = layout.file(entry.sha1).lstat()
+                yield Trashed(entry.sha1, found.st_size, found.st_ctime, old, found.st_mtime_ns)
 
 
 def digest_of(path: Path) -> str:

@@ -21,9 +21,11 @@ from kachery_fast.errors import (
     CorruptFile,
     DatabaseUnusable,
     DiskError,
+    DiskFull,
     FilePinned,
     NotInStore,
     OnlyCopyHere,
+    StoredMeanwhile,
 )
 from kachery_fast.store import FileStore, disk, emptying, eviction
 from kachery_fast.store.cache import CacheIndex, note_use
@@ -256,6 +258,23 @@ def test_room_is_made_on_a_disk_that_is_full_in_truth(tmp_path: Path) -> None:
         keeper.index.close()
 
 
+def test_a_note_that_finds_no_room_does_not_keep_the_trash_from_being_emptied(tmp_path: Path,
+                                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    removed = store_of(tmp_path).put_bytes(b"removed without a note").sha1
+    keeper = keeper_of(tmp_path)
+    keeper.remove(removed, force=True)
+    copy = fetch(tmp_path, b"copy")
+    keeper.remove(copy)
+
+    def refuse(*_: object) -> object:
+        raise DiskFull(what="a note", path="it", free=0, needed=1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(keeper.index, "changing", refuse)
+        assert keeper.empty_trash(before=time.time() + HOUR - 1, seen_at=time.time() + HOUR) == (1, 4)
+    assert [found.sha1 for found in keeper.list_trash()] == [removed]
+
+
 def test_what_a_dead_process_had_moved_is_noted_as_the_copy_it_was(tmp_path: Path) -> None:
     sha1 = fetch(tmp_path, b"copy")
     _intend(tmp_path, sha1)
@@ -482,7 +501,7 @@ def test_a_removal_that_did_not_happen_is_told(tmp_path: Path, monkeypatch: pyte
         return take(self, sha1)
 
     monkeypatch.setattr(Trash, "take", store_and_take)
-    with pytest.raises(DiskError, match="stored again"):
+    with pytest.raises(StoredMeanwhile):
         keeper_of(tmp_path).remove(sha1, force=True)
     assert store_of(tmp_path).has(sha1)
     monkeypatch.setattr(Trash, "take", lose_and_take)

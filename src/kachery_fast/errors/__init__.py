@@ -10,7 +10,7 @@ Exit codes: 1 internal, 2 usage, 3 not found, 4 not permitted, 5 unreachable, 6 
 
 from __future__ import annotations
 
-from .cache import CacheConfigInvalid, CacheOfAnother, FilePinned, NotInTrash, OnlyCopyHere
+from .cache import CacheConfigInvalid, CacheOfAnother, FilePinned, NotInTrash, OnlyCopyHere, StoredMeanwhile
 from .feeds import (
     FeedChainBroken,
     FeedForked,
@@ -92,7 +92,7 @@ __all__ = [
     "MutableMissing", "NoChannel", "NodeError", "NodeNotRunning", "NotADataFile", "NotAvailable",
     "NotInStore", "NotInTrash", "NotOnHub", "NotPermitted", "ObjectExists", "ObjectMissing", "OnlyCopyHere",
     "OwnerTokenRefused", "PartialTransfer", "RateLimited", "ResultRefused", "SignatureInvalid",
-    "StaleMessage", "Stalled", "SubfeedNotAvailable", "TaskCrashed", "TaskFailed", "TaskHung", "TaskNotTaken",
-    "TaskOutcomeUnknown", "TaskPending", "TaskUnknown", "TooLarge", "UnsafePickle", "UploadRefused",
+    "StaleMessage", "Stalled", "StoredMeanwhile", "SubfeedNotAvailable", "TaskCrashed", "TaskFailed", "TaskHung",
+    "TaskNotTaken", "TaskOutcomeUnknown", "TaskPending", "TaskUnknown", "TooLarge", "UnsafePickle", "UploadRefused",
     "UrlExpired", "WrongFormat", "WrongSize",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from .general import InvalidArgument
 from .tree import KacheryError
 
-__all__ = ["CacheConfigInvalid", "CacheOfAnother", "FilePinned", "NotInTrash", "OnlyCopyHere"]
+__all__ = ["CacheConfigInvalid", "CacheOfAnother", "FilePinned", "NotInTrash", "OnlyCopyHere", "StoredMeanwhile"]
 
 
 class CacheConfigInvalid(InvalidArgument):
@@ -38,6 +38,14 @@ class FilePinned(KacheryError):
 class OnlyCopyHere(KacheryError):
     """sha1://{sha1} was stored on this machine, not fetched from a channel, so this may be the only machine that has
     it. It was left where it is; remove it all the same with --force."""
+
+    exit_code = 9
+    http_status = 409
+
+
+class StoredMeanwhile(KacheryError):
+    """sha1://{sha1} was stored on this machine at the moment when it was to be removed. It was left where it is; remove
+    it once more if it has to go."""
 
     exit_code = 9
     http_status = 409

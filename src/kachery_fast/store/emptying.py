@@ -11,10 +11,12 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from ..errors import DiskError, DiskFull
 from .cache import CacheIndex
+from .cache_rows import TrashNote
 from .disk import translated
 from .trash import Trash, Trashed
 
@@ -79,28 +81,22 @@ class Emptier:
     def _batches(self, *, old: bool, seen_at: float | None) -> Iterator[list[Trashed]]:
         found = self._trash.list(old=old)
         while batch := list(itertools.islice(found, _NOTES_AT_ONCE)):
-            if self._index.is_mine:
-                batch = self._with_notes(batch) if seen_at is None else self._noted(batch, int(seen_at * 1000))
-            yield batch
+            yield self._noted(batch, None if seen_at is None else int(seen_at * 1000)) if self._index.is_mine else batch
 
-    def _with_notes(self, batch: list[Trashed]) -> list[Trashed]:
+    def _noted(self, batch: list[Trashed], seen_ms: int | None) -> list[Trashed]:
         with self._index.looking() as rows:
-            notes = [None if found.old else rows.trash_note(found.sha1, found.mtime_ns) for found in batch]
+            notes = {found: rows.trash_note(found.sha1, found.mtime_ns) for found in batch if not found.old}
+        new = [(found, note) for found, note in notes.items()
+               if seen_ms is not None and (note is None or note.since_ms > seen_ms)]
+        if seen_ms is not None and new:
+            with suppress(DiskFull), self._index.changing() as rows:  # at a later look, then
+                for found, note in new:
+                    if rows.trash_note(found.sha1, found.mtime_ns) == note:  # else it is going at this moment
+                        rows.note_trash(found.sha1, found.mtime_ns, seen_ms,
+                                        is_copy=note is not None and note.is_copy)
+            notes.update((found, TrashNote(seen_ms, is_copy=False)) for found, _ in new)
         return [found if note is None else found._replace(since=note.since_ms / 1000)
-                for found, note in zip(batch, notes, strict=True)]
-
-    def _noted(self, batch: list[Trashed], seen_ms: int) -> list[Trashed]:
-        noted: list[Trashed] = []
-        with self._index.changing() as rows:
-            for found in batch:
-                note = None if found.old else rows.trash_note(found.sha1, found.mtime_ns)
-                if found.old or (note is not None and note.since_ms <= seen_ms):
-                    since_ms = int(found.since * 1000) if note is None else note.since_ms
-                else:
-                    since_ms = seen_ms
-                    rows.note_trash(found.sha1, found.mtime_ns, seen_ms, is_copy=note is not None and note.is_copy)
-                noted.append(found._replace(since=since_ms / 1000))
-        return noted
+                for found, note in ((found, notes.get(found)) for found in batch)]
 
     def empty(self, *, before: float, old: bool, seen_at: float | None, stop: Callable[[], bool]) -> tuple[int, int]:
         """Delete what went into the trash before a time in seconds since 1970; return how many files and bytes.
@@ -119,7 +115,7 @@ class Emptier:
                 if found.since < before and found.sha1 not in spared:
                     deleted.delete(self._trash.path(found.sha1, old=found.old), found.size)
         if self._index.exists and self._index.is_mine:
-            with self._index.changing() as rows:
+            with suppress(DiskFull), self._index.changing() as rows:  # with those of next time, then
                 rows.drop_trash_notes(before * 1000)
         return deleted.result()
 

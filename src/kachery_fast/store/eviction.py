@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import CorruptFile, DiskError, DiskFull, FilePinned, NotInStore, OnlyCopyHere
+from ..errors import CorruptFile, DiskError, DiskFull, FilePinned, NotInStore, OnlyCopyHere, StoredMeanwhile
 from .cache import USE_GRAIN_SECONDS, CacheIndex, identity_of, renew
 from .cache_rows import CachedCopy, Rows
 from .census import Entry, walk
@@ -247,7 +247,7 @@ class CacheKeeper:
         :param force: also when this may be the only machine that has it.
         :raises NotInStore: it is not here. :raises FilePinned: it is pinned.
         :raises OnlyCopyHere: it was stored here, and ``force`` is not given.
-        :raises DiskError: among others, it was stored again at this moment, and stays.
+        :raises StoredMeanwhile: somebody stored it at this moment, and it stays.
         """
         path = self._layout.file(sha1)
         while (size := self._remove(sha1, path, at_once=at_once, force=force)) is None:
@@ -289,7 +289,7 @@ class CacheKeeper:
         if size is None and not self._mover.is_same(going):
             if not os.path.lexists(path):
                 raise NotInStore(sha1=sha1, store=display(self._layout.root))
-            raise DiskError(action="the removal", path=display(path), why="it was stored again at this moment")
+            raise StoredMeanwhile(sha1=sha1)
         if size is not None and not cached:
             self._unlink(sha1, linked=linked)
         return size

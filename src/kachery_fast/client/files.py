@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 from .._version import __version__
 from ..config import Settings, load_settings
 from ..errors import (
-    CorruptFile,
     DiskError,
     InvalidArgument,
     KacheryError,
@@ -33,7 +32,7 @@ from ..store.disk import translated
 from .access import check_online
 from .connection import NodeConnection
 from .copies import SomePath, check_destination, copy_to
-from .progress import ProgressCallback
+from .progress import Progress, ProgressCallback
 from .storing import open_store, with_total
 
 __all__ = [
@@ -118,7 +117,7 @@ def load(uri: str, *, dest: SomePath | None = None, local_only: bool = False, ch
             path, size, source = str(located.path), located.size, "bucket"
         else:
             answer = NodeConnection(settings).load(uri, asked, progress)
-            path, size = _brought(settings, uri, asked, answer)
+            path, size = _brought(settings, uri, asked, answer, progress)
             source = str(answer.get("source", "channel"))
     if dest is not None:
         copy_to(path, dest)
@@ -126,12 +125,13 @@ def load(uri: str, *, dest: SomePath | None = None, local_only: bool = False, ch
     return Loaded(uri, path, size, file_uri.sha1, source, time.monotonic() - begun)
 
 
-def _brought(settings: Settings, uri: str, channel: str, answer: dict[str, Any]) -> tuple[str, int]:
+def _brought(settings: Settings, uri: str, channel: str, answer: dict[str, Any],
+             progress: ProgressCallback | None) -> tuple[str, int]:
     """Return path and size of what the node has brought into its store.
 
     The path is one of the node's machine. Here the file is in the local store, where that is the same directory,
     whatever the path that it is mounted at; else it is at the node's path, if it has the right name; else it is
-    fetched through the node's API.
+    fetched through the node's API, as a cached copy.
     """
     store, sha1, size = open_store(settings), parse_file_uri(uri).sha1, int(answer["size"])
     with suppress(NotInStore, LinkInvalid):
@@ -140,12 +140,15 @@ def _brought(settings: Settings, uri: str, channel: str, answer: dict[str, Any])
     path = Path(str(answer["path"]))
     if path.name == sha1 and _is_here(path, size):
         return str(path), size
-    stored = store.put_stream(_read_by_node(settings, uri, channel, 0, None))
-    if stored.sha1 != sha1:
-        store.remove(stored.sha1)
-        raise CorruptFile(path=f"what the node sent of {uri}", found=stored.sha1, sha1=sha1,
-                          advice="Have the node verify its store with: kachery-fast verify")
-    return str(store.find(sha1).path), size
+    with store.stream_writer(expected_size_bytes=size) as writer, \
+            closing(_read_by_node(settings, uri, channel, 0, None)) as pieces:
+        for piece in pieces:
+            writer.write(piece)
+            if progress is not None:
+                progress(Progress(writer.size, size, "taking it over from the node"))
+        located = writer.adopt(sha1, source=f"what the node sent of {uri}",
+                               advice="Have the node verify its store with: kachery-fast verify")
+    return str(located.path), located.size
 
 
 def _is_here(path: Path, size: int) -> bool:
@@ -205,7 +208,8 @@ def open_range(uri: str, start: int | None = None, end: int | None = None, *,
             yield piece
 
 
-def _read_by_node(settings: Settings, uri: str, channel: str, start: int, end: int | None) -> Iterator[bytes]:
+def _read_by_node(settings: Settings, uri: str, channel: str, start: int,
+                  end: int | None) -> Generator[bytes, None, None]:
     connection = NodeConnection(settings)
     with connection.read(uri, channel, start, end) as answer:
         # The node cuts the range at the file's end. Nothing left of it leaves open how long the file is.

@@ -10,9 +10,11 @@ from typing import Any
 
 from .._chunker import begin_writeback
 from .._core import Digests, FusedSha1, digest_buffer
-from ..errors import InvalidArgument, KacheryError
+from ..errors import CorruptFile, InvalidArgument, KacheryError
+from ..protocol.manifest import make_manifest
 from .disk import TempFile, disk_error, translated, write_all
-from .objects import ObjectWriter, Stored
+from .downloads import adopt
+from .objects import Located, ObjectWriter, Stored
 
 __all__ = ["IncomingFile", "StreamWriter", "byte_view", "write_and_digest"]
 
@@ -21,7 +23,7 @@ _HASH_SPAN_BYTES = 1024 * 1024
 
 
 class StreamWriter:
-    """A file being stored piece by piece; nothing is in the store before ``commit``, or after ``abort``."""
+    """A file being stored piece by piece; nothing is in the store before ``commit`` or ``adopt``."""
 
     def __init__(self, writer: ObjectWriter) -> None:
         self._writer = writer
@@ -53,8 +55,28 @@ class StreamWriter:
         finally:
             self.abort()
 
+    def adopt(self, sha1: str, *, source: str, advice: str) -> Located:
+        """End the stream, and make it the file ``sha1``: a cached copy, unless the file was stored here meanwhile.
+
+        :param source, advice: what it was received from, and what to do when it is damaged, for the error.
+        :raises CorruptFile: its bytes have another name; nothing was stored.
+        :raises DiskFull, DiskError: it was not stored.
+        """
+        temp = self._open_temp()
+        try:
+            digests = self._stream.finish()
+            if digests.sha1 != sha1:
+                raise CorruptFile(path=source, found=digests.sha1, sha1=sha1, advice=advice)
+            manifest = None
+            if len(digests.chunk_sha1s) > 1:
+                manifest = make_manifest(digests.size, sha1, digests.chunk_sha1s,
+                                         self._writer.chunk_size_bytes).encode()
+            return adopt(self._writer, temp.path, sha1, manifest)
+        finally:
+            self.abort()
+
     def abort(self) -> None:
-        """Throw away what was written; does nothing after ``commit``."""
+        """Throw away what was written; does nothing after ``commit`` or ``adopt``."""
         if self._temp is not None:
             self._temp.discard()
             self._temp = None

@@ -6,18 +6,22 @@ import os
 import secrets
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import numpy
 import pytest
 
 import kachery_fast as kf
 from kachery_fast import errors
 from kachery_fast.cli.lab import Lab, LabNode
+from kachery_fast.client import mutables, place
 from kachery_fast.client.connection import NodeConnection
+from kachery_fast.client.running import encode_result
 from kachery_fast.config import load_settings
 from kachery_fast.node.identity import ClientAuth
 from kachery_fast.store.mutables import ADMITTED_KEY
-from tests.system.support import CHUNK_SIZE_BYTES, QUICK, make_recording, store
+from tests.system.support import CHUNK_SIZE_BYTES, QUICK, load, make_recording, store
 
 NODE_HOST = "127.0.0.2"  # another address than that which clients and nodes take without being told
 
@@ -36,6 +40,7 @@ def enter(lab: Lab, node: LabNode, storage_dir: Path, monkeypatch: pytest.Monkey
     for name, value in {**QUICK, "KACHERY_DAEMON_HOST": NODE_HOST, "KACHERY_DAEMON_PORT": str(node.port),
                         "KACHERY_CHANNEL": lab.channel, "KACHERY_STORAGE_DIR": str(storage_dir)}.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(place, "is_this_machine", lambda host: host != NODE_HOST)  # every test's node is on this one
 
 
 def admit(node: LabNode, *codes: str) -> None:
@@ -126,3 +131,67 @@ def test_a_list_that_is_none_admits_nobody(tmp_path: Path, value: object) -> Non
     assert not auth.admits("code", value)
     assert not auth.admits("", value)
     assert auth.admits("code", ["other", "code"])
+
+
+@pytest.fixture
+def far(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LabNode:
+    """The node B, whose client without the mount this process is, admitted, its own store in ``own``."""
+    node = lab.nodes["B"]
+    enter(lab, node, tmp_path / "own", monkeypatch)
+    monkeypatch.setenv("KACHERY_CLIENT_AUTH_FILE", str(node.storage_dir / "client-auth"))
+    return node
+
+
+def test_what_a_client_without_the_mount_stores_is_in_the_store_of_the_node(
+        lab: Lab, far: LabNode, tmp_path: Path) -> None:
+    path = make_recording(tmp_path / "c.dat", 3 * CHUNK_SIZE_BYTES + 1, seed=43)
+    numbers = numpy.arange(1000).reshape(10, 100)
+    uris = [kf.store_file(path), *map(str, kf.store_files([path])), kf.store_text("a text"), kf.store_npy(numbers)]
+    with far.used():
+        assert [Path(kf.load_file(uri)).is_relative_to(far.storage_dir) for uri in uris] == [True] * 4
+    assert load(lab.nodes["A"], uris[0])["source"] == "channel"  # a colleague's
+    assert not (tmp_path / "own").exists()
+    info = kf.info()
+    assert info["place"] == "apart"
+    assert str(far.storage_dir) in info["storesWhere"]
+    assert NODE_HOST in info["storesWhere"]
+
+
+def test_a_result_of_a_task_goes_to_the_node_as_well(far: LabNode, tmp_path: Path) -> None:
+    result = encode_result(numpy.arange(50), 1000)
+    with far.used():
+        assert kf.load_npy(result["file"]).sum() == sum(range(50))
+
+
+def test_mutables_of_a_client_without_the_mount_are_those_of_the_node(far: LabNode, tmp_path: Path) -> None:
+    with far.used():
+        kf.set("last", 5)
+    assert kf.get("last") == 5
+    assert kf.set("mine", [1])
+    assert ("mine", [1]) in mutables.items()
+    with far.used():
+        assert kf.get("mine") == [1]
+    assert kf.delete("mine")
+    assert not (tmp_path / "own").exists()
+
+
+def test_a_link_at_another_machine_says_why_it_cannot_be_and_what_to_do(far: LabNode, tmp_path: Path) -> None:
+    path = make_recording(tmp_path / "d.dat", 10)
+    with pytest.raises(errors.CannotLink, match="store_file") as caught:
+        kf.link_file(path)
+    assert f"{far.storage_dir} on {NODE_HOST}" in str(caught.value)
+
+
+def test_a_node_that_goes_away_is_missed_and_nothing_goes_astray(
+        far: LabNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert kf.store_text("before")
+    found = place.find_place()
+    gone = found._replace(settings=replace(found.settings, node_port=1))
+    kept = place._kept
+    assert kept is not None
+    monkeypatch.setattr(place, "_kept", (kept[0], gone, float("inf")))
+    with pytest.raises(errors.NodeNotRunning, match="is not its store"):
+        kf.store_text("after")
+    with pytest.raises(errors.NodeNotRunning, match="is not its store"):
+        kf.get("last")
+    assert not (tmp_path / "own").exists()

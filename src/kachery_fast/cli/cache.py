@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..config import Settings, load_settings
 from ..errors import CacheOfAnother, DiskError, InvalidArgument
 from .output import command_errors, emit, human_size, json_option
 
 if TYPE_CHECKING:
+    from ..config import Settings
     from ..store.eviction import CacheKeeper, Listed
 
 __all__ = ["gc", "ls", "pin", "rm", "trash", "unpin"]
@@ -197,9 +197,10 @@ def empty(older_than_days: float, as_json: bool) -> None:
 
 
 def _keeper() -> tuple[Settings, CacheKeeper]:
+    from ..client.place import local_settings
     from ..store.eviction import CacheKeeper
 
-    settings = load_settings()
+    settings = local_settings()
     return settings, CacheKeeper(settings.storage_dir)
 
 

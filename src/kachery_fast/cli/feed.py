@@ -142,7 +142,7 @@ def export(feed_name: str, subfeeds: tuple[str, ...], dest: str | None, to_store
     """
     from ..client.copies import check_destination, write_to
     from ..client.feeds import load_feed
-    from ..config import load_settings
+    from ..client.place import local_settings
 
     if dest is not None and to_store:
         raise InvalidArgument(what="Give --dest or --store, not both.")
@@ -153,7 +153,7 @@ def export(feed_name: str, subfeeds: tuple[str, ...], dest: str | None, to_store
         emit({"uri": snapshot.uri, "subfeeds": len(names)}, snapshot.uri, as_json)
         return
     if dest is not None:
-        check_destination(dest, load_settings().storage_dir)
+        check_destination(dest, local_settings().storage_dir)
     text = json.dumps(source.export(names), allow_nan=False, separators=(",", ":")) + "\n"
     if dest is None:
         click.echo(text, nl=False)

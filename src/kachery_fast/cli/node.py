@@ -14,6 +14,7 @@ import click
 
 from ..client.access import check_online
 from ..client.connection import NodeConnection
+from ..client.place import client_settings
 from ..config import Settings, load_settings
 from ..errors import AlreadyExists, KacheryError, NodeError
 from .background import start_detached
@@ -30,7 +31,7 @@ _STOP_SECONDS = 30.0
 @json_option
 @command_errors
 def info(as_json: bool) -> None:
-    """Show the local store, the node and its channels."""
+    """Show the local store, whether it is the node's, the node and its channels."""
     from ..client import files as client
 
     found = client.info()
@@ -88,7 +89,7 @@ def start(detach: bool, label: str | None, verbose: bool, as_json: bool) -> None
 @command_errors
 def node_info(as_json: bool) -> None:
     """Show the node, its hubs and channels, and the transfers that run."""
-    found = NodeConnection(load_settings()).info()
+    found = NodeConnection(client_settings()).info()
     emit(found, lambda: "\n".join(_node_lines(found)), as_json)
 
 
@@ -140,7 +141,7 @@ def stop(as_json: bool) -> None:
 
     Loads that run fail; what they have brought is kept, and they go on from there when they are asked for again.
     """
-    connection = NodeConnection(load_settings())
+    connection = NodeConnection(client_settings())
     pid = connection.info().get("pid")
     connection.stop()
     end = time.monotonic() + _STOP_SECONDS
@@ -194,6 +195,7 @@ def _info_text(found: dict[str, Any]) -> str:
     lines = [
         f"kachery-fast {found['version']}",
         f"Local store: {found['storageDir']}",
+        f"  Files are stored {found['storesWhere']}.",
         f"  {about}{store['files']} files, {human_size(store['bytes'])}; {about}{store['links']} links",
     ]
     if found["channel"]:

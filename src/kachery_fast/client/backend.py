@@ -19,13 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..config import Settings, load_settings
+from ..config import Settings
 from ..errors import KacheryError, NodeNotRunning
 from ..protocol.names import check_channel_name
 from ..protocol.task_errors import error_report
 from .connection import NodeConnection
 from .functions import TaskFunction, registered_functions
 from .keeping import NoAnswer, Withdrawal
+from .place import client_settings
 from .reports import ProgressListener, Reporter
 from .running import Job, Outcome, describe_error, leave_ticket, run_job
 from .workers import WorkerPool
@@ -59,7 +60,7 @@ def run_task_backend(channels: Iterable[str] | None = None, task_function_ids: I
     :raises InvalidArgument: there is nothing to offer, or a function cannot be sent to a worker process.
     :raises NodeNotRunning, ClientAuthRefused, ChannelUnknown, NotPermitted: it cannot begin.
     """
-    settings = load_settings()
+    settings = client_settings()
     functions = registered_functions(task_function_ids)
     chosen = None if channels is None else [check_channel_name(name) for name in
                                             ([channels] if isinstance(channels, str) else channels)]

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
-from ..config import load_settings
 from ..errors import FeedForked, InvalidArgument, KacheryError, WrongFormat
 from ..protocol.feeds import Tail
 from ..protocol.names import FeedUri
@@ -14,6 +13,7 @@ from ..store.disk import SourceFile, display, source_errors
 from .copies import SomePath
 from .feed_sources import LOCAL, NodeSource, SnapshotSource
 from .feeds import Feed
+from .place import client_settings
 from .snapshots import good_part, read_snapshot
 from .subfeeds import Subfeed
 
@@ -72,7 +72,7 @@ def load_export(path: SomePath) -> Feed:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise WrongFormat(what=name, format="a snapshot of a feed", why=f"it is not JSON ({error})") from None
-    return Feed(SnapshotSource(read_snapshot(document, name, check_signatures=False), name), name, load_settings())
+    return Feed(SnapshotSource(read_snapshot(document, name, check_signatures=False), name), name, client_settings())
 
 
 def _next_page(subfeed: Subfeed) -> tuple[list[dict[str, Any]], KacheryError | None]:

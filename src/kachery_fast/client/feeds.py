@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote
 
-from ..config import Settings, load_settings
+from ..config import Settings
 from ..errors import InvalidArgument, InvalidFeedUri, InvalidName, SubfeedNotAvailable
 from ..protocol.names import FeedUri, check_feed_id, is_node_id, parse_feed_uri, subfeed_hash
 from .connection import NodeConnection
 from .feed_sources import LOCAL, NodeSource, SnapshotSource, Source, checked_wait, chosen_channel
 from .formats import load_json, store_json
+from .place import client_settings
 from .snapshots import make_snapshot, read_snapshot
 from .subfeeds import Subfeed, checked_limit
 
@@ -144,7 +145,7 @@ def create_feed(name: str | None = None, *, feed_name: str | None = None) -> Fee
     :raises InvalidName: the name is empty, or looks like a URI or a feed's id.
     :raises NodeNotRunning, ClientAuthRefused: there is no node that could own it.
     """
-    settings = load_settings()
+    settings = client_settings()
     connection = NodeConnection(settings)
     name = feed_name if name is None else name
     return _create(connection, settings, None if name is None else _check_name(name))
@@ -161,7 +162,7 @@ def load_feed(feed_name_or_uri: str, *, create: bool = False, channel: str | Non
         else may happen to it is listed at ``load_file``.
     :raises NodeNotRunning, ClientAuthRefused: there is no node to ask, and it is not a snapshot.
     """
-    settings = load_settings()
+    settings = client_settings()
     _check_text(feed_name_or_uri)
     if create and _is_uri(feed_name_or_uri):
         raise InvalidArgument(what=f"{feed_name_or_uri} is not a name that a feed could be created by.")
@@ -190,7 +191,7 @@ def load_subfeed(subfeed_uri: str, *, position: int = 0, channel: str | None = N
     uri = parse_feed_uri(subfeed_uri)
     if uri.subfeed is None:
         raise InvalidFeedUri(uri=subfeed_uri, why="it names a feed, not a subfeed")
-    settings = load_settings()
+    settings = client_settings()
     name = f"~{uri.subfeed}" if uri.name is None else uri.name
     return _feed(NodeConnection(settings), settings, uri.feed_id).load_subfeed(name, position=position, channel=channel)
 
@@ -201,7 +202,7 @@ def get_feed_id(feed_name: str, *, create: bool = False) -> str:
     :param create: make it when there is none.
     :raises FeedUnknown: there is none. :raises InvalidName: no feed can have that name.
     """
-    connection = NodeConnection(load_settings())
+    connection = NodeConnection(client_settings())
     path = "/api/feed/create" if create else "/api/feed/find"
     return str(connection.call(path, {"name": _check_name(feed_name)})["feedId"])
 
@@ -217,13 +218,13 @@ def delete_feed(feed_name_or_uri: str) -> None:
     _check_text(feed_name_or_uri)
     if feed_name_or_uri.startswith("sha1://"):
         raise InvalidArgument(what=f"{feed_name_or_uri} is a snapshot, a file like any other, and not deleted here.")
-    connection = NodeConnection(load_settings())
+    connection = NodeConnection(client_settings())
     connection.call("/api/feed/delete", {"feedId": _find(connection, feed_name_or_uri)})
 
 
 def list_feeds() -> list[dict[str, Any]]:
     """Return all feeds that this node owns or holds copies of, each as ``Feed.describe`` returns it."""
-    found: list[dict[str, Any]] = NodeConnection(load_settings()).call("/api/feed/list", {})["feeds"]
+    found: list[dict[str, Any]] = NodeConnection(client_settings()).call("/api/feed/list", {})["feeds"]
     return found
 
 
@@ -239,7 +240,7 @@ def watch_for_new_messages(subfeed_watches: Mapping[str, Any], *, wait_msec: flo
     :return: watches without news are absent.
     :raises InvalidArgument: a watch is neither. For the rest see ``Subfeed.get_next_messages``.
     """
-    settings = load_settings()
+    settings = client_settings()
     limit = checked_limit(max_num_messages)
     wait_msec = checked_wait(wait_msec)
     watches = {str(key): _watch(watch, chosen_channel(settings, channel)) for key, watch in subfeed_watches.items()}

@@ -1,7 +1,7 @@
 """Files by content URI: store, link, load, read a range, verify, ask why not.
 
-What is in the local store is read from there, without a node. Storing goes straight into the store where this user
-may write it, else through the node. Whatever else is wanted comes from a channel, by the node.
+What is in the local store is read from there, without a node. Whatever else is wanted comes from the node's store, or
+by the node from a channel.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from .._version import __version__
 from ..config import Settings, load_settings
@@ -26,12 +26,13 @@ from ..errors import (
     NotInStore,
 )
 from ..protocol.names import check_channel_name, parse_file_uri
-from ..store import Located, Verified
+from ..store import FileStore, Located, Verified
 from ..store.cache import note_use
 from ..store.disk import translated
 from .access import check_online
 from .connection import NodeConnection
 from .copies import SomePath, check_destination, copy_to
+from .place import client_settings, find_place, local_settings
 from .progress import Progress, ProgressCallback
 from .storing import open_store, with_total
 
@@ -48,6 +49,8 @@ __all__ = [
 ]
 
 _SPAN_SIZE_BYTES = 8 * 1024 * 1024
+
+T = TypeVar("T")
 
 
 class Loaded(NamedTuple):
@@ -96,18 +99,18 @@ def load(uri: str, *, dest: SomePath | None = None, local_only: bool = False, ch
          progress: ProgressCallback | None = None, direct: str | None = None) -> Loaded:
     """Do as ``load_file``, and return also the size, where it came from, and how long that took."""
     begun = time.monotonic()
-    settings = load_settings()
     file_uri = parse_file_uri(uri)
     if dest is not None:
-        check_destination(dest, settings.storage_dir)
+        check_destination(dest, local_settings().storage_dir)
     try:
-        located = open_store(settings).find(file_uri.sha1)
+        located = _look_here(lambda store: store.find(file_uri.sha1))
         if not located.linked:
             note_use(located.path, time.time())
         path, size, source = str(located.path), located.size, "store"
     except (NotInStore, LinkInvalid) as error:
         if local_only:
             raise
+        settings = client_settings()
         asked = _chosen_channel(settings, channel, uri, error)
         hub_url = settings.direct_hub if direct is None else direct
         if hub_url:
@@ -123,6 +126,21 @@ def load(uri: str, *, dest: SomePath | None = None, local_only: bool = False, ch
         copy_to(path, dest)
         path = os.fspath(dest)
     return Loaded(uri, path, size, file_uri.sha1, source, time.monotonic() - begun)
+
+
+def _look_here(look: Callable[[FileStore], T]) -> T:
+    """Return what ``look`` finds in the store that the settings name, or in that of the node which takes its place.
+
+    :raises NotInStore, LinkInvalid: it is in neither.
+    """
+    settings = load_settings()
+    try:
+        return look(open_store(settings))
+    except (NotInStore, LinkInvalid):
+        other = local_settings()
+        if other.storage_dir == settings.storage_dir:
+            raise
+    return look(open_store(other))
 
 
 def _brought(settings: Settings, uri: str, channel: str, answer: dict[str, Any],
@@ -175,14 +193,14 @@ def load_bytes(uri: str, start: int | None = None, end: int | None = None, *, ch
 def open_range(uri: str, start: int | None = None, end: int | None = None, *,
                channel: str | None = None, direct: str | None = None) -> Generator[bytes, None, None]:
     """Yield the bytes of ``load_bytes`` piece by piece, in bounded memory. Close the generator to withdraw it."""
-    settings = load_settings()
     file_uri = parse_file_uri(uri)
     start = 0 if start is None else start
     if start < 0 or (end is not None and end < start):
         raise InvalidArgument(what=f"Bytes {start} to {end} are not a range: use 0 <= start <= end.")
     try:
-        file = open_store(settings).open(file_uri.sha1)
+        file = _look_here(lambda store: store.open(file_uri.sha1))
     except (NotInStore, LinkInvalid) as error:
+        settings = client_settings()
         asked = _chosen_channel(settings, channel, uri, error)
         hub_url = settings.direct_hub if direct is None else direct
         if hub_url:
@@ -261,7 +279,7 @@ def verify(uri: str, *, progress: ProgressCallback | None = None) -> Located:
     :raises NotInStore, LinkInvalid: it is not here.
     :raises CorruptFile: it is damaged; the error says what to do.
     """
-    store = open_store(load_settings())
+    store = open_store(local_settings())
     located = store.find(parse_file_uri(uri).sha1)
     return store.verify(located.sha1, progress=with_total(progress, located.path))
 
@@ -272,7 +290,7 @@ def verify_all(on_result: Callable[[str, Located | KacheryError], None]) -> Veri
     :param on_result: called with each SHA-1, and where it is or what is wrong with it.
     :return: how many were sound and damaged, and the bytes read.
     """
-    return open_store(load_settings()).verify_all(on_result=on_result)
+    return open_store(local_settings()).verify_all(on_result=on_result)
 
 
 def why(uri: str, *, channel: str | None = None) -> dict[str, Any]:
@@ -283,7 +301,7 @@ def why(uri: str, *, channel: str | None = None) -> dict[str, Any]:
         the ``answers``.
     :raises NodeNotRunning, ClientAuthRefused: it is not in the local store, and there is no node to ask.
     """
-    settings = load_settings()
+    settings = client_settings()
     file_uri = parse_file_uri(uri)
     chosen = channel or settings.channel or None
     if chosen is not None:
@@ -305,9 +323,12 @@ def why(uri: str, *, channel: str | None = None) -> dict[str, Any]:
 def info() -> dict[str, Any]:
     """Return the version, the storage directory and what it holds, the default channel, and the node's state.
 
-    ``node`` is None when no node answers; ``nodeWhy`` says why then.
+    ``node`` is None when no node answers; ``nodeWhy`` says why then. ``place`` says whose the storage directory is:
+    "shared", the node's; "apart", another than the node's, so that this client stores through the node; "alone", there
+    is no node to store for. ``storesWhere`` says the same for people.
     """
-    settings = load_settings()
+    place = find_place(anew=True)
+    settings = place.settings
     totals = open_store(settings).totals()
     node: dict[str, Any] | None = None
     reason: str | None = None
@@ -318,6 +339,8 @@ def info() -> dict[str, Any]:
     return {
         "version": __version__,
         "storageDir": str(settings.storage_dir),
+        "place": place.kind.value,
+        "storesWhere": place.text,
         "channel": settings.channel,
         "store": totals._asdict(),
         "node": node,

@@ -21,6 +21,8 @@ from ..protocol.manifest import parse_manifest
 from ..protocol.names import FileUri, parse_file_uri
 from ..store import FileStore
 from .files import load, load_bytes
+from .place import local_settings
+from .storing import open_store
 
 __all__ = ["KacheryFileSystem"]
 
@@ -148,7 +150,7 @@ def _uri_of(path: str) -> FileUri:
 
 
 def _store() -> FileStore:
-    return FileStore(load_settings().storage_dir)
+    return open_store(local_settings())
 
 
 fsspec.register_implementation("sha1", KacheryFileSystem, clobber=True)

@@ -1,19 +1,19 @@
 """Mutables: small JSON values of this machine by JSON keys, which may change and are not shared.
 
-They are read and written directly where the local store is this user's own, else through the node, whose file it is
-then.
+They are read and written directly where the local store is this user's own, and the node's if one runs; else through
+the node, whose they are then.
 """
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
-from ..config import Settings, load_settings
+from ..config import Settings
 from ..errors import NodeError, NodeNotRunning
 from ..store.mutables import DATABASE_NAME, MutableStore, encode_key, encode_value
 from .connection import NodeConnection
+from .place import Place, PlaceKind, find_place
 from .storing import may_write
 
 __all__ = ["delete", "find", "get", "items", "set"]
@@ -25,7 +25,7 @@ def get(key: Any, default: Any = None) -> Any:
     :param key: JSON: a text, number, list or dict of such; the order within a dict does not count.
     :raises InvalidArgument: the key is not JSON.
     :raises DiskError, DatabaseUnusable: the local store cannot be read.
-    :raises NodeNotRunning, ClientAuthRefused: the store is another user's, and there is no node to ask.
+    :raises NodeNotRunning, ClientAuthRefused: the node has to be asked, and does not answer or refuses.
     """
     found, value = find(key)
     return value if found else default
@@ -33,13 +33,13 @@ def get(key: Any, default: Any = None) -> Any:
 
 def find(key: Any) -> tuple[bool, Any]:
     """Return whether a mutable has a value, and the value; raises as ``get``."""
-    settings, name = load_settings(), encode_key(key)
-    if not _is_own(settings.storage_dir):
-        answer = _call(settings, "get", b'{"key":%b}' % name)
+    place, name = find_place(), encode_key(key)
+    if not _is_own(place):
+        answer = _call(place, "get", b'{"key":%b}' % name)
         return bool(answer.get("found")), answer.get("value")
-    if not _is_there(settings):
+    if not _is_there(place.settings):
         return False, None
-    with _open(settings) as mutables:
+    with _open(place.settings) as mutables:
         return mutables.get(key)
 
 
@@ -52,44 +52,47 @@ def set(key: Any, value: Any, *, update: bool = True) -> bool:  # noqa: A001 - i
     :raises InvalidArgument: the key or the value is not JSON.
     :raises TooLarge: the value is longer than ``mutable_size_bytes_max``; put it into a file then.
     :raises DiskFull, DiskError, DatabaseUnusable: the local store cannot be written.
-    :raises NodeNotRunning, ClientAuthRefused: the store is another user's, and there is no node to ask.
+    :raises NodeNotRunning, ClientAuthRefused: the node has to be asked, and does not answer or refuses.
     """
-    settings = load_settings()
-    name, data = encode_key(key), encode_value(value, settings.mutable_size_bytes_max)
-    if not _is_own(settings.storage_dir):
+    place = find_place()
+    name, data = encode_key(key), encode_value(value, place.settings.mutable_size_bytes_max)
+    if not _is_own(place):
         body = b'{"key":%b,"value":%b,"update":%b}' % (name, data, b"true" if update else b"false")
-        return bool(_call(settings, "set", body).get("changed"))
-    with _open(settings) as mutables:
+        return bool(_call(place, "set", body).get("changed"))
+    with _open(place.settings) as mutables:
         return mutables.set(key, value, update=update)
 
 
 def delete(key: Any) -> bool:
     """Delete a mutable; return whether it had a value. Raises as ``set``."""
-    settings, name = load_settings(), encode_key(key)
-    if not _is_own(settings.storage_dir):
-        return bool(_call(settings, "delete", b'{"key":%b}' % name).get("changed"))
-    if not _is_there(settings):
+    place, name = find_place(), encode_key(key)
+    if not _is_own(place):
+        return bool(_call(place, "delete", b'{"key":%b}' % name).get("changed"))
+    if not _is_there(place.settings):
         return False
-    with _open(settings) as mutables:
+    with _open(place.settings) as mutables:
         return mutables.delete(key)
 
 
 def items() -> list[tuple[Any, Any]]:
     """Return all keys and values, ordered by the keys' JSON; raises as ``get``."""
-    settings = load_settings()
-    if not _is_own(settings.storage_dir):
-        rows = _call(settings, "list", b"{}").get("mutables")
+    place = find_place()
+    if not _is_own(place):
+        rows = _call(place, "list", b"{}").get("mutables")
         if not isinstance(rows, list):
             raise NodeError(what="its list of mutables is none")
         return [(row["key"], row["value"]) for row in rows]
-    if not _is_there(settings):
+    if not _is_there(place.settings):
         return []
-    with _open(settings) as mutables:
+    with _open(place.settings) as mutables:
         return list(mutables.items())
 
 
-def _is_own(storage_dir: Path) -> bool:
-    """Whether this user may open the file itself: it is for its owner's eyes alone."""
+def _is_own(place: Place) -> bool:
+    """Whether this user may open the file itself: it is for its owner's eyes alone, and the node's if one runs."""
+    if place.kind is PlaceKind.APART:
+        return False
+    storage_dir = place.settings.storage_dir
     path = storage_dir / DATABASE_NAME
     try:
         owner = next((place.stat().st_uid for place in (path, storage_dir) if place.exists()), os.geteuid())
@@ -107,9 +110,10 @@ def _open(settings: Settings) -> MutableStore:
     return MutableStore(settings.storage_dir, value_size_bytes_max=settings.mutable_size_bytes_max)
 
 
-def _call(settings: Settings, what: str, body: bytes) -> dict[str, Any]:
+def _call(place: Place, what: str, body: bytes) -> dict[str, Any]:
     try:
-        return NodeConnection(settings).call(f"/api/mutable/{what}", body)
+        return NodeConnection(place.settings).call(f"/api/mutable/{what}", body)
     except NodeNotRunning as error:
         raise NodeNotRunning(url=error.details.get("url"), why=(
-            f"{error.details.get('why')}; it is needed because {settings.storage_dir} is not yours")) from error
+            f"{error.details.get('why')}; it is needed because {place.settings.storage_dir} is not "
+            f"{'its store' if place.kind is PlaceKind.APART else 'yours'}")) from error

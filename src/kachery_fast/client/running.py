@@ -18,7 +18,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..config import load_settings
 from ..errors import InvalidArgument, KacheryError
 from ..protocol.task_errors import error_report
 from ..protocol.tasks import check_json
@@ -200,7 +199,9 @@ def _tell(job: Job, what: dict[str, Any]) -> None:
 
 def _stores_there(job: Job) -> bool:
     """Whether what is stored here is stored where the backend looks for it."""
-    return job.host == socket.gethostname() and job.storage_dir == str(load_settings().storage_dir)
+    from .place import client_settings
+
+    return job.host == socket.gethostname() and job.storage_dir == str(client_settings().storage_dir)
 
 
 def _is_short(value: Any, size_bytes_max: int) -> bool:

@@ -1,6 +1,7 @@
 """Storing files by content: from disk, from memory, or linked where they lie.
 
-It goes straight into the store where this user may write it, else through the node.
+It goes straight into the local store where that is the node's, or where there is no node, and this user may write
+there; else through the node.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ..config import Settings, load_settings
-from ..errors import ClientOffline, DiskError, InvalidArgument, KacheryError, NodeNotRunning
+from ..config import Settings
+from ..errors import CannotLink, ClientOffline, DiskError, InvalidArgument, KacheryError, NodeNotRunning
 from ..protocol.names import FileUri
 from ..store import FileStore
-from ..store.disk import SourceFile, source_errors
+from ..store.disk import SourceFile, display, source_errors
+from ..store.streams import byte_view
 from .connection import NodeConnection
 from .copies import SomePath
+from .place import Place, PlaceKind, find_place
 from .progress import Progress, ProgressCallback
 
 __all__ = [
@@ -45,15 +48,15 @@ def store_file(path: SomePath, basename: str | None = None, *, label: str | None
     :param progress: called with the bytes done and in all, as the file is read.
     :raises LocalFileMissing, LocalFileUnreadable, NotADataFile, FileChanged: there is nothing to store.
     :raises DiskFull, DiskError: the store cannot take it.
-    :raises NodeNotRunning: this user may not write the store, and there is no node that may.
+    :raises NodeNotRunning, ClientAuthRefused: it has to go through the node, which does not answer or refuses.
     """
     label = chosen_label(label, basename, os.path.basename(os.fspath(path)))  # noqa: PTH119 - no Path needed
-    settings = load_settings()
-    if may_write(settings.storage_dir):
-        stored = open_store(settings).put_file(path, progress=with_total(progress, path))
+    place = find_place()
+    if _stores_here(place):
+        stored = open_store(place.settings).put_file(path, progress=with_total(progress, path))
         return str(FileUri(stored.sha1, label, stored.manifest_sha1))
     with SourceFile(path) as source:
-        return _store_by_node(settings, lambda: _source_pieces(source, progress), source.size, label)
+        return _store_by_node(place, lambda: _source_pieces(source, progress), source.size, label)
 
 
 def store_files(paths: Iterable[SomePath], *,
@@ -63,9 +66,9 @@ def store_files(paths: Iterable[SomePath], *,
     :param on_done: called with each path and its answer, batch by batch.
     :raises DiskFull, DiskError: the store cannot be written to at all.
     """
-    settings = load_settings()
+    place = find_place()
     paths = list(paths)
-    if not may_write(settings.storage_dir):
+    if not _stores_here(place):
         answers = []
         for path in paths:
             answers.append(_attempt(path))
@@ -77,7 +80,7 @@ def store_files(paths: Iterable[SomePath], *,
         if on_done is not None:
             on_done(path, _uri_or_error(path, result))
 
-    results = open_store(settings).put_files(paths, on_done=finished)
+    results = open_store(place.settings).put_files(paths, on_done=finished)
     return [_uri_or_error(path, result) for path, result in zip(paths, results, strict=True)]
 
 
@@ -88,9 +91,13 @@ def link_file(path: SomePath, basename: str | None = None, *, label: str | None 
     :param path, basename, label, progress: as ``store_file``.
     :raises LocalFileMissing, LocalFileUnreadable, NotADataFile, FileChanged: there is nothing to link.
     :raises DiskError: the store cannot be written to.
+    :raises CannotLink: the local store is not the node's, which would not find the file.
     """
     label = chosen_label(label, basename, os.path.basename(os.fspath(path)))  # noqa: PTH119
-    stored = open_store(load_settings()).link_file(path, progress=with_total(progress, path))
+    place = find_place()
+    if place.kind is PlaceKind.APART:
+        raise CannotLink(path=display(path), store=place.store, own=place.settings.storage_dir)
+    stored = open_store(place.settings).link_file(path, progress=with_total(progress, path))
     return str(FileUri(stored.sha1, label, stored.manifest_sha1))
 
 
@@ -99,11 +106,11 @@ def store_bytes(data: bytes, label: str) -> str:
 
     :raises DiskFull, DiskError, NodeNotRunning: as ``store_file``.
     """
-    settings = load_settings()
-    if may_write(settings.storage_dir):
-        stored = open_store(settings).put_bytes(data)
+    place = find_place()
+    if _stores_here(place):
+        stored = open_store(place.settings).put_bytes(data)
         return str(FileUri(stored.sha1, label, stored.manifest_sha1))
-    return _store_by_node(settings, lambda: [data], len(data), label)
+    return _store_by_node(place, lambda: [data], len(data), label)
 
 
 def store_pieces(make_pieces: Callable[[], Iterable[Any]], size_bytes: int, label: str) -> str:
@@ -112,11 +119,11 @@ def store_pieces(make_pieces: Callable[[], Iterable[Any]], size_bytes: int, labe
     :param make_pieces: returns the buffers, ``size_bytes`` in all; the node may need them twice.
     :raises DiskFull, DiskError, NodeNotRunning: as ``store_file``.
     """
-    settings = load_settings()
-    if may_write(settings.storage_dir):
-        stored = open_store(settings).put_stream(make_pieces())
+    place = find_place()
+    if _stores_here(place):
+        stored = open_store(place.settings).put_stream(make_pieces())
         return str(FileUri(stored.sha1, label, stored.manifest_sha1))
-    return _store_by_node(settings, make_pieces, size_bytes, label)
+    return _store_by_node(place, make_pieces, size_bytes, label)
 
 
 def chosen_label(label: str | None, basename: str | None, default: str) -> str:
@@ -143,6 +150,10 @@ def may_write(storage_dir: Path) -> bool:
     return all(os.access(room, os.W_OK | os.X_OK, effective_ids=effective) for room in rooms)
 
 
+def _stores_here(place: Place) -> bool:
+    return place.kind is not PlaceKind.APART and may_write(place.settings.storage_dir)
+
+
 def _attempt(path: SomePath) -> str | KacheryError:
     try:
         return store_file(path)
@@ -157,15 +168,17 @@ def _uri_or_error(path: Any, result: Any) -> str | KacheryError:
     return str(FileUri(result.sha1, label, result.manifest_sha1))
 
 
-def _store_by_node(settings: Settings, make_body: Callable[[], Iterable[Any]], size: int, label: str) -> str:
+def _store_by_node(place: Place, make_body: Callable[[], Iterable[Any]], size: int, label: str) -> str:
+    settings = place.settings
     try:
-        answer = NodeConnection(settings).store(make_body, size)
+        # As bytes: an array is neither true nor false, which http.client asks of each piece.
+        answer = NodeConnection(settings).store(lambda: map(byte_view, make_body()), size)
     except ClientOffline as error:
         raise DiskError(action="the writing", path=settings.storage_dir, why=(
             "you may not write there, and no node is asked because KACHERY_OFFLINE_STORAGE_DIR is set")) from error
     except NodeNotRunning as error:
         raise NodeNotRunning(url=error.details.get("url"), why=(
-            f"{error.details.get('why')}; it is needed because you may not write {settings.storage_dir}")) from error
+            f"{error.details.get('why')}; it is needed because {place.why_node}")) from error
     return str(FileUri(str(answer["sha1"]), label, answer.get("manifestSha1")))
 
 

@@ -12,12 +12,13 @@ from datetime import datetime, timezone
 from functools import lru_cache
 from typing import Any
 
-from ..config import Settings, load_settings
+from ..config import Settings
 from ..errors import Cancelled, InvalidArgument, KacheryError, NodeError, TaskPending, TaskUnknown
 from ..protocol.names import check_channel_name
 from ..protocol.tasks import check_kind, check_kwargs, check_task_id
 from .connection import NodeConnection
 from .functions import find_function
+from .place import client_settings
 
 __all__ = ["Task", "list_tasks", "request_task", "task_state"]
 
@@ -47,7 +48,7 @@ def request_task(function: Callable[..., Any] | str, kwargs: dict[str, Any] | No
     :raises NodeNotRunning, ClientAuthRefused: there is no node to ask.
     :raises ChannelUnknown, NotPermitted, NoChannel: the node cannot ask on that channel.
     """
-    settings = load_settings()
+    settings = client_settings()
     function_id, known = find_function(function)
     kind = check_kind(type if type is not None else "pure-calculation" if known is None else known.kind)
     kwargs = {} if kwargs is None else kwargs
@@ -69,7 +70,7 @@ def list_tasks() -> list[dict[str, Any]]:
 
     :raises NodeNotRunning, ClientAuthRefused: there is no node to ask.
     """
-    found = _connection(load_settings()).call("/api/task/list", {}).get("tasks")
+    found = _connection(client_settings()).call("/api/task/list", {}).get("tasks")
     if not isinstance(found, list):
         raise NodeError(what="it does not tell its tasks")
     return found
@@ -80,7 +81,7 @@ def task_state(request_id: str) -> dict[str, Any]:
 
     :raises TaskUnknown: it is none of these.
     """
-    return _connection(load_settings()).call("/api/task/wait", {"request": request_id, "seen": 0, "waitMsec": 0})
+    return _connection(client_settings()).call("/api/task/wait", {"request": request_id, "seen": 0, "waitMsec": 0})
 
 
 class Task:

@@ -26,6 +26,7 @@ from .general import (
     BandUnreachable,
     BucketUnreachable,
     Cancelled,
+    CannotLink,
     ChannelUnknown,
     ClientAuthRefused,
     ClientOffline,
@@ -84,7 +85,7 @@ from .tree import KacheryError
 
 __all__ = [
     "AlreadyExists", "BadMessage", "BandUnreachable", "BucketUnreachable", "CacheConfigInvalid", "CacheOfAnother",
-    "Cancelled", "ChannelUnknown", "ClientAuthRefused", "ClientOffline", "CorruptFile", "CorruptObject",
+    "Cancelled", "CannotLink", "ChannelUnknown", "ClientAuthRefused", "ClientOffline", "CorruptFile", "CorruptObject",
     "DatabaseUnusable", "DiskError", "DiskFull", "FeedChainBroken", "FeedForked", "FeedInvalid",
     "FeedNotWritable", "FeedUnknown", "FileChanged", "FilePinned", "HeadInvalid", "HubError",
     "HubUnreachable", "InvalidArgument", "InvalidFeedUri", "InvalidName", "InvalidSetting", "InvalidUri",

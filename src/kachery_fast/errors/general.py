@@ -5,10 +5,10 @@ from __future__ import annotations
 from .tree import KacheryError
 
 __all__ = [
-    "AlreadyExists", "BadMessage", "BandUnreachable", "BucketUnreachable", "Cancelled", "ChannelUnknown",
-    "ClientAuthRefused", "ClientOffline", "CorruptFile", "CorruptObject", "DatabaseUnusable", "DiskError", "DiskFull",
-    "FileChanged", "HubError", "HubUnreachable", "InvalidArgument", "InvalidFeedUri", "InvalidName",
-    "InvalidSetting", "InvalidUri", "LinkInvalid", "LocalFileMissing", "LocalFileUnreadable",
+    "AlreadyExists", "BadMessage", "BandUnreachable", "BucketUnreachable", "Cancelled", "CannotLink",
+    "ChannelUnknown", "ClientAuthRefused", "ClientOffline", "CorruptFile", "CorruptObject", "DatabaseUnusable",
+    "DiskError", "DiskFull", "FileChanged", "HubError", "HubUnreachable", "InvalidArgument", "InvalidFeedUri",
+    "InvalidName", "InvalidSetting", "InvalidUri", "LinkInvalid", "LocalFileMissing", "LocalFileUnreadable",
     "ManifestInvalid", "MutableMissing", "NoChannel", "NodeError", "NodeNotRunning", "NotADataFile",
     "NotAvailable", "NotInStore", "NotOnHub", "NotPermitted", "ObjectExists", "ObjectMissing",
     "OwnerTokenRefused", "PartialTransfer", "RateLimited", "SignatureInvalid", "StaleMessage", "Stalled",
@@ -281,6 +281,15 @@ class LinkInvalid(KacheryError):
 
     exit_code = 6
     http_status = 410
+
+
+class CannotLink(KacheryError):
+    """{path} was not linked: a link is for a file on the machine of the node, in its store, which is {store}, and the
+    local store {own} is another one. Link it there, or send a copy: store it with kf.store_file or kachery-fast store.
+    Where the node's store is mounted here, set KACHERY_STORAGE_DIR to it."""
+
+    exit_code = 9
+    http_status = 409
 
 
 class FileChanged(KacheryError):

@@ -82,7 +82,7 @@ def test_without_the_mount_an_admitted_code_lets_in_and_the_file_is_streamed(
     admit(node, "another", code)
     wait_for_admission()
     assert kf.load_bytes(uri, 5, 9) == path.read_bytes()[5:9]
-    monkeypatch.setattr("kachery_fast.client.files._is_here", lambda *_: False)  # the node's disk is not this machine's
+    monkeypatch.setattr("kachery_fast.client.by_node._is_here", lambda *_: False)  # the disk of the node is elsewhere
     loaded = kf.load(uri)
     assert Path(loaded.path).is_relative_to(own)
     assert Path(loaded.path).read_bytes() == path.read_bytes()

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from ..errors import DiskError, InvalidArgument, NotADataFile
-from ..store.disk import display, translated
+from ..errors import CorruptFile, DiskError, InvalidArgument, NotADataFile
+from ..store.disk import check_room, display, translated
 from ..store.layout import Layout
 
 __all__ = ["SomePath", "check_destination", "copy_to", "write_to"]
@@ -92,6 +93,24 @@ def write_to(data: bytes, dest: SomePath) -> None:
     """Write a file as ``copy_to`` does: whole or not at all."""
     with _replacing(Path(dest), len(data)) as writer:
         writer.write(data)
+
+
+def receive_to(pieces: Iterable[bytes], size: int, dest: SomePath, sha1: str, *, source: str, advice: str) -> None:
+    """Write a file of ``size`` bytes as ``copy_to`` does, if they have the name ``sha1``.
+
+    :param source, advice: where they come from, and what to do when they are damaged, for the error.
+    :raises CorruptFile: they have another name; ``dest`` is as it was.
+    :raises DiskFull: there is no room for them.
+    """
+    path = Path(dest)
+    check_room(path.parent, size)
+    digest = hashlib.sha1(usedforsecurity=False)
+    with _replacing(path, size) as writer:
+        for piece in pieces:
+            digest.update(piece)
+            writer.write(piece)
+        if digest.hexdigest() != sha1:
+            raise CorruptFile(path=source, found=digest.hexdigest(), sha1=sha1, advice=advice)
 
 
 @contextmanager

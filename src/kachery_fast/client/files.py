@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Generator
-from contextlib import closing, suppress
-from pathlib import Path
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 from .._version import __version__
@@ -21,7 +20,6 @@ from ..errors import (
     KacheryError,
     LinkInvalid,
     NoChannel,
-    NodeError,
     NodeNotRunning,
     NotInStore,
 )
@@ -30,10 +28,11 @@ from ..store import FileStore, Located, Verified
 from ..store.cache import note_use
 from ..store.disk import translated
 from .access import check_online
+from .by_node import check_range, load_by_node, read_by_node
 from .connection import NodeConnection
 from .copies import SomePath, check_destination, copy_to
-from .place import client_settings, find_place, local_settings
-from .progress import Progress, ProgressCallback
+from .place import PlaceKind, client_settings, find_place, local_settings
+from .progress import ProgressCallback
 from .storing import open_store, with_total
 
 __all__ = [
@@ -73,7 +72,7 @@ class Loaded(NamedTuple):
 
 def load_file(uri: str, dest: SomePath | None = None, local_only: bool = False, channel: str | None = None, *,
               progress: ProgressCallback | None = None, direct: str | None = None) -> str:
-    """Return the path of a file, fetched from a channel when it is not in the local store.
+    """Return the path of a file, fetched when it is not in the local store: from the node's, or from a channel.
 
     :param uri: ``sha1://…``, or 40 hex digits.
     :param dest: where to put a copy, outside the store; it replaces a file of that name, at once and whole. Its path
@@ -85,7 +84,8 @@ def load_file(uri: str, dest: SomePath | None = None, local_only: bool = False, 
         without it the setting KACHERY_DIRECT_HUB. Nobody is asked to upload anything then.
     :raises InvalidUri, InvalidName: the URI or channel is malformed.
     :raises NotInStore: ``local_only``, and it is not there.
-    :raises NoChannel: it is not in the store, and no channel is named.
+    :raises NoChannel: it is neither in the local store nor in that of the node, and no channel is named.
+    :raises FileElsewhere: it is linked in place on another machine; ``dest`` takes a copy.
     :raises NodeNotRunning, ClientAuthRefused: there is no node to ask; ClientOffline: none may be asked.
     :raises NotAvailable, NotPermitted, ChannelUnknown and others: the node could not get it, and why.
     :raises DiskFull, DiskError, NotADataFile: ``dest`` cannot be written.
@@ -111,17 +111,16 @@ def load(uri: str, *, dest: SomePath | None = None, local_only: bool = False, ch
         if local_only:
             raise
         settings = client_settings()
-        asked = _chosen_channel(settings, channel, uri, error)
         hub_url = settings.direct_hub if direct is None else direct
+        asked = _chosen_channel(settings, channel, uri, error)
         if hub_url:
             from .direct import load_directly
 
-            located = load_directly(file_uri, hub_url, asked, open_store(settings), settings, progress)
+            located = load_directly(file_uri, hub_url, _named(asked, uri), open_store(settings), settings, progress)
             path, size, source = str(located.path), located.size, "bucket"
         else:
-            answer = NodeConnection(settings).load(uri, asked, progress)
-            path, size = _brought(settings, uri, asked, answer, progress)
-            source = str(answer.get("source", "channel"))
+            with _without_channel(asked, uri, error):
+                path, size, source = load_by_node(settings, uri, asked, dest, progress)
     if dest is not None:
         copy_to(path, dest)
         path = os.fspath(dest)
@@ -141,40 +140,6 @@ def _look_here(look: Callable[[FileStore], T]) -> T:
         if other.storage_dir == settings.storage_dir:
             raise
     return look(open_store(other))
-
-
-def _brought(settings: Settings, uri: str, channel: str, answer: dict[str, Any],
-             progress: ProgressCallback | None) -> tuple[str, int]:
-    """Return path and size of what the node has brought into its store.
-
-    The path is one of the node's machine. Here the file is in the local store, where that is the same directory,
-    whatever the path that it is mounted at; else it is at the node's path, if it has the right name; else it is
-    fetched through the node's API, as a cached copy.
-    """
-    store, sha1, size = open_store(settings), parse_file_uri(uri).sha1, int(answer["size"])
-    with suppress(NotInStore, LinkInvalid):
-        located = store.find(sha1)
-        return str(located.path), located.size
-    path = Path(str(answer["path"]))
-    if path.name == sha1 and _is_here(path, size):
-        return str(path), size
-    with store.stream_writer(expected_size_bytes=size) as writer, \
-            closing(_read_by_node(settings, uri, channel, 0, None)) as pieces:
-        for piece in pieces:
-            writer.write(piece)
-            if progress is not None:
-                progress(Progress(writer.size, size, "taking it over from the node"))
-        located = writer.adopt(sha1, source=f"what the node sent of {uri}",
-                               advice="Have the node verify its store with: kachery-fast verify")
-    return str(located.path), located.size
-
-
-def _is_here(path: Path, size: int) -> bool:
-    """Whether a path of the node's machine is one of this machine too, and leads to a file of that size."""
-    try:
-        return os.access(path, os.R_OK) and path.stat().st_size == size
-    except OSError:
-        return False
 
 
 def load_bytes(uri: str, start: int | None = None, end: int | None = None, *, channel: str | None = None,
@@ -201,19 +166,20 @@ def open_range(uri: str, start: int | None = None, end: int | None = None, *,
         file = _look_here(lambda store: store.open(file_uri.sha1))
     except (NotInStore, LinkInvalid) as error:
         settings = client_settings()
-        asked = _chosen_channel(settings, channel, uri, error)
         hub_url = settings.direct_hub if direct is None else direct
+        asked = _chosen_channel(settings, channel, uri, error)
         if hub_url:
             from .direct import read_directly
 
-            yield from read_directly(file_uri, hub_url, asked, open_store(settings), settings, start, end,
-                                     lambda size: _check_range(uri, start, end, size))
+            yield from read_directly(file_uri, hub_url, _named(asked, uri), open_store(settings), settings, start, end,
+                                     lambda size: check_range(uri, start, end, size))
         else:
-            yield from _read_by_node(settings, uri, asked, start, end)
+            with _without_channel(asked, uri, error):
+                yield from read_by_node(settings, uri, asked, start, end)
         return
     with file:
         size = os.fstat(file.fileno()).st_size
-        _check_range(uri, start, end, size)
+        check_range(uri, start, end, size)
         end = size if end is None else end
         with translated("reading", uri):
             file.seek(start)
@@ -226,47 +192,42 @@ def open_range(uri: str, start: int | None = None, end: int | None = None, *,
             yield piece
 
 
-def _read_by_node(settings: Settings, uri: str, channel: str, start: int,
-                  end: int | None) -> Generator[bytes, None, None]:
-    connection = NodeConnection(settings)
-    with connection.read(uri, channel, start, end) as answer:
-        # The node cuts the range at the file's end. Nothing left of it leaves open how long the file is.
-        length = answer.remaining_bytes
-        cut = length is not None and end is not None and length < end - start
-        if length is not None and (cut or (start and not length)):
-            _check_range(uri, start, end, start + length if length or not start else
-                         _size_by_node(connection, uri, channel))
-        while piece := answer.read(1024 * 1024):
-            yield piece
+def _chosen_channel(settings: Settings, channel: str | None, uri: str, error: KacheryError) -> str | None:
+    """Return the channel to ask on; None: there is none, and the node is asked for what it has.
 
-
-def _size_by_node(connection: NodeConnection, uri: str, channel: str) -> int:
-    with connection.read(uri, channel, 0, None) as answer:  # its head alone; leaving takes the rest back
-        if answer.remaining_bytes is None:
-            raise NodeError(what=f"it does not say how long {uri} is")
-        return answer.remaining_bytes
-
-
-def _check_range(uri: str, start: int, end: int | None, size: int) -> None:
-    """:raises InvalidArgument: bytes ``start`` to ``end`` are not within a file of ``size`` bytes."""
-    if max(start, end or 0) > size:
-        what = f"Bytes from {start} on" if end is None else f"Bytes {start} to {end}"
-        raise InvalidArgument(what=f"{what} are not within {uri}, which has {size} bytes.")
-
-
-def _chosen_channel(settings: Settings, channel: str | None, uri: str, error: KacheryError) -> str:
-    """Return the channel to ask on.
-
-    :raises NoChannel: there is none; or LinkInvalid, ``error``, which says more.
-    :raises ClientOffline: no channel may be asked.
+    :raises ClientOffline: no node may be asked; or LinkInvalid, ``error``, which says more.
     """
     chosen = settings.channel if channel is None else channel
-    if isinstance(error, LinkInvalid) and not (chosen and not settings.offline_storage_dir):
+    if isinstance(error, LinkInvalid) and settings.offline_storage_dir:
         raise error
     check_online(settings, f"Loading {uri}, which is not in the local store,")
-    if not chosen:
-        raise NoChannel(uri=uri) from error
-    return check_channel_name(chosen)
+    return check_channel_name(chosen) if chosen else None
+
+
+def _named(channel: str | None, uri: str) -> str:
+    """:raises NoChannel: none is named, and a bucket is of a channel."""
+    if channel is None:
+        raise NoChannel(uri=uri)
+    return channel
+
+
+@contextmanager
+def _without_channel(channel: str | None, uri: str, error: KacheryError) -> Iterator[None]:
+    """Ask the node for a file. Without a channel only for what it has itself, and not at all where there is none.
+
+    :raises NoChannel: it has not got the file; or LinkInvalid, ``error``, which says more.
+    """
+    if channel is not None:
+        yield
+        return
+    try:
+        if find_place().kind is PlaceKind.ALONE:
+            raise NoChannel(uri=uri)
+        yield
+    except (NoChannel, NodeNotRunning) as missing:
+        if isinstance(error, LinkInvalid):
+            raise error from missing
+        raise NoChannel(uri=uri) from missing
 
 
 # --- asking

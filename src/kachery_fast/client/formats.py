@@ -9,12 +9,13 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
-from ..errors import InvalidArgument, WrongFormat
+from ..errors import FileElsewhere, InvalidArgument, WrongFormat
 from ..store.disk import translated
-from .files import load
+from .files import load, load_bytes
 from .progress import ProgressCallback
 from .storing import chosen_label, store_bytes, store_pieces
 
@@ -46,9 +47,22 @@ def load_whole(uri: str, *, channel: str | None = None, progress: ProgressCallba
 
     :param channel, progress, direct: as ``load_file``, which also lists what may be raised.
     """
-    path = Path(load(uri, channel=channel, progress=progress, direct=direct).path)
-    with translated("reading", path):
-        return path.read_bytes()
+    with _opened(uri, channel, progress, direct) as file:
+        return file.read()
+
+
+@contextmanager
+def _opened(uri: str, channel: str | None, progress: ProgressCallback | None,
+            direct: str | None) -> Iterator[BinaryIO]:
+    """Open a file where it is loaded to; what has no place on this machine is read into memory."""
+    path = None
+    with suppress(FileElsewhere):
+        path = load(uri, channel=channel, progress=progress, direct=direct).path
+    if path is None:
+        yield io.BytesIO(load_bytes(uri, channel=channel))
+        return
+    with translated("reading", path), Path(path).open("rb") as file:
+        yield file
 
 
 # --- text
@@ -161,13 +175,14 @@ def load_npy(uri: str, *, channel: str | None = None, mmap_mode: Literal["r", "c
 
     if mmap_mode not in (None, "r", "c"):
         raise InvalidArgument(what=f"mmap_mode={mmap_mode!r} would change a stored file; use 'r', 'c' or None.")
-    path = load(uri, channel=channel, progress=progress, direct=direct).path
-    with translated("reading", path):
-        with Path(path).open("rb") as file:
-            if file.read(len(_NPY_MAGIC)) != _NPY_MAGIC:
-                raise WrongFormat(what=uri, format="a .npy file", why="it does not begin like one")
+    # A map is of a file that has a path.
+    path = None if mmap_mode is None else load(uri, channel=channel, progress=progress, direct=direct).path
+    with _opened(uri, channel, progress, direct) as file:
+        if file.read(len(_NPY_MAGIC)) != _NPY_MAGIC:
+            raise WrongFormat(what=uri, format="a .npy file", why="it does not begin like one")
+        file.seek(0)
         try:
-            found = numpy.load(path, mmap_mode=mmap_mode, allow_pickle=False,
+            found = numpy.load(file if path is None else path, mmap_mode=mmap_mode, allow_pickle=False,
                                max_header_size=_NPY_HEADER_SIZE_BYTES_MAX)
         except (ValueError, EOFError, SyntaxError, TypeError, OverflowError, RecursionError) as error:
             raise WrongFormat(what=uri, format="a .npy file", why=str(error).rstrip(".")) from error
@@ -239,6 +254,5 @@ def load_pkl(uri: str, *, channel: str | None = None, progress: ProgressCallback
     """
     from .pickles import load_pickle
 
-    path = load(uri, channel=channel, progress=progress, direct=direct).path
-    with translated("reading", path), Path(path).open("rb") as file:
+    with _opened(uri, channel, progress, direct) as file:
         return load_pickle(file, what=uri)

@@ -16,7 +16,7 @@ import fsspec
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 from ..config import load_settings
-from ..errors import InvalidArgument, LinkInvalid, NoChannel, NotAvailable, NotInStore
+from ..errors import FileElsewhere, InvalidArgument, LinkInvalid, NoChannel, NotAvailable, NotInStore
 from ..protocol.manifest import parse_manifest
 from ..protocol.names import FileUri, parse_file_uri
 from ..store import FileStore
@@ -65,7 +65,10 @@ class KacheryFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has
         except (NotInStore, LinkInvalid):
             pass
         if uri.manifest_sha1 is None:
-            return load(str(uri), channel=self.channel).size
+            try:
+                return load(str(uri), channel=self.channel).size
+            except FileElsewhere as error:
+                return int(error.details["size"])
         data = load_bytes(f"sha1://{uri.manifest_sha1}", channel=self.channel)
         manifest = parse_manifest(data, name=uri.manifest_sha1)
         if manifest.sha1 != uri.sha1:

@@ -7,8 +7,9 @@ from .tree import KacheryError
 __all__ = [
     "AlreadyExists", "BadMessage", "BandUnreachable", "BucketUnreachable", "Cancelled", "CannotLink",
     "ChannelUnknown", "ClientAuthRefused", "ClientOffline", "CorruptFile", "CorruptObject", "DatabaseUnusable",
-    "DiskError", "DiskFull", "FileChanged", "HubError", "HubUnreachable", "InvalidArgument", "InvalidFeedUri",
-    "InvalidName", "InvalidSetting", "InvalidUri", "LinkInvalid", "LocalFileMissing", "LocalFileUnreadable",
+    "DiskError", "DiskFull", "FileChanged", "FileElsewhere", "HubError", "HubUnreachable", "InvalidArgument",
+    "InvalidFeedUri", "InvalidName", "InvalidSetting", "InvalidUri", "LinkInvalid", "LocalFileMissing",
+    "LocalFileUnreadable",
     "ManifestInvalid", "MutableMissing", "NoChannel", "NodeError", "NodeNotRunning", "NotADataFile",
     "NotAvailable", "NotInStore", "NotOnHub", "NotPermitted", "ObjectExists", "ObjectMissing",
     "OwnerTokenRefused", "PartialTransfer", "RateLimited", "SignatureInvalid", "StaleMessage", "Stalled",
@@ -287,6 +288,14 @@ class CannotLink(KacheryError):
     """{path} was not linked: a link is for a file on the machine of the node, in its store, which is {store}, and the
     local store {own} is another one. Link it there, or send a copy: store it with kf.store_file or kachery-fast store.
     Where the node's store is mounted here, set KACHERY_STORAGE_DIR to it."""
+
+    exit_code = 9
+    http_status = 409
+
+
+class FileElsewhere(KacheryError):
+    """{uri} is linked in place on the machine of the node, {machine}, at {path}, which is no path of this machine.
+    Read it with load_bytes or cat, or give a place for a copy: dest=, --dest."""
 
     exit_code = 9
     http_status = 409

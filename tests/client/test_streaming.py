@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import queue
+import signal
+import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -15,7 +19,10 @@ import pytest
 
 import kachery_fast as kf
 from kachery_fast import errors
+from kachery_fast.client.connection import NodeConnection
+from kachery_fast.config import load_settings
 from kachery_fast.store.eviction import CacheKeeper, Kind
+from tests.cli.commands import Program
 
 
 def sha1_of(data: bytes) -> str:
@@ -141,3 +148,115 @@ def test_what_does_not_fit_is_refused_before_it_is_sent(
         assert len(node.bodies) == 1
     finally:
         node.close()
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n"
+
+
+class SilentNode:
+    """A node that answers probes, and reads with what it is told to send; each on a connection that stays open."""
+
+    def __init__(self) -> None:
+        self.says: queue.Queue[bytes] = queue.Queue()
+        self.probes = threading.Semaphore(0)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self._open: list[socket.socket] = []
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+        self._threads[0].start()
+
+    def refuse(self) -> None:
+        """Take no new connections; those that are there stay."""
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self.refuse()
+        for _ in self._threads:
+            self.says.put(b"")
+        for thread in self._threads:
+            thread.join()
+        for caller in self._open:
+            caller.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                caller, _ = self._listener.accept()
+                self._open.append(caller)
+                self._threads.append(threading.Thread(target=self._serve, args=(caller,), daemon=True))
+                self._threads[-1].start()
+
+    def _serve(self, caller: socket.socket) -> None:
+        if caller.recv(65536).startswith(b"GET /probe"):
+            caller.sendall(b'HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\n{"nodeId": "n"}')
+            self.probes.release()
+            return
+        with suppress(OSError):
+            while said := self.says.get():
+                caller.sendall(said)
+
+
+@pytest.fixture
+def silent(store_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SilentNode]:
+    node = SilentNode()
+    for name, value in {"DAEMON_PORT": str(node.port), "CLIENT_AUTH_CODE": "code", "STALL_SECONDS": "0.2",
+                        "PROVIDER_STALL_SECONDS": "0.3", "CONNECT_TIMEOUT_SECONDS": "0.5"}.items():
+        monkeypatch.setenv(f"KACHERY_{name}", value)
+    yield node
+    node.close()
+
+
+def read(channel: str = "lab") -> bytes:
+    return kf.load_bytes(f"sha1://{'a' * 40}", channel=channel)
+
+
+def test_a_read_waits_for_a_node_that_lives(silent: SilentNode) -> None:
+    def answer_late() -> None:
+        for _ in range(3):
+            silent.probes.acquire()
+        silent.says.put(HEAD + bytes(60))
+        silent.says.put(bytes(40))
+
+    thread = threading.Thread(target=answer_late)
+    thread.start()
+    assert read() == bytes(100)
+    thread.join()
+
+
+def test_a_read_ends_when_the_node_does_not_live_any_more(silent: SilentNode) -> None:
+    def end() -> None:
+        silent.probes.acquire()
+        silent.refuse()
+
+    thread = threading.Thread(target=end)
+    thread.start()
+    with pytest.raises(errors.NodeNotRunning):
+        read()
+    thread.join()
+
+
+def test_a_read_that_is_silent_in_its_midst_for_too_long_is_broken_off(silent: SilentNode) -> None:
+    silent.says.put(HEAD + bytes(60))
+    with pytest.raises(errors.Stalled, match=r"0\.5 s"):
+        read()
+
+
+def test_a_node_that_was_stopped_in_its_tracks_is_noticed(node: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("STALL_SECONDS", "CONNECT_TIMEOUT_SECONDS"):
+        monkeypatch.setenv(f"KACHERY_{name}", "0.5")
+    pid = node.json("node", "info")["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(errors.Stalled):
+            read()
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def test_the_system_watches_a_silent_connection(node: Program) -> None:
+    with closing(NodeConnection(load_settings())._connect(10.0)) as connection:
+        assert connection.sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert connection.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 15
+        assert connection.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL) == 5

@@ -9,6 +9,7 @@ from __future__ import annotations
 import http.client
 import json
 import logging
+import select
 import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
@@ -18,7 +19,7 @@ from typing import Any
 from ..config import Settings
 from ..errors import ClientAuthRefused, KacheryError, NodeError, NodeNotRunning, Stalled
 from .access import ClientCode, check_online
-from .keeping import KeptConnections, NoAnswer, NotHttp, Reply, Withdrawal
+from .keeping import KeptConnections, NoAnswer, NotHttp, Reply, Withdrawal, watch_other_side
 from .progress import Progress, ProgressCallback
 
 __all__ = ["Answer", "NodeConnection"]
@@ -103,11 +104,14 @@ class NodeConnection:
     def read(self, uri: str, channel: str | None, start: int, end: int | None) -> Iterator[Answer]:
         """Open bytes ``start`` to ``end`` (exclusive; None: to the end) of a file, fetched by the node as needed.
 
-        A chunk may have to be uploaded elsewhere before the first byte comes, and the node has its own watchdogs for
-        that, so no time limit is set here.
+        A chunk may have to be uploaded elsewhere before a byte comes. The node has its own watchdogs for that; until
+        the head of the answer is there, it may take any time while the node lives.
+
+        :raises Stalled: the node does not live, or was silent for longer than it lets any provider be.
         """
         body = {"uri": uri, "channel": channel, "start": start, "end": end}
-        with self._request("POST", "/api/read", body, timeout=None) as answer:
+        limit = self._settings.provider_stall_seconds + self._settings.stall_seconds
+        with self._request("POST", "/api/read", body, timeout=limit, patient=True) as answer:
             try:
                 yield answer
             except NodeError as error:
@@ -196,12 +200,13 @@ class NodeConnection:
             return answer.json()
 
     @contextmanager
-    def _request(self, method: str, path: str, body: Any = None, *, timeout: float | None, auth: bool = True,
-                 size_bytes: int = 0, withdrawal: Withdrawal | None = None) -> Iterator[Answer]:
+    def _request(self, method: str, path: str, body: Any = None, *, timeout: float, auth: bool = True,
+                 size_bytes: int = 0, patient: bool = False,
+                 withdrawal: Withdrawal | None = None) -> Iterator[Answer]:
         with closing(self._connect(timeout)) as connection:
             if withdrawal is not None:
                 withdrawal.watch(connection.sock)
-            answer = self._exchange(connection, method, path, body, auth, size_bytes)
+            answer = self._exchange(connection, method, path, body, auth, size_bytes, patient)
             if answer.status == 403 and auth:
                 error = answer.error()
                 if not isinstance(error, ClientAuthRefused):
@@ -210,9 +215,10 @@ class NodeConnection:
                 connection.close()
                 with _connect_errors(self.url):
                     connection.connect()
+                watch_other_side(connection.sock, self._settings.stall_seconds)
                 if withdrawal is not None:
                     withdrawal.watch(connection.sock)
-                answer = self._exchange(connection, method, path, body, auth, size_bytes)
+                answer = self._exchange(connection, method, path, body, auth, size_bytes, patient)
             try:
                 if answer.status != 200:
                     raise answer.error()
@@ -220,19 +226,20 @@ class NodeConnection:
             finally:
                 answer.close()  # which holds the socket of an answer that ends with its connection
 
-    def _connect(self, timeout: float | None) -> http.client.HTTPConnection:
+    def _connect(self, timeout: float) -> http.client.HTTPConnection:
         settings = self._settings
         check_online(settings, "This call")
         with _connect_errors(self.url):
             connection = http.client.HTTPConnection(settings.node_host, settings.node_port,
                                                     timeout=settings.connect_timeout_seconds, blocksize=1 << 20)
             connection.connect()
+        watch_other_side(connection.sock, self._settings.stall_seconds)
         connection.sock.settimeout(timeout)
         connection.timeout = timeout  # for the second connection, after a refused code
         return connection
 
     def _exchange(self, connection: http.client.HTTPConnection, method: str, path: str, body: Any, auth: bool,
-                  size_bytes: int) -> Answer:
+                  size_bytes: int, patient: bool) -> Answer:
         headers = {}
         if auth:
             headers[AUTH_HEADER] = self._client_code.read()
@@ -244,17 +251,27 @@ class NodeConnection:
         elif body is not None:
             data = json.dumps(body).encode()
             headers["Content-Type"] = _JSON
-        with _node_errors(self.url, self._settings.stall_seconds):
+        seconds = float(connection.timeout or self._settings.stall_seconds)
+        with _node_errors(self.url, seconds):
             try:
                 connection.request(method, path, data, headers)
             except (BrokenPipeError, ConnectionResetError):
                 # A node that refuses a body answers before it has read all of it: look for that answer.
                 logger.debug("the node stopped reading a body")
+            if patient:
+                self._wait_for_answer(connection.sock)
             try:
                 response = connection.getresponse()
             except ConnectionResetError as error:
                 raise NodeNotRunning(url=self.url, why="it closed the connection without an answer") from error
-            return Answer(response, self.url, self._settings.stall_seconds)
+            return Answer(response, self.url, seconds)
+
+    def _wait_for_answer(self, sock: socket.socket) -> None:
+        """Wait until an answer begins, while the node answers others. :raises NodeNotRunning, Stalled: it does not."""
+        poller = select.poll()
+        poller.register(sock, select.POLLIN)
+        while not poller.poll(min(self._settings.stall_seconds * 1000, 2**31 - 1)):
+            self.probe()
 
 
 class Answer:

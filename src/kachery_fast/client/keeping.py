@@ -23,7 +23,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple
 
-__all__ = ["KeptConnections", "NoAnswer", "NotHttp", "Reply", "Withdrawal"]
+__all__ = ["KeptConnections", "NoAnswer", "NotHttp", "Reply", "Withdrawal", "watch_other_side"]
 
 # An idle connection is not used again after this; the node closes its side after more than a minute.
 _IDLE_SECONDS_MAX = 20.0
@@ -146,6 +146,14 @@ class KeptConnections:
             if now - since < _IDLE_SECONDS_MAX and not _spoken_on(connection):
                 return connection
             connection.close()
+
+
+def watch_other_side(sock: socket.socket, seconds: float) -> None:
+    """Have the system find out within ``seconds`` that a machine at the other end of a silent connection is gone."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", seconds / 2), ("TCP_KEEPINTVL", seconds / 6), ("TCP_KEEPCNT", 3)):
+        if hasattr(socket, name):  # elsewhere the system's own, of hours
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), min(max(1, int(value)), 32767))
 
 
 def _send(connection: socket.socket, head: bytes, body: bytes) -> None:

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 import kachery_fast as kf
+from kachery_fast import errors
 from kachery_fast.client import place
 from kachery_fast.client.place import PlaceKind, find_place, is_this_machine
 from kachery_fast.config import load_settings
@@ -168,3 +169,20 @@ def test_addresses_of_this_machine_are_known() -> None:
         assert is_this_machine(host), host
     for host in ("192.0.2.1", "no-such-host.invalid"):
         assert not is_this_machine(host), host
+
+
+def test_what_a_node_of_another_machine_keeps_in_databases_is_left_to_it(tmp_path: Path) -> None:
+    """Also while it does not answer: nobody knows then whose a directory is in which a node has been."""
+    program = Program(tmp_path / "store", KACHERY_DAEMON_HOST="192.0.2.1", KACHERY_CONNECT_TIMEOUT_SECONDS="0.1")
+    (tmp_path / "a.dat").write_bytes(b"stored")
+    uri = program.ok("store", str(tmp_path / "a.dat")).strip()
+    assert program.json("pin", uri)[0]["pinned"]  # a directory of its own
+    (tmp_path / "store" / "kachery-node-id").write_text(NODE_ID)
+    (tmp_path / "old" / "sha1").mkdir(parents=True)
+    for arguments in (["pin", uri], ["unpin", uri], ["gc", "--to", "0"], ["import", str(tmp_path / "old")]):
+        done = program.run(*arguments)
+        assert done.returncode
+        assert "192.0.2.1" in done.stderr
+    assert "on 192.0.2.1" in program.run("ls").stderr
+    assert program.run("mutable", "set", "key", "value").returncode == errors.NodeNotRunning.exit_code
+    assert program.ok("store", str(tmp_path / "a.dat")).strip() == uri

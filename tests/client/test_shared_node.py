@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
+import sqlite3
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
@@ -20,6 +23,7 @@ from kachery_fast.client.connection import NodeConnection
 from kachery_fast.client.running import encode_result
 from kachery_fast.config import load_settings
 from kachery_fast.node.identity import ClientAuth
+from kachery_fast.store.eviction import CacheKeeper, Kind
 from kachery_fast.store.mutables import ADMITTED_KEY
 from tests.system.support import CHUNK_SIZE_BYTES, QUICK, load, make_recording, store
 
@@ -45,8 +49,7 @@ def enter(lab: Lab, node: LabNode, storage_dir: Path, monkeypatch: pytest.Monkey
 
 def admit(node: LabNode, *codes: str) -> None:
     """Do as the owner of a node does, on its machine."""
-    with node.used():
-        kf.set(ADMITTED_KEY, list(codes))
+    node.json("mutable", "set", "--parse", json.dumps(ADMITTED_KEY), json.dumps(codes))
 
 
 def wait_for_admission() -> None:
@@ -195,3 +198,45 @@ def test_a_node_that_goes_away_is_missed_and_nothing_goes_astray(
     with pytest.raises(errors.NodeNotRunning, match="is not its store"):
         kf.get("last")
     assert not (tmp_path / "own").exists()
+
+
+@pytest.fixture
+def mounted(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LabNode:
+    """The node B, whose store this process has mounted at another machine."""
+    (tmp_path / "mount").symlink_to(lab.nodes["B"].storage_dir)
+    enter(lab, lab.nodes["B"], tmp_path / "mount", monkeypatch)
+    return lab.nodes["B"]
+
+
+def test_databases_of_a_mounted_store_are_not_opened(
+        lab: Lab, mounted: LabNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = store(lab.nodes["A"], make_recording(tmp_path / "e.dat", CHUNK_SIZE_BYTES + 1, seed=45))
+    kf.load_file(uri)  # a cached copy, so there is an index
+    seen: list[str] = []
+    connect: Any = sqlite3.connect
+
+    def note(path: object, *arguments: object, **options: object) -> object:
+        seen.append(str(path))
+        return connect(path, *arguments, **options)
+
+    monkeypatch.setattr(sqlite3, "connect", note)
+    assert kf.set("mounted", 1)
+    assert kf.get("mounted") == 1
+    copy = Path(kf.load_file(uri))
+    before = copy.stat().st_ino
+    assert kf.store_file(copy).startswith(uri.partition("/e.dat")[0])
+    assert copy.stat().st_ino != before  # no row of the index fits it any more: it is an original
+    keeper = CacheKeeper(tmp_path / "mount", machine=place.find_place().machine)
+    assert {found.kind for found in keeper.list()} == {Kind.ORIGINAL}
+    sha1 = copy.name
+    for call in (lambda: keeper.pin(sha1), lambda: keeper.unpin(sha1), lambda: keeper.index.totals()):
+        with pytest.raises(errors.CacheElsewhere, match=NODE_HOST):
+            call()
+    assert not seen
+    with mounted.used():
+        assert kf.get("mounted") == 1
+        kinds = {found.sha1: found.kind for found in CacheKeeper(mounted.storage_dir).list()}
+        assert kinds[sha1] is Kind.ORIGINAL
+    info = kf.info()
+    assert info["place"] == "shared"
+    assert f"on {NODE_HOST} and keeps the mutables" in info["storesWhere"]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import CacheOfAnother, DiskError, InvalidArgument
+from ..errors import CacheElsewhere, CacheOfAnother, DiskError, InvalidArgument
 from .output import command_errors, emit, human_size, json_option
 
 if TYPE_CHECKING:
@@ -197,11 +197,11 @@ def empty(older_than_days: float, as_json: bool) -> None:
 
 
 def _keeper() -> tuple[Settings, CacheKeeper]:
-    from ..client.place import local_settings
+    from ..client.place import find_place
     from ..store.eviction import CacheKeeper
 
-    settings = local_settings()
-    return settings, CacheKeeper(settings.storage_dir)
+    place = find_place()
+    return place.settings, CacheKeeper(place.settings.storage_dir, machine=place.machine)
 
 
 def _tell_unknown(keeper: CacheKeeper) -> None:
@@ -211,6 +211,9 @@ def _tell_unknown(keeper: CacheKeeper) -> None:
         except CacheOfAnother as error:
             click.echo(f"Note: only {error.details['owner']} can see which files are cached copies or pinned; all "
                        "count as stored here.", err=True)
+        except CacheElsewhere as error:
+            click.echo(f"Note: only on {error.details['machine']}, the machine of the node, is known which files are "
+                       "cached copies or pinned; all count as stored here.", err=True)
 
 
 def _each(uris: tuple[str, ...], as_json: bool, act: Callable[[str], dict[str, Any]], done: str) -> None:

@@ -45,12 +45,22 @@ def import_directory(directory: str, dry_run: bool, quiet: bool, as_json: bool) 
     settings = load_settings()
     source = Path(directory).absolute()
     _check_directory(source, settings.storage_dir)
+    _check_machine()
     with progress_bar("reading", hidden=quiet or as_json) as show:
         tally = _import(source, settings, dry_run, show)
     emit({"dryRun": dry_run, **tally.to_dict()}, lambda: _text(tally, dry_run), as_json)
     if tally.refused:
         sys.stdout.flush()
         sys.exit(_REFUSED_EXIT_CODE)
+
+
+def _check_machine() -> None:
+    from ..client.place import find_place
+
+    place = find_place()
+    if place.machine:
+        raise InvalidArgument(what=f"{place.settings.storage_dir} is the store of the node on {place.machine}, and its "
+                                   "databases must not be opened from two machines. Run this there.")
 
 
 def _check_directory(source: Path, storage_dir: Path) -> None:

@@ -44,9 +44,10 @@ def load_by_node(settings: Settings, uri: str, channel: str | None, dest: SomePa
     answer = NodeConnection(settings).load(uri, channel, progress)
     sha1, size, path = parse_file_uri(uri).sha1, int(answer["size"]), Path(str(answer["path"]))
     source = str(answer.get("source", "channel"))
-    store = open_store(settings)
+    place = find_place()
+    store = open_store(settings, place.machine)
     linked = path.name != sha1
-    shared = find_place().kind is PlaceKind.SHARED
+    shared = place.kind is PlaceKind.SHARED
     located = _see(store, sha1, patient=shared and not linked)
     if located is not None:
         return str(located.path), located.size, source

@@ -116,7 +116,8 @@ def load(uri: str, *, dest: SomePath | None = None, local_only: bool = False, ch
         if hub_url:
             from .direct import load_directly
 
-            located = load_directly(file_uri, hub_url, _named(asked, uri), open_store(settings), settings, progress)
+            store = open_store(settings, find_place().machine)
+            located = load_directly(file_uri, hub_url, _named(asked, uri), store, settings, progress)
             path, size, source = str(located.path), located.size, "bucket"
         else:
             with _without_channel(asked, uri, error):
@@ -171,7 +172,8 @@ def open_range(uri: str, start: int | None = None, end: int | None = None, *,
         if hub_url:
             from .direct import read_directly
 
-            yield from read_directly(file_uri, hub_url, _named(asked, uri), open_store(settings), settings, start, end,
+            store = open_store(settings, find_place().machine)
+            yield from read_directly(file_uri, hub_url, _named(asked, uri), store, settings, start, end,
                                      lambda size: check_range(uri, start, end, size))
         else:
             with _without_channel(asked, uri, error):

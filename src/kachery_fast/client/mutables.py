@@ -90,7 +90,7 @@ def items() -> list[tuple[Any, Any]]:
 
 def _is_own(place: Place) -> bool:
     """Whether this user may open the file itself: it is for its owner's eyes alone, and the node's if one runs."""
-    if place.kind is PlaceKind.APART:
+    if place.kind is PlaceKind.APART or place.machine:
         return False
     storage_dir = place.settings.storage_dir
     path = storage_dir / DATABASE_NAME
@@ -115,5 +115,4 @@ def _call(place: Place, what: str, body: bytes) -> dict[str, Any]:
         return NodeConnection(place.settings).call(f"/api/mutable/{what}", body)
     except NodeNotRunning as error:
         raise NodeNotRunning(url=error.details.get("url"), why=(
-            f"{error.details.get('why')}; it is needed because {place.settings.storage_dir} is not "
-            f"{'its store' if place.kind is PlaceKind.APART else 'yours'}")) from error
+            f"{error.details.get('why')}; it is needed because {place.why_node}")) from error

@@ -42,18 +42,22 @@ class PlaceKind(enum.Enum):
 class Place(NamedTuple):
     """Where this process stores. ``settings`` are those of the environment, with the storage directory that is used
     and where its node's code is; ``text`` says for people how that came; ``store`` is where the store of a node is
-    that has another one."""
+    that has another one; ``machine`` is the node's where that is another one, and the storage directory is, or may
+    be, the node's: its databases must not be opened here (https://sqlite.org/wal.html)."""
 
     settings: Settings
     kind: PlaceKind
     text: str
     store: str = ""
+    machine: str = ""
 
     @property
     def why_node(self) -> str:
         """Why the node is needed to store, as part of a sentence."""
         own = self.settings.storage_dir
-        return f"{own} is not its store" if self.kind is PlaceKind.APART else f"you may not write {own}"
+        if self.kind is PlaceKind.APART:
+            return f"{own} is not its store"
+        return f"{own} is its store, on {self.machine}" if self.machine else f"{own} is another user's"
 
 
 _kept: tuple[tuple[Settings, bool, bool], Place, float] | None = None
@@ -146,9 +150,14 @@ def _decide(settings: Settings, has_directory: bool, has_node: bool) -> Place:
         probed = {}
     node_id, theirs = probed.get("nodeId"), str(probed.get("kacheryStorageDir"))
     if not isinstance(node_id, str) or not node_id:
-        return Place(settings, PlaceKind.ALONE, f"in {own}: no node answers at {connection.url}")
+        # Without an answer nobody knows whose a directory is in which a node has been.
+        machine = settings.node_host if _id_in(own) and not is_this_machine(settings.node_host) else ""
+        return Place(settings, PlaceKind.ALONE, f"in {own}: no node answers at {connection.url}", machine=machine)
     if _id_in(own) == node_id:
-        return Place(settings, PlaceKind.SHARED, f"in {own}, the store of the node")
+        if is_this_machine(settings.node_host):
+            return Place(settings, PlaceKind.SHARED, f"in {own}, the store of the node")
+        return Place(settings, PlaceKind.SHARED, f"in {own}, the store of the node, which is on {settings.node_host} "
+                                                 "and keeps the mutables", machine=settings.node_host)
     here = is_this_machine(settings.node_host)
     is_at_hand = here and Path(theirs).is_absolute() and _id_in(Path(theirs)) == node_id
     code_file = Path(theirs) / "client-auth"

@@ -53,7 +53,7 @@ def store_file(path: SomePath, basename: str | None = None, *, label: str | None
     label = chosen_label(label, basename, os.path.basename(os.fspath(path)))  # noqa: PTH119 - no Path needed
     place = find_place()
     if _stores_here(place):
-        stored = open_store(place.settings).put_file(path, progress=with_total(progress, path))
+        stored = open_store(place.settings, place.machine).put_file(path, progress=with_total(progress, path))
         return str(FileUri(stored.sha1, label, stored.manifest_sha1))
     with SourceFile(path) as source:
         return _store_by_node(place, lambda: _source_pieces(source, progress), source.size, label)
@@ -80,7 +80,7 @@ def store_files(paths: Iterable[SomePath], *,
         if on_done is not None:
             on_done(path, _uri_or_error(path, result))
 
-    results = open_store(place.settings).put_files(paths, on_done=finished)
+    results = open_store(place.settings, place.machine).put_files(paths, on_done=finished)
     return [_uri_or_error(path, result) for path, result in zip(paths, results, strict=True)]
 
 
@@ -97,7 +97,7 @@ def link_file(path: SomePath, basename: str | None = None, *, label: str | None 
     place = find_place()
     if place.kind is PlaceKind.APART:
         raise CannotLink(path=display(path), store=place.store, own=place.settings.storage_dir)
-    stored = open_store(place.settings).link_file(path, progress=with_total(progress, path))
+    stored = open_store(place.settings, place.machine).link_file(path, progress=with_total(progress, path))
     return str(FileUri(stored.sha1, label, stored.manifest_sha1))
 
 
@@ -108,7 +108,7 @@ def store_bytes(data: bytes, label: str) -> str:
     """
     place = find_place()
     if _stores_here(place):
-        stored = open_store(place.settings).put_bytes(data)
+        stored = open_store(place.settings, place.machine).put_bytes(data)
         return str(FileUri(stored.sha1, label, stored.manifest_sha1))
     return _store_by_node(place, lambda: [data], len(data), label)
 
@@ -121,7 +121,7 @@ def store_pieces(make_pieces: Callable[[], Iterable[Any]], size_bytes: int, labe
     """
     place = find_place()
     if _stores_here(place):
-        stored = open_store(place.settings).put_stream(make_pieces())
+        stored = open_store(place.settings, place.machine).put_stream(make_pieces())
         return str(FileUri(stored.sha1, label, stored.manifest_sha1))
     return _store_by_node(place, make_pieces, size_bytes, label)
 
@@ -206,7 +206,10 @@ def with_total(progress: ProgressCallback | None, path: SomePath) -> Callable[[i
     return lambda done: progress(Progress(done, total))
 
 
-def open_store(settings: Settings) -> FileStore:
-    """Return the local store as the settings have it."""
-    return FileStore(settings.storage_dir, chunk_size_bytes=settings.chunk_size_bytes,
+def open_store(settings: Settings, machine: str = "") -> FileStore:
+    """Return the local store as the settings have it.
+
+    :param machine: the one of the place, to write there.
+    """
+    return FileStore(settings.storage_dir, machine=machine, chunk_size_bytes=settings.chunk_size_bytes,
                      fingerprint_size_bytes=settings.fingerprint_size_bytes)

@@ -10,7 +10,15 @@ Exit codes: 1 internal, 2 usage, 3 not found, 4 not permitted, 5 unreachable, 6 
 
 from __future__ import annotations
 
-from .cache import CacheConfigInvalid, CacheOfAnother, FilePinned, NotInTrash, OnlyCopyHere, StoredMeanwhile
+from .cache import (
+    CacheConfigInvalid,
+    CacheElsewhere,
+    CacheOfAnother,
+    FilePinned,
+    NotInTrash,
+    OnlyCopyHere,
+    StoredMeanwhile,
+)
 from .feeds import (
     FeedChainBroken,
     FeedForked,
@@ -85,9 +93,9 @@ from .tasks import (
 from .tree import KacheryError
 
 __all__ = [
-    "AlreadyExists", "BadMessage", "BandUnreachable", "BucketUnreachable", "CacheConfigInvalid", "CacheOfAnother",
-    "Cancelled", "CannotLink", "ChannelUnknown", "ClientAuthRefused", "ClientOffline", "CorruptFile", "CorruptObject",
-    "DatabaseUnusable", "DiskError", "DiskFull", "FeedChainBroken", "FeedForked", "FeedInvalid",
+    "AlreadyExists", "BadMessage", "BandUnreachable", "BucketUnreachable", "CacheConfigInvalid", "CacheElsewhere",
+    "CacheOfAnother", "Cancelled", "CannotLink", "ChannelUnknown", "ClientAuthRefused", "ClientOffline", "CorruptFile",
+    "CorruptObject", "DatabaseUnusable", "DiskError", "DiskFull", "FeedChainBroken", "FeedForked", "FeedInvalid",
     "FeedNotWritable", "FeedUnknown", "FileChanged", "FileElsewhere", "FilePinned", "HeadInvalid", "HubError",
     "HubUnreachable", "InvalidArgument", "InvalidFeedUri", "InvalidName", "InvalidSetting", "InvalidUri",
     "KacheryError", "LinkInvalid", "LocalFileMissing", "LocalFileUnreadable", "ManifestInvalid",

@@ -5,12 +5,23 @@ from __future__ import annotations
 from .general import InvalidArgument
 from .tree import KacheryError
 
-__all__ = ["CacheConfigInvalid", "CacheOfAnother", "FilePinned", "NotInTrash", "OnlyCopyHere", "StoredMeanwhile"]
+__all__ = [
+    "CacheConfigInvalid", "CacheElsewhere", "CacheOfAnother", "FilePinned", "NotInTrash", "OnlyCopyHere",
+    "StoredMeanwhile",
+]
 
 
 class CacheConfigInvalid(InvalidArgument):
     """{path} cannot be used: {why}. Nothing is evicted while that is so; write maxCacheSizeGiB as a number, such as
     200, or set KACHERY_CACHE_SIZE_BYTES_MAX."""
+
+
+class CacheElsewhere(KacheryError):
+    """Which files are cached copies, and which are pinned, is in {path}, which is for the machine of the node alone:
+    {machine}. Two machines must not open it. Nothing was changed; do it there."""
+
+    exit_code = 4
+    http_status = 403
 
 
 class CacheOfAnother(KacheryError):

@@ -27,7 +27,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import CacheOfAnother, KacheryError
+from ..errors import CacheElsewhere, CacheOfAnother, KacheryError
 from .cache_rows import CachedCopy, Rows
 from .database import Database
 from .disk import display
@@ -118,12 +118,16 @@ def renew(path: str | Path) -> bool:
 class CacheIndex:
     """The index of one storage directory. Nothing is made before the first copy, or pin, is noted.
 
-    Methods raise DatabaseUnusable or DiskError when the index cannot be used, and CacheOfAnother to whom it is not
-    for, unless they say otherwise.
+    Methods raise DatabaseUnusable or DiskError when the index cannot be used, and CacheOfAnother or CacheElsewhere to
+    whom it is not for, unless they say otherwise.
+
+    :param machine: the other machine whose node has this directory. The index is not opened then: the memory that its
+        users share under WAL does not reach from one machine to another (https://sqlite.org/wal.html).
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, machine: str = "") -> None:
         self._root = root
+        self._machine = machine
         self.path = root / "kachery-fast-cache.db"
         self._name = str(self.path)
         self._lock = threading.Lock()
@@ -136,11 +140,13 @@ class CacheIndex:
 
     @property
     def is_mine(self) -> bool:
-        """Whether this user may use the index."""
-        return self._other_owner() is None
+        """Whether this user may use the index, here."""
+        return not self._machine and self._other_owner() is None
 
     def check_mine(self) -> None:
-        """Check that this user may use the index. :raises CacheOfAnother: it is another's."""
+        """Check that this user may use the index. :raises CacheOfAnother, CacheElsewhere: it is another's."""
+        if self._machine:
+            raise CacheElsewhere(path=display(self.path), machine=self._machine)
         owner = self._other_owner()
         if owner is not None:
             try:
@@ -214,6 +220,8 @@ class CacheIndex:
         :param path: where it is; it gets another time of change.
         :return: False when that could not be noted, as by a user who may not read the index.
         """
+        if self._machine:
+            return False
         if not self.exists:
             return True
         # Also without a row: one may come back with an older index, or be unseen for now over a mount.

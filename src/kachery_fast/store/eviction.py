@@ -108,13 +108,15 @@ class _Eviction:
 class CacheKeeper:
     """Decides what goes from the store in ``root`` and carries that out.
 
-    Methods raise DiskError and DatabaseUnusable, and CacheOfAnother to whom the index is not for.
+    Methods raise DiskError and DatabaseUnusable, and CacheOfAnother or CacheElsewhere to whom the index is not for.
+
+    :param machine: as of ``CacheIndex``.
     """
 
-    def __init__(self, root: Path, *, durable: bool = True) -> None:
-        self._store = FileStore(root, durable=durable)
+    def __init__(self, root: Path, *, durable: bool = True, machine: str = "") -> None:
+        self._store = FileStore(root, durable=durable, machine=machine)
         self._layout = Layout(self._store.root)
-        self.index = CacheIndex(self._store.root)
+        self.index = CacheIndex(self._store.root, machine=machine)
         self.trash = Trash(self._store.root, durable=durable)
         self._mover = Mover(self._layout, self.index, self.trash)
         self._emptier = Emptier(self._layout.root, self.index, self.trash)

@@ -69,20 +69,16 @@ class FileStore:
     :param chunk_size_bytes: the length of a chunk in new manifests, a multiple of 64.
     :param fingerprint_size_bytes: how much of a linked file's head and of its tail is fingerprinted, 16 MiB at most.
     :param durable: whether what was stored survives a power cut; without it only the flushing is left out.
+    :param machine: as of ``CacheIndex``.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        *,
-        chunk_size_bytes: int = 20 * 1024 * 1024,
-        fingerprint_size_bytes: int = 65536,
-        durable: bool = True,
-    ) -> None:
+    def __init__(self, root: Path, *, chunk_size_bytes: int = 20 * 1024 * 1024, fingerprint_size_bytes: int = 65536,
+                 durable: bool = True, machine: str = "") -> None:
         self.root = Path(root).absolute()
         self._layout = Layout(self.root)
         self.durable = durable
-        self._writer = ObjectWriter(self._layout, chunk_size_bytes=chunk_size_bytes, durable=durable)
+        self._writer = ObjectWriter(self._layout, chunk_size_bytes=chunk_size_bytes, durable=durable,
+                                    machine=machine)
         self._chunk_size_bytes = chunk_size_bytes
         self._fingerprint_size_bytes = min(fingerprint_size_bytes, FINGERPRINT_SIZE_BYTES_MAX)
         self._manifests = ManifestShelf(self._writer, lambda *key: self._digest(*key)[1])

@@ -60,11 +60,11 @@ def read_small(path: Path, size_bytes_max: int) -> bytes | None:
 class ObjectWriter:
     """Writes files of the store under ``layout``, each whole or not at all."""
 
-    def __init__(self, layout: Layout, *, chunk_size_bytes: int, durable: bool) -> None:
+    def __init__(self, layout: Layout, *, chunk_size_bytes: int, durable: bool, machine: str = "") -> None:
         self.layout = layout
         self.chunk_size_bytes = chunk_size_bytes
         self.durable = durable
-        self.cache = CacheIndex(layout.root)
+        self.cache = CacheIndex(layout.root, machine=machine)
 
     def temp(self) -> TempFile:
         """Begin a file that ``finish`` will name."""

@@ -114,5 +114,6 @@ def _call(place: Place, what: str, body: bytes) -> dict[str, Any]:
     try:
         return NodeConnection(place.settings).call(f"/api/mutable/{what}", body)
     except NodeNotRunning as error:
+        otherwise = f"{place.settings.storage_dir} is not yours"
         raise NodeNotRunning(url=error.details.get("url"), why=(
-            f"{error.details.get('why')}; it is needed because {place.why_node}")) from error
+            f"{error.details.get('why')}; it is needed because {place.why_node(otherwise)}")) from error

@@ -51,13 +51,12 @@ class Place(NamedTuple):
     store: str = ""
     machine: str = ""
 
-    @property
-    def why_node(self) -> str:
-        """Why the node is needed to store, as part of a sentence."""
+    def why_node(self, otherwise: str) -> str:
+        """Return why the node is needed to store, as part of a sentence; ``otherwise``: in the node's own directory."""
         own = self.settings.storage_dir
         if self.kind is PlaceKind.APART:
             return f"{own} is not its store"
-        return f"{own} is its store, on {self.machine}" if self.machine else f"{own} is another user's"
+        return f"{own} is its store, on {self.machine}" if self.machine else otherwise
 
 
 _kept: tuple[tuple[Settings, bool, bool], Place, float] | None = None

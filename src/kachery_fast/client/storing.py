@@ -177,8 +177,9 @@ def _store_by_node(place: Place, make_body: Callable[[], Iterable[Any]], size: i
         raise DiskError(action="the writing", path=settings.storage_dir, why=(
             "you may not write there, and no node is asked because KACHERY_OFFLINE_STORAGE_DIR is set")) from error
     except NodeNotRunning as error:
+        otherwise = f"you may not write {settings.storage_dir}"
         raise NodeNotRunning(url=error.details.get("url"), why=(
-            f"{error.details.get('why')}; it is needed because {place.why_node}")) from error
+            f"{error.details.get('why')}; it is needed because {place.why_node(otherwise)}")) from error
     return str(FileUri(str(answer["sha1"]), label, answer.get("manifestSha1")))
 
 

@@ -95,7 +95,9 @@ def test_what_lies_in_the_directory_that_was_used_without_the_node_is_still_foun
         node: Program, tmp_path: Path) -> None:
     (tmp_path / "a.dat").write_bytes(b"from before there was a node")
     somebody = user(node, tmp_path)
-    somebody.env["KACHERY_OFFLINE_STORAGE_DIR"] = str(tmp_path / "home" / "kachery-storage")
+    own = tmp_path / "home" / "kachery-storage"
+    own.mkdir(parents=True)
+    somebody.env["KACHERY_OFFLINE_STORAGE_DIR"] = str(own)
     uri = somebody.ok("store", str(tmp_path / "a.dat")).strip()
     del somebody.env["KACHERY_OFFLINE_STORAGE_DIR"]
     assert somebody.ok("cat", uri) == "from before there was a node"

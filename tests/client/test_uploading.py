@@ -98,8 +98,13 @@ def test_a_client_without_the_node_s_store_hands_the_file_over(lab: Lab, giver: 
     monkeypatch.setenv("KACHERY_CLIENT_AUTH_FILE", str(giver.storage_dir / "client-auth"))
     monkeypatch.setenv("KACHERY_STORAGE_DIR", str(tmp_path / "own"))
     uri = kf.upload_file(path)
-    assert Path(kf.load_file(uri)).is_relative_to(tmp_path / "own")
     assert read_directly(lab, tmp_path, uri) == [path.read_bytes()]
+    late = make_recording(tmp_path / "late.dat", SIZE, seed=58)
+    with monkeypatch.context() as alone:  # stored while no node answered
+        alone.setenv("KACHERY_DAEMON_PORT", "1")
+        kept = kf.store_file(late)
+    assert Path(kf.load_file(kept, local_only=True)).is_relative_to(tmp_path / "own")
+    assert read_directly(lab, tmp_path, kf.upload_file(kept)) == [late.read_bytes()]
 
 
 def test_what_cannot_be_uploaded_is_told(lab: Lab, giver: LabNode, tmp_path: Path,

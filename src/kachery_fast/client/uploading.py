@@ -10,12 +10,13 @@ import os
 from collections.abc import Iterator
 from contextlib import closing
 
-from ..config import Settings, load_settings
+from ..config import Settings
 from ..errors import InvalidArgument, KacheryError, NodeError, NotInStore
 from ..protocol.names import check_channel_name, parse_file_uri
 from .access import check_online
 from .connection import NodeConnection
 from .copies import SomePath
+from .place import client_settings
 from .progress import Progress, ProgressCallback
 from .storing import open_store, store_file
 
@@ -40,7 +41,7 @@ def upload_file(path_or_uri: SomePath, *, channel: str | None = None, progress: 
     :raises ChannelUnknown, NotPermitted: the node is not on the channel, or may not provide files there.
     :raises HubUnreachable, BucketUnreachable and others: hub or bucket did not take it, and why.
     """
-    settings = load_settings()
+    settings = client_settings()
     chosen = settings.channel if channel is None else channel
     if not chosen:
         raise InvalidArgument(what="No channel was named to upload to. Pass channel=, use --channel, or set "

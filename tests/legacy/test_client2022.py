@@ -152,6 +152,23 @@ def test_feeds_are_made_appended_read_watched_and_deleted(on_a: Client2022, on_b
     """) is False
 
 
+def test_a_long_subfeed_is_given_in_one_answer(on_a: Client2022) -> None:
+    """The old client asks once, and a snapshot holds what it got."""
+    assert on_a.run("""
+        feed = kc.create_feed('long')
+        for name in ('main', 'other'):
+            subfeed = feed.load_subfeed(name)
+            for first in range(0, 9000, 3000):
+                subfeed.append_messages([{'i': first + i, 'text': 'x' * 1000} for i in range(3000)])
+        watches = {name: {'feedId': feed.feed_id, 'subfeedName': name, 'position': 1} for name in ('main', 'other')}
+        found = [[message['i'] for message in messages] == list(range(1, 9000))
+                 for messages in kc.watch_for_new_messages(watches, wait_msec=0).values()]
+        snapshot = feed.create_snapshot(['main', 'other'])
+        print(json.dumps(found + [snapshot.load_subfeed('main').get_num_local_messages(),
+                                  len(subfeed.get_next_messages(wait_msec=0, max_num_messages=5000))]))
+    """) == [True, True, 9000, 5000]
+
+
 def test_a_message_is_seen_by_a_watcher_as_it_is_appended(on_a: Client2022, on_b: Client2022) -> None:
     uri = on_a.run("print(json.dumps(kc.create_feed('live').load_subfeed('s').uri))")
     watcher = on_b.begin(f"""

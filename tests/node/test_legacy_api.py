@@ -239,6 +239,24 @@ def test_to_wait_for_ever_is_to_wait_for_long(loop_kind: str, tmp_path: Path) ->
     alone(loop_kind, tmp_path, work)
 
 
+def test_who_reads_feeds_gets_all_that_is_here_of_each(loop_kind: str, tmp_path: Path) -> None:
+    async def work(client: Client) -> None:
+        feed = {"feedId": (await _ask_json(client, "/feed/createFeed"))["feedId"], "subfeedHash": "a" * 40}
+        sent = [{"i": number, "text": "x" * 4000} for number in range(1500)]
+        for first in range(0, len(sent), 250):
+            await _ask_json(client, "/feed/appendMessages", {**feed, "messages": sent[first:first + 250]})
+        watches = {name: {**feed, "position": position} for name, position in (("a", 0), ("b", 700), ("none", 1500))}
+        for limit, ends in ((0, (1500, 1500)), (1200, (1200, 1500)), (10, (10, 710))):
+            found = await _ask_json(client, "/feed/watchForNewMessages", {
+                "subfeedWatches": watches, "waitMsec": 1000, "maxNumMessages": limit})
+            assert found["messages"] == {"a": sent[:ends[0]], "b": sent[700:ends[1]]}
+        signed = await _ask_json(client, "/feed/watchForNewMessages", {"subfeedWatches": watches, "waitMsec": 0,
+                                                                        "signed": True})
+        assert [message["body"]["message"] for message in signed["messages"]["b"]] == sent[700:]
+
+    alone(loop_kind, tmp_path, work)
+
+
 def test_what_was_not_announced_is_not_taken(loop_kind: str, tmp_path: Path) -> None:
     async def work(client: Client) -> None:
         async with client.session.put(f"{client.url}/deposit/guessed", data=b"x") as answer:

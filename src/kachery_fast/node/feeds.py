@@ -218,6 +218,13 @@ class Feeds:
                 if watch.following is not None:
                     watch.following.want()
 
+    async def held(self, feed_id: str, subfeed: str, position: int, count_max: int) -> list[bytes]:
+        """Return what is held here from a position on, as much as one answer holds; none: that is the end.
+
+        :raises FeedForked: the position is at or behind a fork.
+        """
+        return await self._in_thread(self.log.read, feed_id, subfeed, position, count_max, _ANSWER_SIZE_BYTES_MAX)
+
     def _read_all(self, watches: list[Watch], count_max: int) -> list[Reading | KacheryError]:
         found: list[Reading | KacheryError] = []
         size_bytes = 0

@@ -16,14 +16,19 @@ docs/formats.md.
 
 from __future__ import annotations
 
+import contextlib
+import logging
+from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 from aiohttp import web
 
-from ..errors import FeedNotWritable, FeedUnknown, InvalidArgument
+from ..errors import FeedForked, FeedNotWritable, FeedUnknown, InvalidArgument, KacheryError
 from ..protocol.names import check_feed_id, check_sha1
+from .faults import logged_fault
 from .feed_api import BATCH_MESSAGES_MAX, LOCAL, WATCHES_MAX, FeedWatch, contents_of, limit_of, read_watches
+from .feeds import Reading
 from .legacy_parts import answer_success, read_legacy_body, tell_in_text, wait_seconds_of
 from .mutable_api import MutableKey, MutableSet, check_mutable_key, on_mutables
 
@@ -31,6 +36,8 @@ if TYPE_CHECKING:
     from .node import Node
 
 __all__ = ["LegacyFeeds"]
+
+log = logging.getLogger("kachery_fast.node")
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 _WaitMsec = Annotated[float, msgspec.Meta(ge=0)]
@@ -135,7 +142,7 @@ class LegacyFeeds:
             return tell_in_text(f"Subfeed is not writeable: {asked.feed_id} {asked.subfeed_hash}", error.http_status)
         return answer_success()
 
-    async def _watch(self, request: web.Request) -> web.Response:
+    async def _watch(self, request: web.Request) -> web.StreamResponse:
         asked = await self._read(request, _WatchAll)
         watches: dict[str, _Watch] = asked.subfeed_watches
         if len(watches) > WATCHES_MAX:
@@ -144,11 +151,49 @@ class LegacyFeeds:
                   for watch in watches.values()]
         readings = await read_watches(self._node, wanted, wait_seconds_of(asked.wait_msec),
                                       limit_of(asked.max_num_messages))
-        found = dict(zip(watches, (reading.messages for reading in readings), strict=True))
+        if any(reading.messages for reading in readings):
+            return await self._send_news(request, asked, readings)
         # As in 2022: who waited in vain gets an empty list of each, else those without news are absent.
-        everything = asked.wait_msec > 0 and not any(found.values())
-        return answer_success(messages={name: contents_of(messages, asked.signed)
-                                        for name, messages in found.items() if messages or everything})
+        return answer_success(messages={name: [] for name in watches} if asked.wait_msec > 0 else {})
+
+    async def _send_news(self, request: web.Request, asked: _WatchAll, readings: list[Reading]) -> web.StreamResponse:
+        """Answer with all that is here of each subfeed. A client of 2022 asks once, and takes a part for the whole."""
+        response = web.StreamResponse(headers={"Content-Type": "application/json; charset=utf-8"})
+        await response.prepare(request)
+        try:
+            await response.write(b'{"success":true,"messages":{')
+            separator = b""
+            for (name, watch), reading in zip(asked.subfeed_watches.items(), readings, strict=True):
+                begin = separator + msgspec.json.encode(name) + b":["
+                async with contextlib.aclosing(self._news(watch, reading, asked.max_num_messages)) as parts:
+                    async for messages in parts:
+                        await response.write(begin + b",".join(map(bytes, contents_of(messages, asked.signed))))
+                        begin, separator = b",", b"],"
+            await response.write(b"]}}")
+        except ConnectionError:
+            raise
+        except Exception as error:  # the head is out: nobody must take this for the whole
+            log.warning("an answer to %s broke off: %s", request.path,
+                        error if isinstance(error, KacheryError) else logged_fault(error, request.path))
+            if request.transport is not None:
+                request.transport.abort()
+        return response
+
+    async def _news(self, watch: _Watch, reading: Reading, max_messages: int) -> AsyncGenerator[list[bytes], None]:
+        """Yield the messages of a subfeed up to where it ended when it was looked at first, a few MiB at a time."""
+        position, messages = watch.position, reading.messages
+        end = min(max(reading.count, position + len(messages)), position + limit_of(max_messages))
+        while position < end:
+            if not messages:
+                try:
+                    messages = await self._node.feeds.held(watch.feed_id, watch.subfeed_hash, position, end - position)
+                except FeedForked:
+                    return
+            if not messages:
+                return  # the rest is on its way to this node
+            yield messages
+            position += len(messages)
+            messages = []
 
     # --- mutables
 

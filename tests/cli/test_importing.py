@@ -81,6 +81,16 @@ def test_a_second_import_takes_nothing_and_a_dry_run_changes_nothing(program: Pr
     assert "704 here already" in program.ok("import", str(old.root))
 
 
+def test_a_damaged_file_that_is_here_is_told_of_and_replaced(program: Program, old: Legacy) -> None:
+    put(program.storage_dir, bytes(len(old.small)), sha1_of(old.small))
+    uri = f"sha1://{sha1_of(old.small)}"
+    assert f"to replace: {uri}: the file here is damaged" in program.ok("import", str(old.root), "--dry-run")
+    found = program.json("import", str(old.root))
+    assert counts(found) == WHOLE
+    assert found["replaced"] == [sha1_of(old.small)]
+    assert program.ok("cat", uri) == old.small.decode()
+
+
 def test_what_is_damaged_is_refused_and_the_rest_is_taken(program: Program, old: Legacy) -> None:
     put(old.root, b"other bytes", sha1_of(b"small and damaged"))
     put(old.root, b"x" * 300_000, sha1_of(b"large and damaged"))

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from kachery_fast.store import FileStore
+from kachery_fast.store.files import SMALL_SIZE_BYTES_MAX
 from kachery_fast.store.importing import FileImport
 from kachery_fast.store.tally import Tally
 
@@ -66,6 +67,51 @@ def test_a_link_that_is_here_is_kept_while_its_file_is_as_it_was(tmp_path: Path)
     other.unlink()
     assert imported(source, root).links.taken == 1
     assert store_of(root).find(sha1_of(data)).path == tmp_path / "linked.dat"
+
+
+@pytest.mark.parametrize("size", [1000, SMALL_SIZE_BYTES_MAX + 1])
+@pytest.mark.parametrize("damage", [b"", b"zeros"])
+def test_a_damaged_file_that_is_here_is_set_aside_and_taken_anew(tmp_path: Path, size: int, damage: bytes) -> None:
+    data = counter_stream(size)
+    source, root = tmp_path / "old", tmp_path / "store"
+    sha1, _, manifest_sha1 = store_of(source).put_bytes(data)
+    store_of(root).put_bytes(data)
+    here = 0 if manifest_sha1 is None else 1
+    path = store_of(root).find(sha1).path
+    damage = damage and bytes(size)
+    path.write_bytes(damage)
+
+    tally = imported(source, root, dry_run=True)
+    assert (tally.files.taken, tally.files.here, tally.replaced, tally.refused) == (1, here, [sha1], [])
+    assert path.read_bytes() == damage
+    tally = imported(source, root)
+    assert (tally.files.taken, tally.files.here, tally.replaced, tally.refused) == (1, here, [sha1], [])
+    assert path.read_bytes() == data
+    assert (root / "damaged" / sha1).read_bytes() == damage
+    assert imported(source, root).files.here == here + 1
+
+
+def test_a_damaged_file_stays_where_nothing_good_can_take_its_place(tmp_path: Path) -> None:
+    source, root = tmp_path / "old", tmp_path / "store"
+    for place in (source, root):
+        sha1 = store_of(place).put_bytes(b"the good bytes").sha1
+        store_of(place).find(sha1).path.write_bytes(b"its bad bytes.")
+    tally = imported(source, root)
+    assert (tally.files.taken, tally.files.here, tally.replaced) == (0, 0, [])
+    (refused,) = tally.refused
+    assert refused[0] == f"sha1://{sha1}"
+    assert "damaged as well" in refused[1]
+    assert store_of(root).find(sha1).path.read_bytes() == b"its bad bytes."
+
+
+def test_a_link_takes_the_place_of_a_damaged_file(tmp_path: Path) -> None:
+    data = counter_stream(1000)
+    source, root = linked(tmp_path, data), tmp_path / "store"
+    sha1 = store_of(root).put_bytes(data).sha1
+    store_of(root).find(sha1).path.write_bytes(bytes(1000))
+    tally = imported(source, root)
+    assert (tally.links.taken, tally.replaced) == (1, [sha1])
+    assert store_of(root).find(sha1).path == tmp_path / "linked.dat"
 
 
 def test_bytes_of_a_small_file_that_changed_at_the_second_reading_are_not_counted(

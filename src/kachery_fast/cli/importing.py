@@ -36,9 +36,10 @@ def import_directory(directory: str, dry_run: bool, quiet: bool, as_json: bool) 
     """Take what the storage directory DIR of a daemon of 2022 holds into the one of this machine.
 
     Files are copied, links made anew to the same files, each when its bytes have its name; mutables and feeds are added
-    to those that are here, and nothing that is here is replaced. Feeds stay writable, so do not let the other daemon
-    append to them any more. DIR itself is only read, and the identity of its node is not taken: this node keeps its
-    own. Stop the node of this machine first, or the feeds are refused.
+    to those that are here, and nothing that is here is replaced, except a file that is found to be damaged when it is
+    read: its bytes go to damaged/ in the storage directory. Feeds stay writable, so do not let the other daemon append
+    to them any more. DIR itself is only read, and the identity of its node is not taken: this node keeps its own. Stop
+    the node of this machine first, or the feeds are refused.
 
     The exit code is 6 when something was refused; the rest was taken. It may be repeated.
     """
@@ -154,5 +155,8 @@ def _text(tally: Tally, dry_run: bool) -> str:
         count = getattr(tally, kind)
         size = f" ({human_size(count.size_bytes)})" if kind in ("files", "links") else ""
         lines.append(f"{kind + ':':10}{count.taken} {word}{size}, {count.here} here already")
+    word = "to replace" if dry_run else "replaced"
+    lines += [f"{word}: sha1://{sha1}: the file here is damaged{'' if dry_run else ', and was moved to damaged/'}"
+              for sha1 in tally.replaced]
     lines += [f"refused: {what}: {why}" for what, why in tally.refused]
     return "\n".join(lines)

@@ -1,6 +1,7 @@
 """Taking the files and links of another storage directory into a store; the other is only read.
 
-Each file is hashed on its way, and gets its name in the store only when its bytes have that name.
+Each file is hashed on its way, and gets its name in the store only when its bytes have that name. What is here already
+is hashed as well: the other directory may be deleted next, and with it the only good bytes.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from .layout import Layout
 from .links import LINK_SIZE_BYTES_MAX, LinkRecord, fingerprint_of, open_link, parse_link
 from .objects import ObjectWriter, Stored, read_small
 from .tally import Count, Tally
+from .verifying import set_aside
 
 __all__ = ["FileImport"]
 
@@ -44,7 +46,7 @@ class FileImport:
     :param root: the storage directory of this store.
     :param chunk_size_bytes, fingerprint_size_bytes: as for ``FileStore``.
     :param dry_run: read and check everything, and write nothing.
-    :param progress: called with the bytes read so far, of files that are not here yet.
+    :param progress: called with the bytes read so far, here and there.
     """
 
     def __init__(self, source: Path, root: Path, tally: Tally, *, chunk_size_bytes: int, fingerprint_size_bytes: int,
@@ -59,6 +61,7 @@ class FileImport:
         self._dry_run = dry_run
         self._progress = progress
         self._done_bytes = 0
+        self._damaged = ""  # the SHA-1 of a file here that has other bytes, until it is replaced
         self._small: list[tuple[Path, int]] = []  # with their length in bytes
 
     def run(self) -> None:
@@ -80,17 +83,23 @@ class FileImport:
                 raise
             except (CorruptFile, FileChanged, LinkInvalid, LocalFileMissing, NotADataFile, NotInStore,
                     DiskError) as error:
-                self._tally.refuse(f"sha1://{entry.sha1}", error.message)
+                note = " The file that is here under this name is damaged as well." if self._damaged else ""
+                self._tally.refuse(f"sha1://{entry.sha1}", error.message + note)
         self._put_small()
 
     def _is_here(self, entry: Entry) -> bool:
-        linked = entry.size is None
-        size = find_size(self._layout.file(entry.sha1)) if entry.size is None else entry.size
+        self._damaged = ""
+        if find_size(self._layout.file(entry.sha1)) is None:
+            return entry.size is None and self._has_link(entry.sha1)
+        try:
+            size = self._store.verify(entry.sha1, progress=self._report).size
+        except CorruptFile:
+            self._damaged = entry.sha1
+            return False
+        self._done_bytes += size
         # A cached copy becomes an original: the other directory may be deleted next.
         keeps = self._writer.holds if self._dry_run else self._writer.keeps
-        if size is not None and keeps(entry.sha1, size):
-            return True
-        return linked and self._has_link(entry.sha1)
+        return keeps(entry.sha1, size) or (entry.size is None and self._has_link(entry.sha1))
 
     def _has_link(self, sha1: str) -> bool:
         """Whether there is a link here, to a file that is what it was."""
@@ -176,10 +185,19 @@ class FileImport:
             return digest_file(source.fd, self._chunk_size_bytes, progress=self._report)
 
     def _check(self, sha1: str, digests: Digests, source: SourceFile) -> None:
+        """Check the bytes that are to be taken, and make way for them.
+
+        :raises CorruptFile, FileChanged: they have not this name.
+        """
         source.check_unchanged(digests.size)
         if digests.sha1 != sha1:
             raise CorruptFile(path=display(source.path), found=digests.sha1, sha1=sha1,
                               advice="It was not taken; it is left as it is.")
+        if sha1 == self._damaged:
+            if not self._dry_run:
+                set_aside(self._layout, sha1, durable=True)
+            self._damaged = ""
+            self._tally.replaced.append(sha1)
 
     def _report(self, done_bytes: int) -> None:
         if self._progress is not None:

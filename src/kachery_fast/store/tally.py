@@ -19,7 +19,8 @@ class Count:
 
 @dataclass
 class Tally:
-    """The account of one take-over. ``refused``: what was not taken, and why.
+    """The account of one take-over. ``refused``: what was not taken, and why. ``replaced``: the SHA-1 of each file that
+    was here with other bytes; these are in ``damaged/`` now.
 
     ``too_large_bytes``: the length of the shortest mutable that was longer than the setting allows. ``unread``: a file
     could not be read this time, and the same one may be readable the next time.
@@ -31,6 +32,7 @@ class Tally:
     feeds: Count = field(default_factory=Count)
     messages: Count = field(default_factory=Count)
     refused: list[tuple[str, str]] = field(default_factory=list)
+    replaced: list[str] = field(default_factory=list)
     too_large_bytes: int | None = None
     unread: bool = False
 
@@ -47,4 +49,5 @@ class Tally:
         for name in ("files", "links"):
             found[name]["takenBytes"] = kinds[name].size_bytes
         found["refused"] = [{"what": what, "why": why} for what, why in self.refused]
+        found["replaced"] = self.replaced
         return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import CorruptFile, DiskError, KacheryError, LinkInvalid, NotInStore
@@ -12,7 +13,7 @@ from .disk import display, find_size, rename_into, translated
 from .layout import Layout
 from .objects import Located
 
-__all__ = ["Verified", "verify_names"]
+__all__ = ["Verified", "set_aside", "verify_names"]
 
 _log = logging.getLogger("kachery_fast.store")
 
@@ -47,16 +48,21 @@ def verify_names(
             result = error
             damaged += 1
             if quarantine and not isinstance(error, DiskError):
-                _set_aside(layout, entry.sha1, durable=durable)
+                path = set_aside(layout, entry.sha1, durable=durable)
+                _log.warning("%s is damaged and was moved to %s", display(path), display(layout.damaged))
         if on_result is not None:
             on_result(entry.sha1, result)
     return Verified(sound, damaged, size)
 
 
-def _set_aside(layout: Layout, sha1: str, *, durable: bool) -> None:
+def set_aside(layout: Layout, sha1: str, *, durable: bool) -> Path:
+    """Move what is stored, or else linked, under a name to ``damaged/``; return where it was.
+
+    :raises DiskError: it cannot be moved.
+    """
     path = layout.file(sha1)
     if find_size(path) is None:
         path = layout.link(sha1)
     with translated("setting aside", path):
         rename_into(path, layout.damaged / path.name, durable=durable)
-    _log.warning("%s is damaged and was moved to %s", display(path), display(layout.damaged))
+    return path

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import pytest
+
+from kachery_fast.node.takeover import take_over
 from kachery_fast.protocol.manifest import parse_manifest
 from tests.network import run_on
 from tests.node.running import Client, node_settings, running_node
@@ -59,3 +62,14 @@ def test_a_damaged_feeds_db_does_not_keep_the_node_from_starting(tmp_path: Path)
         assert not client.node.feeds.owns(OWN_FEED)
 
     started(old.root, check)
+
+
+def test_a_fault_of_the_take_over_is_logged_and_the_node_starts(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("nobody has foreseen this")
+
+    monkeypatch.setattr("kachery_fast.node.takeover.take_over_in_place", fail)
+    take_over(node_settings(tmp_path / "store"))
+    assert "nobody has foreseen this" in caplog.text
+    assert "the next start tries again" in caplog.text

@@ -7,10 +7,13 @@ import logging
 from ..config import Settings
 from ..errors import KacheryError
 from ..store.takeover import take_over_in_place
+from .faults import logged_fault
 
 __all__ = ["take_over"]
 
 log = logging.getLogger("kachery_fast.node")
+
+_FAILED = "the mutables and feeds of 2022 could not be taken over; the next start tries again: %s"
 
 
 def take_over(settings: Settings) -> None:
@@ -19,4 +22,6 @@ def take_over(settings: Settings) -> None:
         take_over_in_place(settings.storage_dir, mutable_size_bytes_max=settings.mutable_size_bytes_max,
                            message_size_bytes_max=settings.feed_message_size_bytes_max)
     except KacheryError as error:
-        log.error("the mutables and feeds of 2022 could not be taken over; the next start tries again: %s", error)
+        log.error(_FAILED, error)
+    except Exception as error:
+        log.error(_FAILED, logged_fault(error, "the taking over of mutables and feeds of 2022"))

@@ -27,7 +27,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import CacheElsewhere, CacheOfAnother, KacheryError
+from ..errors import CacheElsewhere, CacheOfAnother
 from .cache_rows import CachedCopy, Rows
 from .database import Database
 from .disk import display
@@ -205,7 +205,7 @@ class CacheIndex:
                 connection.execute(
                     "INSERT INTO copies VALUES (?, ?, ?, ?, ?, EXISTS (SELECT 1 FROM pins WHERE sha1 = ?), ?)",
                     (sha1, size, size.bit_length(), identity_of(found), now_ms, sha1, manifest_of))
-        except KacheryError as error:
+        except Exception as error:  # whatever a damaged index brings about
             _log.warning("sha1://%s cannot be noted as a cached copy, and stays: %s", sha1, error)
 
     def forget(self, sha1: str) -> None:
@@ -231,7 +231,7 @@ class CacheIndex:
             if self.find(sha1) is not None:
                 with self.changing() as rows:
                     rows.forget(sha1)
-        except KacheryError as error:
+        except Exception as error:
             _log.debug("sha1://%s is stored anew: %s", sha1, error)
             return False
         return True

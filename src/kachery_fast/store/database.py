@@ -9,6 +9,7 @@ errors are translated here, once.
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
 import sqlite3
@@ -17,11 +18,12 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from ..errors import DatabaseUnusable, DiskError, KacheryError
 from .disk import disk_error, display, make_directories, translated
 
-__all__ = ["Database"]
+__all__ = ["Database", "decode_row"]
 
 log = logging.getLogger("kachery_fast.store")
 
@@ -34,7 +36,8 @@ _LOG_SIZE_BYTES_MAX = 64 * 1024 * 1024
 
 # What SQLite says (sqlite3ErrStr in its main.c; the codes themselves are known to Python from 3.11 on) of a file that
 # is not as SQLite left it.
-_DAMAGE = ("malformed", "is not a database", "unsupported file format")
+_DAMAGE = ("malformed", "is not a database", "unsupported file format", "Could not decode to UTF-8", "no such table",
+           "no such column")
 _FULL, _IO_ERROR, _LOCKED = "database or disk is full", "disk I/O error", "is locked"
 _SHARED_SIZE_BYTES = 32768
 _DAMAGE_ADVICE = ("Nothing of it was changed. Restore it from a backup, or move it away to begin anew without what it "
@@ -238,6 +241,8 @@ class Database:
             yield
         except (sqlite3.ProgrammingError, sqlite3.IntegrityError):
             raise  # a fault of this program
+        except UnicodeDecodeError as error:  # Python cannot read what SQLite says of a damaged schema, or a text of it
+            raise self._translate(sqlite3.DatabaseError(f"malformed text: {error}"), action) from error
         except (sqlite3.Error, OSError) as error:
             raise self._translate(error, action) from error
 
@@ -258,6 +263,17 @@ class Database:
             found = os.statvfs(self.path.parent)
             return text == _IO_ERROR and found.f_bavail * found.f_frsize < _SHARED_SIZE_BYTES
         return False
+
+
+def decode_row(data: Any) -> Any:
+    """Return what was written to a row as JSON; for the blocks of ``Database``.
+
+    :raises sqlite3.DatabaseError: it is not JSON, so the file is damaged.
+    """
+    try:
+        return json.loads(data)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise sqlite3.DatabaseError(f"malformed row: {error}") from None
 
 
 def _set_wal(connection: sqlite3.Connection) -> str:

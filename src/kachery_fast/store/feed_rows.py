@@ -158,7 +158,14 @@ def message(connection: sqlite3.Connection, subfeed_row: int, number: int) -> by
     """Return one message, or None."""
     row = connection.execute("SELECT message FROM messages WHERE id = ?",
                              (subfeed_row << _NUMBER_BITS | number,)).fetchone()
-    return None if row is None else row[0]
+    return None if row is None else _checked(row[0])
+
+
+def _checked(message: object) -> bytes:
+    """:raises sqlite3.DatabaseError: what stands in the place of a message is none."""
+    if not isinstance(message, bytes):
+        raise sqlite3.DatabaseError("malformed row: a message is missing")
+    return message
 
 
 def messages(connection: sqlite3.Connection, subfeed_row: int, first: int, end: int) -> Iterator[bytes]:
@@ -166,7 +173,7 @@ def messages(connection: sqlite3.Connection, subfeed_row: int, first: int, end: 
     base = subfeed_row << _NUMBER_BITS
     for row in connection.execute("SELECT message FROM messages WHERE id >= ? AND id < ? ORDER BY id",
                                   (base + first, base + end)):
-        yield row[0]
+        yield _checked(row[0])
 
 
 def sizes(connection: sqlite3.Connection, subfeed_row: int, first: int) -> Iterator[int]:

@@ -19,8 +19,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import msgspec
-
 from ..errors import DiskError, FeedUnknown, InvalidName, KacheryError
 from ..protocol import feed_segments
 from ..protocol import feeds as rules
@@ -28,7 +26,7 @@ from ..protocol.feed_bodies import Segment
 from ..protocol.feeds import Fork, Tail
 from ..protocol.names import check_feed_id, check_sha1, subfeed_hash
 from . import feed_rows as rows
-from .database import Database
+from .database import Database, decode_row
 from .feed_jobs import FeedJobs, fork_of, unknown_feed
 from .feed_records import Appended, Extended, FeedInfo, ForkRecord, SubfeedInfo
 from .writing import GroupWriter
@@ -244,11 +242,11 @@ class FeedLog:
         """Return the owner's newest word on the length: signed now for an own feed, else the newest that is kept."""
         with self._database.reading() as connection:
             place = rows.find_place(connection, feed_id, subfeed)
-        if place is None or place.forked_at is not None:
-            return None
-        if place.seed is not None:
-            return rules.sign_head(place.tail, self._jobs.key(feed_id, place.seed), self._jobs.time_ms())
-        return None if place.head is None else dict(msgspec.json.decode(place.head))
+            if place is None or place.forked_at is not None:
+                return None
+            if place.seed is not None:
+                return rules.sign_head(place.tail, self._jobs.key(feed_id, place.seed), self._jobs.time_ms())
+            return None if place.head is None else dict(decode_row(place.head))
 
     def keep_head(self, feed_id: str, subfeed: str, head: dict[str, Any]) -> None:
         """Keep a head of another node's feed, to be passed on, if it is newer than the one kept and all is held of it.
@@ -323,7 +321,7 @@ def _infos(connection: sqlite3.Connection, feed_id: str) -> list[FeedInfo]:
     for feed, name, writable, subfeed, subfeed_name, count, forked_at in rows.listing(connection, feed_id):
         info = found.setdefault(feed, FeedInfo(feed, name, bool(writable), []))
         if subfeed is not None:
-            known = None if subfeed_name is None else json.loads(subfeed_name)
+            known = None if subfeed_name is None else decode_row(subfeed_name)
             info.subfeeds.append(SubfeedInfo(subfeed, known, count, forked_at))
     return list(found.values())
 

@@ -66,7 +66,7 @@ class OldDatabase:
             self._connection.text_factory = bytes
             self._connection.set_progress_handler(tick, _CALL_BACK_STEPS)
             self._check()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             self._note(error)
         except BaseException:
             self.close()
@@ -78,7 +78,7 @@ class OldDatabase:
             return
         try:
             yield from self._connection.execute(statement, arguments)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             self._note(error)
 
     def close(self) -> None:
@@ -146,7 +146,8 @@ class OldDatabase:
             why = b"nothing in it can be read" if found is None else found[0]
             self.problem = f"it is damaged ({' '.join(why.decode('utf-8', 'replace').split())})"
 
-    def _note(self, error: sqlite3.Error) -> None:
+    def _note(self, error: sqlite3.Error | UnicodeDecodeError) -> None:
+        # Of a damaged schema SQLite says more than can be decoded.
         if not self.problem:
             self.temporary = any(sign in str(error) for sign in _TEMPORARY)
             self.problem = (f"it could not be read this time ({error})" if self.temporary else

@@ -16,7 +16,7 @@ import rfc8785
 
 from ..errors import BadMessage, InvalidArgument, KacheryError, TooLarge
 from ..protocol.canonical import canonical_bytes
-from .database import Database
+from .database import Database, decode_row
 
 __all__ = ["ADMITTED_KEY", "DATABASE_NAME", "STEPS", "MutableStore", "encode_key", "encode_value"]
 
@@ -59,7 +59,7 @@ class MutableStore:
         name = encode_key(key)
         with self._database.reading() as connection:
             row = connection.execute("SELECT value FROM mutables WHERE key = ?", (name,)).fetchone()
-        return (False, None) if row is None else (True, json.loads(row[0]))
+            return (False, None) if row is None else (True, decode_row(row[0]))
 
     def set(self, key: Any, value: Any, *, update: bool = True) -> bool:
         """Set a value; without ``update``, only where there is none. Return whether it was set.
@@ -98,7 +98,7 @@ class MutableStore:
         """Yield all keys and values, as they are at one moment, in the order of the keys' canonical JSON."""
         with self._database.reading() as connection:
             for key, value in connection.execute("SELECT key, value FROM mutables ORDER BY key"):
-                yield json.loads(key), json.loads(value)
+                yield decode_row(key), decode_row(value)
 
 
 def encode_key(key: Any) -> bytes:

@@ -15,7 +15,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -201,7 +201,8 @@ def _is_of_feeds(key: dict[str, Any], value: Any, feeds: _FeedRows) -> bool:
         return True
     name = {"feed_id_for_name": key.get("feed_name"), "feedIdForName": key.get("feedName")}.get(str(kind))
     if isinstance(name, str) and isinstance(value, str):
-        feeds.names.append((name, value))
+        with suppress(InvalidName):
+            feeds.names.append((name, check_feed_id(value)))
     return False
 
 

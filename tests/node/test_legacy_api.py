@@ -91,18 +91,28 @@ def test_files_are_stored_by_path_only_where_that_is_harmless(loop_kind: str, tm
         (tmp_path / "to-the-key").symlink_to(root / "private.pem")
         os.link(root / "private.pem", tmp_path / "another-name-of-the-key")
         os.mkfifo(tmp_path / "pipe")
-        refused = ["data.bin", "", "~/data.bin", "/data\0.bin", str(root / "private.pem"),
+        (root / "public.pem").rename(tmp_path / "kept-elsewhere.pem")
+        (root / "public.pem").symlink_to(tmp_path / "kept-elsewhere.pem")
+        (root / "damaged").mkdir()
+        (root / "damaged" / "x").write_bytes(b"Hello World")
+        (tmp_path / "another-name-of-the-directory").symlink_to(root / "damaged")
+        refused = [str(root / "public.pem"), str(tmp_path / "kept-elsewhere.pem"), str(root / "damaged" / "x"),
+                   str(tmp_path / "another-name-of-the-directory" / "x"),
+                   "data.bin", "", "~/data.bin", "/data\0.bin", str(root / "private.pem"),
                    f"{tmp_path}/x/../n/private.pem", str(tmp_path / "to-the-key"), str(root / "client-auth"),
                    str(tmp_path / "another-name-of-the-key"),
                    "/proc/self/fd/../../self/root" + str(root / "private.pem"), str(tmp_path),
-                   str(tmp_path / "pipe"), str(tmp_path / "absent"), "/dev/zero"]
+                   str(tmp_path / "pipe"), str(tmp_path / "absent"), "/dev/zero", "/" + "a" * 300_000]
         for path in refused:
             for endpoint, more in (("/storeFile", {}), ("/linkFile", {"size": 11, "mtime": 0.0})):
                 status, text = await _ask(client, endpoint, {"localFilePath": path, **more})
                 assert status in (400, 404, 409), (path, text)
+                assert len(text) < 1000
         assert not list((root / "sha1").rglob("*")) if (root / "sha1").exists() else True
         stored = await _ask_json(client, "/storeFile", {"localFilePath": f"{tmp_path}/./data.bin"})
         assert stored == {"success": True, "error": None, "sha1": SHA1, "manifestSha1": None}
+        again = str(client.node.store.find(SHA1).path)  # as by a client that stores what it has loaded
+        assert await _ask_json(client, "/storeFile", {"localFilePath": again}) == stored
 
     alone(loop_kind, tmp_path, work)
 

@@ -21,6 +21,7 @@ import hashlib
 import logging
 import os
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
@@ -56,6 +57,7 @@ __all__ = ["LegacyFiles"]
 log = logging.getLogger("kachery_fast.node")
 
 _BODY_SIZE_BYTES_MAX = 1024 * 1024
+_PATH_LENGTH_MAX = 4096  # of Linux (PATH_MAX)
 _PROGRESS_INTERVAL_SECONDS = 2.0  # the client prints each of them
 _MTIME_TOLERANCE_SECONDS = 0.002  # of 2022, which sent seconds as a double
 _MISSING = "Error downloading file: Unable get data read stream for local file."  # of 2022
@@ -160,14 +162,35 @@ class LegacyFiles:
             node.api_threads, partial(node.store.link_file, path, inspect=inspect)))
 
     def _inspect(self, path: str, opened: os.stat_result) -> None:
-        """Refuse the node's own files: its key, its codes, its databases, by whatever name or link they were opened.
+        """Refuse the node's own files: its key, its codes, its databases, by whatever name or link they were opened,
+        and all else that lies below its directory, except what is stored there under its SHA-1.
 
-        :raises InvalidArgument: it is one of them.
+        :raises InvalidArgument: it is one of them. :raises FileChanged: the path leads elsewhere by now.
         """
-        with os.scandir(self._node.settings.storage_dir) as entries:
-            own = {(found.st_dev, found.st_ino) for found in (entry.stat(follow_symlinks=False) for entry in entries)}
-        if (opened.st_dev, opened.st_ino) in own:
-            raise InvalidArgument(what=f"{path[:200]!r} is one of the node's own files, and not stored by its path.")
+        root = self._node.settings.storage_dir
+        own = {_id(root.stat())}
+        with os.scandir(root) as entries:
+            for entry in entries:
+                own.add(_id(entry.stat(follow_symlinks=False)))
+                with contextlib.suppress(OSError):
+                    if not entry.is_dir():
+                        own.add(_id(entry.stat()))  # where a link leads, as of a key that is kept elsewhere
+        shared = None
+        with contextlib.suppress(FileNotFoundError):
+            shared = _id((root / "sha1").stat())
+        real = Path(os.path.realpath(path))
+        try:
+            if _id(real.stat()) != _id(opened):
+                raise FileChanged(path=path, why="another file was put in its place")
+            above = [_id(directory.stat()) for directory in real.parents]
+        except OSError as error:
+            raise FileChanged(path=path, why=error.strerror or str(error)) from None
+        for place in (_id(opened), *above):  # from the inside out, by inodes: a mount gives a directory another name
+            if place == shared:
+                return
+            if place in own:
+                raise InvalidArgument(what=f"{path[:200]!r} is one of the node's own files, and not stored by its "
+                                           "path.")
 
     # --- loading
 
@@ -288,8 +311,14 @@ class LegacyFiles:
         return answer_success(alreadyUploaded=False, signedUrl=url)
 
 
+def _id(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
 def _absolute(path: str) -> str:
-    """:raises InvalidArgument: a path is relative."""
+    """:raises InvalidArgument: a path is relative, or longer than any."""
+    if len(path) > _PATH_LENGTH_MAX:
+        raise InvalidArgument(what=f"{path[:200]!r}… has {len(path)} characters; a path has up to {_PATH_LENGTH_MAX}.")
     if not path.startswith("/") or "\0" in path:
         raise InvalidArgument(what=f"{path[:200]!r} is not an absolute path. The node has another working directory "
                                    "than its client.")

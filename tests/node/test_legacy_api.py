@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import os
@@ -15,6 +16,7 @@ import pytest
 from kachery_fast.node.legacy_parts import MISSING_CODE, WRONG_CODE
 from tests.network import LOOPS
 from tests.node.running import Client, alone
+from tests.node.support import until
 
 pytestmark = pytest.mark.parametrize("loop_kind", LOOPS)
 
@@ -155,6 +157,35 @@ def test_a_link_is_made_of_the_file_that_the_client_saw(loop_kind: str, tmp_path
             status, text = await _ask(client, "/linkFile", seen | changed)
             assert status == 409, text
         assert (await _ask_json(client, "/linkFile", seen | {"mtime": mtime + 0.001}))["sha1"] == SHA1
+
+    alone(loop_kind, tmp_path, work)
+
+
+def test_long_files_that_are_read_keep_nobody_waiting(loop_kind: str, tmp_path: Path) -> None:
+    """Neither other calls, nor the end of the node, nor for long after the client has gone."""
+    path = tmp_path / "long"
+    with path.open("wb") as file:
+        file.truncate(16 * 2**30)
+    linked = {"localFilePath": str(path), "size": path.stat().st_size, "mtime": path.stat().st_mtime}
+
+    def being_read() -> int:
+        found = 0
+        for fd in Path("/proc/self/fd").iterdir():
+            with contextlib.suppress(OSError):
+                found += fd.readlink() == path
+        return found
+
+    async def work(client: Client) -> None:
+        for ending in ("clients go", "node stops"):
+            calls = [asyncio.ensure_future(_ask(client, "/linkFile", linked)) for _ in range(5)]
+            await until(lambda: being_read() == 4)
+            assert (await asyncio.wait_for(_ask_json(client, "/mutable/get", {"key": 1}), 10))["found"] is False
+            if ending == "node stops":
+                await asyncio.wait_for(client.end(), 10)
+            for call in calls:
+                call.cancel()
+            await asyncio.gather(*calls, return_exceptions=True)
+            await until(lambda: being_read() == 0)
 
     alone(loop_kind, tmp_path, work)
 

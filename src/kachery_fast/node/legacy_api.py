@@ -33,9 +33,10 @@ class LegacyApi:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._backends = LegacyBackends(node)
+        self._files = LegacyFiles(node)
         tasks = LegacyTasks(node)
         self._closed = [web.get("/halt", self._halt), web.get("/stats", self._stats),
-                        *LegacyFiles(node).routes(), *LegacyFeeds(node).routes(), *self._backends.routes(),
+                        *self._files.routes(), *LegacyFeeds(node).routes(), *self._backends.routes(),
                         *tasks.routes()]
         self._open = [web.put(DEPOSIT_PREFIX + "{name}", node.deposits.put), *tasks.open_routes()]
         self._paths = frozenset(route.path for route in self._closed)
@@ -53,8 +54,9 @@ class LegacyApi:
         return path.startswith((DEPOSIT_PREFIX, RESULT_PREFIX))
 
     async def close(self) -> None:
-        """Let go of what polls."""
+        """Let go of what polls, and of what reads files."""
         await self._backends.close()
+        await asyncio.to_thread(self._files.close)
 
     async def _halt(self, request: web.Request) -> web.Response:
         asyncio.get_running_loop().call_later(_HALT_SECONDS, self._node.stopped.set)

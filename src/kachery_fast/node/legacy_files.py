@@ -20,6 +20,9 @@ import contextlib
 import hashlib
 import logging
 import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -29,6 +32,7 @@ from aiohttp import web
 
 from .._core import digest_buffer
 from ..errors import (
+    Cancelled,
     CorruptObject,
     FileChanged,
     InvalidArgument,
@@ -41,7 +45,8 @@ from ..protocol.access import Permission
 from ..protocol.hub_bodies import SignedObject
 from ..protocol.manifest import CHUNK_SIZE_BYTES_MAX
 from ..protocol.names import FileUri, check_sha1, object_name
-from ..store.objects import Located
+from ..store.files import Inspect
+from ..store.objects import Located, Stored
 from .api_parts import fault_of, permitted_link
 from .legacy_parts import answer_success, read_legacy_body, tell_in_text
 from .link import ChannelLink
@@ -57,6 +62,7 @@ __all__ = ["LegacyFiles"]
 log = logging.getLogger("kachery_fast.node")
 
 _BODY_SIZE_BYTES_MAX = 1024 * 1024
+_READING_THREADS = 4
 _PATH_LENGTH_MAX = 4096  # of Linux (PATH_MAX)
 _PROGRESS_INTERVAL_SECONDS = 2.0  # the client prints each of them
 _MTIME_TOLERANCE_SECONDS = 0.002  # of 2022, which sent seconds as a double
@@ -114,10 +120,16 @@ class _SignUpload(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
 
 
 class LegacyFiles:
-    """The routes for one ``Node``."""
+    """The routes for one ``Node``; ``close`` when it stops."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
+        # Of its own: one such call takes minutes, and all others go by ``api_threads``.
+        self._threads = ThreadPoolExecutor(_READING_THREADS, "read")
+
+    def close(self) -> None:
+        """Let go of the threads, whose callers are gone."""
+        self._threads.shutdown(wait=True)
 
     def routes(self) -> list[web.RouteDef]:
         """Return what is to be served."""
@@ -140,15 +152,11 @@ class LegacyFiles:
 
     async def _store_file(self, request: web.Request) -> web.Response:
         asked = await read_legacy_body(request, _StoreFile, _BODY_SIZE_BYTES_MAX)
-        node = self._node
         path = _absolute(asked.local_file_path)
-        return tell_stored(STORE_2022_PATH, await in_thread(
-            node.api_threads, partial(node.store.put_file, path, inspect=partial(self._inspect, path))))
+        return await self._read_file(path, self._node.store.put_file, partial(self._inspect, path))
 
     async def _link_file(self, request: web.Request) -> web.Response:
         asked = await read_legacy_body(request, _LinkFile, _BODY_SIZE_BYTES_MAX)
-        node = self._node
-
         path = _absolute(asked.local_file_path)
 
         def inspect(found: os.stat_result) -> None:
@@ -158,8 +166,19 @@ class LegacyFiles:
             if not abs(found.st_mtime - asked.mtime) <= _MTIME_TOLERANCE_SECONDS:
                 raise FileChanged(path=path, why="client and node see different times of its last change")
 
-        return tell_stored(STORE_2022_PATH, await in_thread(
-            node.api_threads, partial(node.store.link_file, path, inspect=inspect)))
+        return await self._read_file(path, self._node.store.link_file, inspect)
+
+    async def _read_file(self, path: str, work: Callable[..., Stored], inspect: Inspect) -> web.Response:
+        """Have the store read a whole file, until that is done, the client has gone, or the node stops."""
+        gone = threading.Event()
+
+        def check_wanted(_bytes_read: int) -> None:
+            if gone.is_set():
+                raise Cancelled(what=f"The reading of {path}")
+
+        stored = await in_thread(self._threads, partial(work, path, progress=check_wanted, inspect=inspect),
+                                 stop=gone.set)
+        return tell_stored(STORE_2022_PATH, stored)
 
     def _inspect(self, path: str, opened: os.stat_result) -> None:
         """Refuse the node's own files: its key, its codes, its databases, by whatever name or link they were opened,

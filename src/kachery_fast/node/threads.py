@@ -14,12 +14,13 @@ T = TypeVar("T")
 
 
 async def in_thread(executor: Executor, work: Callable[..., T], *arguments: Any,
-                    undo: Callable[[T], object] | None = None) -> T:
+                    undo: Callable[[T], object] | None = None, stop: Callable[[], object] | None = None) -> T:
     """Run ``work(*arguments)`` in ``executor``.
 
     When cancelled, work that has not begun is dropped, and work that has is waited for: nothing goes on behind the
     caller's back with a file that it is about to close.
 
+    :param stop: tells work that has begun, and whose caller was cancelled, to end early.
     :param undo: takes what the work of a cancelled caller returned, so that it can be closed.
     :raises Exception: what ``work`` raised.
     """
@@ -30,6 +31,8 @@ async def in_thread(executor: Executor, work: Callable[..., T], *arguments: Any,
     except asyncio.CancelledError:
         if submitted.cancel():
             raise
+        if stop is not None:
+            stop()
         while not future.done():
             with suppress(asyncio.CancelledError):
                 await asyncio.wait([future])

@@ -17,7 +17,9 @@ import pytest
 
 from kachery_fast.cli.lab import Lab, LabNode
 from kachery_fast.cli.node import _node_lines
+from kachery_fast.store.takeover_marker import MARKER_NAME
 from tests.cli.commands import PROGRAM, Program
+from tests.store.legacy_directory import OTHER_SEED, append, legacy_directory
 
 
 @pytest.fixture
@@ -66,6 +68,26 @@ def test_a_node_in_the_foreground_ends_by_a_signal(program: Program, number: sig
     assert (process.returncode, out) == (0, "")
     assert "Traceback" not in err
     assert program.run("node", "info").returncode == 5
+
+
+def test_a_signal_ends_a_take_over_and_the_next_start_goes_on_with_it(program: Program, tmp_path: Path) -> None:
+    old = legacy_directory(program.storage_dir, tmp_path / "elsewhere", large_size_bytes=10)
+    append(old.root, [{"i": number} for number in range(6000)], seed=OTHER_SEED, subfeed="b" * 40)
+    process = subprocess.Popen([*PROGRAM, "node", "start"], env=program.env, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "every signature is checked" in line:
+            break
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert "The next start goes on with it" in err
+    assert "taken over from 2022" not in err
+    assert not (old.root / MARKER_NAME).exists()
+    with program.node():
+        assert (old.root / MARKER_NAME).exists()
+        assert "taken over from 2022: " in (old.root / "node.log").read_text()
 
 
 def test_a_relative_storage_directory_is_the_same_for_the_node(program: Program, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import pytest
 from kachery_fast.errors import FeedNotWritable
 from kachery_fast.protocol import feeds as rules
 from kachery_fast.store.feeds import FeedLog
-from kachery_fast.store.legacy import OldDatabase
+from kachery_fast.store.legacy import WORK_PREFIX, OldDatabase
 from kachery_fast.store.mutables import ADMITTED_KEY, MutableStore
 from kachery_fast.store.takeover import PROGRESS_TEXT, take_over_in_place
 from kachery_fast.store.takeover_marker import MARKER_NAME
@@ -313,6 +313,36 @@ def test_a_long_take_over_says_how_far_it_is(
     lines = [record.getMessage() for record in caplog.records if PROGRESS_TEXT in record.getMessage()]
     assert lines[0].endswith("so far 0 mutables, 0 messages")  # while the old file is read and checked
     assert any(line.endswith("so far 3 mutables, 500 messages") for line in lines)
+
+
+def test_a_take_over_ends_wherever_it_is_told_to_and_is_taken_up_again(old: Legacy) -> None:
+    """Also within SQLite, which keeps what a callback raises to itself, and with copies of databases under way."""
+    (old.root / "feeds.db-wal").write_bytes(b"x" * 100)
+    left = [0]
+
+    class Ended(Exception):
+        pass
+
+    def check() -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise Ended
+
+    def take_until_told(ticks: int) -> None:
+        left[0] = ticks
+        take_over_in_place(old.root, mutable_size_bytes_max=1 << 20, message_size_bytes_max=1 << 20, check=check)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kachery_fast.store.legacy._CALL_BACK_STEPS", 50)
+        for ticks in (0, 1, 2, 3, 5, 10, 20, 50, 100, 200):
+            with pytest.raises(Ended):
+                take_until_told(ticks)
+            assert not list(old.root.glob(f"{WORK_PREFIX}*"))
+            assert not (old.root / MARKER_NAME).exists()
+    take_until_told(10**9)
+    with closing(opened(old.root)) as log:
+        assert log.owns(OWN_FEED)
+        assert contents(log) == ALL
 
 
 def test_rows_that_are_not_of_2022_are_refused_one_by_one(old: Legacy) -> None:

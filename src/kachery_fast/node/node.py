@@ -143,7 +143,7 @@ class Node:
         self._lock.acquire()
         await loop.run_in_executor(self._disk_threads, partial(  # which logs what it removes
             self.store.clean, now=time.time(), partial_keep_days=self.settings.partial_keep_days))
-        await loop.run_in_executor(self._disk_threads, take_over, self.settings)
+        await loop.run_in_executor(self._disk_threads, take_over, self.settings, self.stopped.is_set)
         await self.feeds.open()
         # First the code: a client that finds the node listening finds it too.
         await loop.run_in_executor(self._disk_threads, self.client_auth.rotate)

@@ -45,7 +45,7 @@ class OldDatabase:
 
     :param path: the database.
     :param work: the directory for a copy, where one is needed.
-    :param tick: called now and then, while something goes on.
+    :param tick: called now and then, while something goes on. What it raises ends that, also once it has raised it.
     :raises DiskFull, DiskError: there is no room for the copy.
     """
 
@@ -147,7 +147,12 @@ class OldDatabase:
             self.problem = f"it is damaged ({' '.join(why.decode('utf-8', 'replace').split())})"
 
     def _note(self, error: sqlite3.Error | UnicodeDecodeError) -> None:
-        # Of a damaged schema SQLite says more than can be decoded.
+        # Of a damaged schema SQLite says more than can be decoded. Of what the tick raised it says "interrupted".
+        try:
+            self._tick()
+        except BaseException:
+            self.close()
+            raise
         if not self.problem:
             self.temporary = any(sign in str(error) for sign in _TEMPORARY)
             self.problem = (f"it could not be read this time ({error})" if self.temporary else

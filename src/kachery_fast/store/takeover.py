@@ -62,12 +62,14 @@ class _FeedRows:
 class _Progress:
     """Says in the log how far a take-over is, so that who waits for the start of a node sees that it goes on."""
 
-    def __init__(self, tally: Tally) -> None:
+    def __init__(self, tally: Tally, check: Callable[[], None]) -> None:
         self._tally = tally
+        self._check = check
         self._due = time.monotonic() + _PROGRESS_SECONDS
 
     def tick(self) -> None:
-        """Note that something was done."""
+        """Note that something was done; raises what the check raises."""
+        self._check()
         now = time.monotonic()
         if now >= self._due:
             self._due = now + _PROGRESS_SECONDS
@@ -76,10 +78,12 @@ class _Progress:
                 count.taken + count.here for count in counts))
 
 
-def take_over_in_place(root: Path, *, mutable_size_bytes_max: int, message_size_bytes_max: int) -> Tally | None:
+def take_over_in_place(root: Path, *, mutable_size_bytes_max: int, message_size_bytes_max: int,
+                       check: Callable[[], None] = lambda: None) -> Tally | None:
     """Take over what the daemon of 2022 left in a storage directory, if there is news; for the start of a node, before
     the feed log is opened. Logs how far it is, what was done, and what is wrong with the old files at every start.
 
+    :param check: called now and then; what it raises ends the take-over, and the next start goes on with it.
     :returns: None when nothing of the old files has changed since the last time, or there are none.
     :raises DiskFull, DiskError, DatabaseUnusable: this program's own databases cannot be written; the next start tries
         again.
@@ -96,7 +100,7 @@ def take_over_in_place(root: Path, *, mutable_size_bytes_max: int, message_size_
     log.info("the mutables and feeds of 2022 in %s are taken over; every signature is checked", root)
     tally = Tally()
     take_over(root, root, mutable_size_bytes_max=mutable_size_bytes_max, message_size_bytes_max=message_size_bytes_max,
-              tally=tally, tick=_Progress(tally).tick)
+              tally=tally, tick=_Progress(tally, check).tick)
     if not tally.unread:  # else the next start tries again
         write_marker(root, found, tally)
     log.info("taken over from 2022: %d mutables, %d feeds, %d messages; already here: %d, %d, %d; refused: %d",

@@ -8,7 +8,9 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 
+from kachery_fast.node.legacy_backends import LegacyBackends
 from tests.hub.support import CHANNEL, World
 from tests.network import LOOPS
 from tests.node.running import Client, together
@@ -34,6 +36,10 @@ def _ask(client: Client, **kwargs: int) -> asyncio.Task[Any]:
     body = {"channelName": CHANNEL, "taskFunctionId": "add.1", "taskKwargs": kwargs,
             "taskFunctionType": "pure-calculation", "timeoutMsec": 60_000}
     return asyncio.create_task(_post(client, "/task/requestTask", body))
+
+
+def _polls(client: Client) -> int:
+    return sum(poller.polls for poller in client.node._api._legacy._backends._pollers.values())
 
 
 async def _finish(client: Client, task: dict[str, Any], result: bytes) -> None:
@@ -80,6 +86,54 @@ def test_a_backend_that_is_started_anew_is_not_taken_for_the_one_that_died(loop_
         (task,) = (await poll)["requestedTasks"]
         assert task["taskId"] != lost["taskId"]
         assert task["taskHash"] == lost["taskHash"]
+        await _finish(a, task, b"1")
+        assert (await asked)["status"] == "finished"
+
+    together(loop_kind, tmp_path, work)
+
+
+def test_a_poll_that_breaks_off_takes_nothing_from_another_process(loop_kind: str, tmp_path: Path) -> None:
+    """Two processes with the same functions are one backend to the node."""
+    async def work(_world: World, a: Client, b: Client) -> None:
+        poll, asked = _poll(a), _ask(b, a=1)
+        (task,) = (await poll)["requestedTasks"]  # of one, which works now
+        async with aiohttp.ClientSession() as other:
+            body = {"taskFunctions": FUNCTIONS, "backendId": None, "timeoutMsec": 20_000}
+            second = asyncio.create_task(other.post(a.url + "/task/registerTaskFunctions", json=body,
+                                                    headers=a.headers()))
+            await until(lambda: _polls(a) == 1)
+            second.cancel()
+            await asyncio.wait([second])
+        await until(lambda: _polls(a) == 0)
+        await _finish(a, task, b"1")
+        assert (await asked)["status"] == "finished"
+
+    together(loop_kind, tmp_path, work)
+
+
+def test_what_a_dead_connection_was_given_is_given_to_the_next(
+        loop_kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hand_over = LegacyBackends._hand_over
+    died: list[web.Request] = []
+
+    async def die_first(self: LegacyBackends, request: web.Request, poller: Any) -> web.StreamResponse:
+        if poller.waiting and not died:
+            died.append(request)
+            assert request.transport is not None
+            request.transport.abort()
+        return await hand_over(self, request, poller)
+
+    monkeypatch.setattr(LegacyBackends, "_hand_over", die_first)
+
+    async def work(_world: World, a: Client, b: Client) -> None:
+        polls = [_poll(a), _poll(a)]
+        await until(lambda: _polls(a) == 2)
+        asked = _ask(b, a=1)
+        done, left = await asyncio.wait(polls, return_when=asyncio.FIRST_EXCEPTION, timeout=10)
+        assert any(poll.exception() is not None for poll in done)
+        tasks = [task for poll in done if poll.exception() is None for task in poll.result()["requestedTasks"]]
+        tasks += [task for poll in left for task in (await poll)["requestedTasks"]]
+        (task,) = tasks or (await _poll(a))["requestedTasks"]
         await _finish(a, task, b"1")
         assert (await asked)["status"] == "finished"
 

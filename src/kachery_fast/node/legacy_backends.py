@@ -44,6 +44,9 @@ log = logging.getLogger("kachery_fast.node")
 _BODY_SIZE_BYTES_MAX = 4 * 1024 * 1024
 # A client polls anew at once, and 10 s after an error (kachery-client 1.2, _register_task_functions).
 _GONE_SECONDS = 12.0
+# A backend never breaks off a poll of its own, so one that did has died. But its runs may be those of another process
+# with the same functions, which shows itself by its next poll.
+_BROKEN_SECONDS = 2.0
 # A backend of 2022 puts what it is given into a queue of its own.
 _WORKERS = 100
 _FUNCTIONS_MAX = 10_000
@@ -134,6 +137,7 @@ class LegacyBackends:
         poller.polls += 1
         if poller.alarm is not None:
             poller.alarm.cancel()
+        gone_seconds = _BROKEN_SECONDS
         try:
             if not poller.waiting:
                 poller.news.clear()
@@ -142,24 +146,25 @@ class LegacyBackends:
                     await asyncio.wait([news], timeout=wait_seconds_of(asked.timeout_msec))
                 finally:
                     news.cancel()
-            return await self._hand_over(request, poller)
-        except BaseException:
-            # A backend never breaks off a poll of its own: it has gone, and what it was given goes with it. So one that
-            # is started anew at once is not taken for it.
-            if poller.polls == 1 and self._pollers.get(key) is poller:
-                self._end(key)
-            raise
+            response = await self._hand_over(request, poller)
+            gone_seconds = _GONE_SECONDS
+            return response
         finally:
             poller.polls -= 1
             if not poller.polls and self._pollers.get(key) is poller:
-                poller.alarm = asyncio.get_running_loop().call_later(_GONE_SECONDS, self._end, key)
+                poller.alarm = asyncio.get_running_loop().call_later(gone_seconds, self._end, key)
 
     async def _hand_over(self, request: web.Request, poller: _Poller) -> web.StreamResponse:
         runs = list(poller.waiting)
         poller.waiting.clear()
         response = answer_success(requestedTasks=[run.description for run in runs])
-        await response.prepare(request)
-        await response.write_eof()  # here, so that a connection that has ended is noticed by who called
+        try:
+            await response.prepare(request)
+            await response.write_eof()  # here, so that a connection that has ended is noticed
+        except BaseException:  # the next poll, or another that waits already, is given them
+            poller.waiting.extendleft(run for run in reversed(runs) if self._runs.get(run.name) is run)
+            poller.news.set()
+            raise
         return response
 
     async def _begin(self, key: tuple[Any, ...], asked: _Register) -> _Poller:

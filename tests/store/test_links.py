@@ -72,6 +72,19 @@ def test_a_relative_path_becomes_absolute(store: FileStore, source: Path, monkey
     assert store.find(sha1).path == source
 
 
+def test_a_path_that_goes_up_from_behind_a_symbolic_link_is_that_of_the_file(
+        store: FileStore, source: Path, tmp_path: Path) -> None:
+    deep = tmp_path / "real" / "deep"
+    deep.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(deep)
+    moved = source.rename(tmp_path / "real" / "x.dat")
+    sha1 = store.link_file(f"{tmp_path}/link/../x.dat").sha1
+    assert store.find(sha1).path == moved
+    (tmp_path / "x.dat").write_bytes(b"another file, where the path would lead without the link")
+    assert store.link_file(f"{tmp_path}/link/../x.dat").sha1 == sha1
+    assert store.find(sha1).path == moved
+
+
 @pytest.mark.parametrize(
     ("change", "why"),
     [("head", "head or tail"), ("tail", "head or tail"), ("time", "written to"), ("longer", "had 3145728 bytes"),

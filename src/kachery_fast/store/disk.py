@@ -200,6 +200,15 @@ class SourceFile:
         if why:
             raise FileChanged(path=display(self.path), why=why)
 
+    def find_path(self) -> str:
+        """Return an absolute path without ``..`` that leads to the file, through the symbolic links that were given."""
+        path = os.path.abspath(self.path)  # noqa: PTH100 - Path.absolute keeps ".."
+        with suppress(OSError):
+            found = os.stat(path)
+            if (found.st_dev, found.st_ino) == (self.stat.st_dev, self.stat.st_ino):
+                return path
+        return os.path.realpath(self.path)  # behind a symbolic link, ".." is another directory than before it
+
     def close(self) -> None:
         """Close the file; a second call does nothing."""
         if self.fd >= 0:

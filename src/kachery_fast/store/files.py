@@ -192,9 +192,8 @@ class FileStore:
         size, sha1, _ = digests
         manifest_sha1 = self._writer.keep_manifest_of(digests)
         if not self._writer.keeps(sha1, size):
-            absolute = os.path.abspath(source.path)  # noqa: PTH100 - Path.absolute keeps ".."
-            record = LinkRecord(absolute, size, source.stat.st_mtime, manifest_sha1, source.stat.st_mtime_ns,
-                                fingerprint)
+            record = LinkRecord(source.find_path(), size, source.stat.st_mtime, manifest_sha1,
+                                source.stat.st_mtime_ns, fingerprint)
             with self._writer.temp() as temp:
                 with translated("writing", temp.path):
                     write_all(temp.fd, memoryview(record.encode()))

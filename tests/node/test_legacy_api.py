@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import http.client
 import json
 import os
 import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from kachery_fast.node.legacy_parts import MISSING_CODE, WRONG_CODE
 from tests.network import LOOPS
 from tests.node.running import Client, alone
 from tests.node.support import until
+from tests.node.test_api import raw
 
 pytestmark = pytest.mark.parametrize("loop_kind", LOOPS)
 
@@ -49,9 +53,61 @@ def test_codes_hosts_and_origins_are_checked_in_the_words_of_2022(loop_kind: str
         async with client.session.get(client.url + "/probe") as answer:
             assert (await answer.json())["success"] is True
         async with client.session.post(client.url + "/probe") as answer:
-            assert answer.status == 403
+            assert (answer.status, await answer.text()) == (403, MISSING_CODE)
+        for code in ("ä", "é" * 12):
+            for path in ("/mutable/get", "/store"):  # by the loop, and by a thread
+                assert await _ask(client, path, **{"KACHERY-CLIENT-AUTH-CODE": code}) == (403, WRONG_CODE)
 
     alone(loop_kind, tmp_path, work)
+
+
+def test_what_is_not_served_is_told_as_text(loop_kind: str, tmp_path: Path) -> None:
+    async def work(client: Client) -> None:
+        async with client.session.get(client.url + "/mutable/get", headers=client.headers()) as answer:
+            assert (answer.status, answer.headers["Allow"]) == (405, "POST")
+            assert await answer.text() == "GET /mutable/get: Method Not Allowed"
+        for path, kind in (("/store", b"text/plain"), ("/api/store", b"application/json")):
+            told = await raw(client, b"POST %b HTTP/1.1\r\nHost: localhost\r\nbad header\r\n\r\n" % path.encode())
+            assert told.startswith(b"HTTP/1.1 400 ")
+            assert kind in told
+
+    alone(loop_kind, tmp_path, work)
+
+
+def test_a_slow_client_reads_why_its_file_is_refused(loop_kind: str, tmp_path: Path) -> None:
+    """As the clients of 2022, it sends the whole file before it looks."""
+    def store_slowly(port: int) -> tuple[int, bytes]:
+        def body() -> Iterator[bytes]:
+            for _ in range(30):
+                time.sleep(0.1)
+                yield bytes(100_000)
+
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port)) as connection:
+            connection.request("POST", "/store", body=body(), headers={
+                "Content-Length": "3000000", "KACHERY-CLIENT-AUTH-CODE": "abcdefghijkl"})
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+
+    async def work(client: Client) -> None:
+        assert await asyncio.to_thread(store_slowly, client.node.port) == (403, WRONG_CODE.encode())
+
+    alone(loop_kind, tmp_path, work)
+
+
+def test_a_silent_client_of_a_kept_connection_is_given_up(loop_kind: str, tmp_path: Path) -> None:
+    async def work(client: Client) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", client.node.port)
+        writer.write(b"GET /probe HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"POST /store HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n"
+                     b"KACHERY-CLIENT-AUTH-CODE: %b\r\n\r\nonly this" % client.headers()[
+                         "KACHERY-CLIENT-AUTH-CODE"].encode())
+        with contextlib.suppress(ConnectionError):
+            await asyncio.wait_for(reader.read(), 10)
+        writer.close()
+        assert not list((client.node.settings.storage_dir / "sha1").rglob("*"))
+
+    alone(loop_kind, tmp_path, work, stall_seconds=0.3)
 
 
 @pytest.mark.parametrize(("path", "body"), [

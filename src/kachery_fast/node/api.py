@@ -36,7 +36,7 @@ from .backend_api import BackendApi
 from .border import Border
 from .failures import Failures
 from .feed_api import FeedApi
-from .legacy_api import LegacyApi
+from .legacy_api import POST_PROBE, LegacyApi
 from .link import ChannelLink
 from .mutable_api import mutable_routes
 from .receiving import STORE_PATH, store_body, stored_spans
@@ -133,24 +133,28 @@ class LocalApi:
 
     @web.middleware
     async def _pass(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        path = POST_PROBE if (request.method, request.path) == ("POST", "/probe") else request.path
         try:
             await self._border.check(request.method, request.path, request.headers)
             return await handler(request)
         except KacheryError as error:
-            return self._border.tell(request.path, error, error.http_status)
+            return self._border.tell(path, error, error.http_status)
         except web.HTTPRequestEntityTooLarge:
             limit = self._node.settings.api_body_size_bytes_max
             too_large = TooLarge(what="The request", size=request.content_length, limit=limit,
                                  setting="api_body_size_bytes_max")
-            return self._border.tell(request.path, too_large, too_large.http_status)
+            return self._border.tell(path, too_large, too_large.http_status)
         except web.HTTPException as answer:
             unusable = InvalidArgument(what=f"{request.method} {request.path}: {answer.reason}")
-            return self._border.tell(request.path, unusable, answer.status)
+            told = self._border.tell(path, unusable, answer.status)
+            if "Allow" in answer.headers:  # which a 405 needs (RFC 9110, 15.5.6)
+                told.headers["Allow"] = answer.headers["Allow"]
+            return told
         except (ConnectionError, asyncio.CancelledError):
             raise
         except Exception as error:
             fault = fault_of(request, error)
-            return self._border.tell(request.path, fault, fault.http_status)
+            return self._border.tell(path, fault, fault.http_status)
 
     # --- endpoints
 

@@ -22,7 +22,10 @@ from .legacy_tasks import RESULT_PREFIX, LegacyTasks
 if TYPE_CHECKING:
     from .node import Node
 
-__all__ = ["LegacyApi"]
+__all__ = ["POST_PROBE", "LegacyApi"]
+
+# In the place of a path: that one as 2022 knew it, which wants a code. Clients of today get the same path without.
+POST_PROBE = "POST /probe"
 
 _HALT_SECONDS = 0.05
 
@@ -38,8 +41,8 @@ class LegacyApi:
         self._closed = [web.get("/halt", self._halt), web.get("/stats", self._stats),
                         *self._files.routes(), *LegacyFeeds(node).routes(), *self._backends.routes(),
                         *tasks.routes()]
+        self._paths = frozenset((POST_PROBE, *(route.path for route in self._closed)))
         self._open = [web.put(DEPOSIT_PREFIX + "{name}", node.deposits.put), *tasks.open_routes()]
-        self._paths = frozenset(route.path for route in self._closed)
 
     def routes(self) -> list[web.RouteDef]:
         """Return what is to be served."""

@@ -75,7 +75,7 @@ async def _receive(node: Node, request: web.Request) -> Stored:
     pieces: list[bytes] = []
     size_bytes = 0
     try:
-        async for piece in request.content.iter_any():
+        async for piece in _pieces(request, node.settings.stall_seconds):
             pieces.append(piece)
             size_bytes += len(piece)
             if writing is not None and (writing.done() or size_bytes >= _SPAN_BYTES):
@@ -93,6 +93,21 @@ async def _receive(node: Node, request: web.Request) -> Stored:
         if writing is not None:
             await end_tasks([writing])
         await in_thread(threads, writer.abort)
+
+
+async def _pieces(request: web.Request, stall_seconds: float) -> AsyncGenerator[bytes, None]:
+    """Yield a body as it comes in; the connection of a client that falls silent is broken off, which ends the call."""
+    loop, transport = asyncio.get_running_loop(), request.transport
+    while transport is not None:
+        alarm = loop.call_later(stall_seconds, transport.abort)
+        try:
+            piece = await request.content.readany()
+        finally:
+            alarm.cancel()
+        if not piece:
+            return
+        yield piece
+    raise ConnectionResetError
 
 
 async def send_stored(node: Node, request: web.Request, sha1: str, start: int, end: int,

@@ -37,7 +37,9 @@ log = logging.getLogger("kachery_fast.node")
 _THREADS = 64
 # Connections that wait for a thread; further ones are closed.
 _WAITING_MAX = 1000
-_LINGER_SECONDS = 2.0
+# How long a client that still sends a body is listened to after the answer, and how long a silent one.
+_LINGER_SECONDS = 60.0
+_LINGER_SILENCE_SECONDS = 2.0
 _SPAN_BYTES = 1024 * 1024
 _WAKE_BYTES = 256 * 1024
 # Up to here a file is hashed and written from memory.
@@ -106,15 +108,19 @@ class StoreServer:
     def _read_head(self, sock: socket.socket) -> _Head | None:
         """Read the head of the request, which has arrived; None: an answer was sent already, or the client has gone."""
         parser = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_SIZE_BYTES_MAX)
+        seen = b""
         try:
             while (event := parser.next_event()) is h11.NEED_DATA:
-                parser.receive_data(sock.recv(HEAD_SIZE_BYTES_MAX))
+                data = sock.recv(HEAD_SIZE_BYTES_MAX)
+                parser.receive_data(data)
+                seen += data
         except h11.RemoteProtocolError as error:
-            _send(sock, web.json_response(BadMessage(why=str(error)).to_dict(), status=error.error_status_hint))
+            path = STORE_PATH if seen.partition(b" ")[2].startswith(STORE_PATH.encode()) else STORE_2022_PATH
+            _send(sock, self._border.tell(path, BadMessage(why=str(error)), error.error_status_hint))
             return None
         if not isinstance(event, h11.Request):
             return None
-        headers = CIMultiDict((name.decode("latin-1"), value.decode("latin-1", "surrogateescape"))
+        headers = CIMultiDict((name.decode("latin-1"), value.decode("utf-8", "surrogateescape"))  # as aiohttp does
                               for name, value in event.headers)
         return _Head(event.method.decode("latin-1"), event.target.decode("latin-1"), headers,
                      parser.trailing_data[0])
@@ -200,8 +206,9 @@ def _send(sock: socket.socket, answer: web.Response) -> None:
 def _linger(sock: socket.socket) -> None:
     """Let the client read the answer before the socket closes: closing on unread bytes would reset it."""
     sock.shutdown(socket.SHUT_WR)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
     end = time.monotonic() + _LINGER_SECONDS
     while (left := end - time.monotonic()) > 0:
-        sock.settimeout(left)
+        sock.settimeout(min(left, _LINGER_SILENCE_SECONDS))
         if not sock.recv(_SPAN_BYTES):
             return

@@ -74,9 +74,11 @@ def hold(lab: Lab, place: Path, *, stderr: int | None = None,
          **environ: str) -> tuple[subprocess.Popen[str], dict[str, Any]]:
     """Begin a run whose command goes on until it is ended, and return it with the command's environment."""
     code = f"{SHOW}; import sys, time; sys.stdout.flush(); time.sleep(600)"
+    former = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it, and so would the command
     process = subprocess.Popen([*PROGRAM, "node", "run", "--dir", str(place), "--join", lab.invite(), "--",
                                 sys.executable, "-c", code], env={**lab.environ, **environ}, stdout=subprocess.PIPE,
                                stderr=stderr, stdin=subprocess.DEVNULL, text=True, start_new_session=True)
+    signal.signal(signal.SIGHUP, former)
     assert process.stdout is not None
     return process, json.loads(process.stdout.readline())
 

@@ -41,7 +41,7 @@ def load_by_node(settings: Settings, uri: str, channel: str | None, dest: SomePa
     :raises FileElsewhere: it is linked there, and there is no ``dest``.
     :raises CorruptFile: the node sent other bytes; nothing was kept. For the rest see ``NodeConnection.load``.
     """
-    answer = NodeConnection(settings).load(uri, channel, progress)
+    answer = NodeConnection(settings).load(uri, channel or "", progress)
     sha1, size, path = parse_file_uri(uri).sha1, int(answer["size"]), Path(str(answer["path"]))
     source = str(answer.get("source", "channel"))
     place = find_place()
@@ -113,7 +113,7 @@ def read_by_node(settings: Settings, uri: str, channel: str | None, start: int,
     :raises InvalidArgument: they are not within the file. For the rest see ``NodeConnection.read``.
     """
     connection = NodeConnection(settings)
-    with connection.read(uri, channel, start, end) as answer:
+    with connection.read(uri, channel or "", start, end) as answer:
         # The node cuts the range at the file's end. Nothing left of it leaves open how long the file is.
         length = answer.remaining_bytes
         cut = length is not None and end is not None and length < end - start
@@ -125,7 +125,7 @@ def read_by_node(settings: Settings, uri: str, channel: str | None, start: int,
 
 
 def _size_by_node(connection: NodeConnection, uri: str, channel: str | None) -> int:
-    with connection.read(uri, channel, 0, None) as answer:  # its head alone; leaving takes the rest back
+    with connection.read(uri, channel or "", 0, None) as answer:  # its head alone; leaving takes the rest back
         if answer.remaining_bytes is None:
             raise NodeError(what=f"it does not say how long {uri} is")
         return answer.remaining_bytes

@@ -84,6 +84,7 @@ class NodeConnection:
 
         Leaving this method early, on Ctrl-C for example, closes the connection, which withdraws the request.
 
+        :param channel: None: the node's KACHERY_CHANNEL; empty: none, only what the node has.
         :param progress: called about four times a second.
         :raises Stalled: the node fell silent for ``stall_seconds``.
         """

@@ -22,6 +22,7 @@ from ..errors import (
     InvalidArgument,
     KacheryError,
     LinkInvalid,
+    NoChannel,
     NodeError,
     NotInStore,
     TooLarge,
@@ -279,11 +280,14 @@ class LocalApi:
         except NotInStore:
             return None
         except LinkInvalid:
-            if channel or self._node.settings.channel:
+            if self._node.settings.channel if channel is None else channel:
                 return None  # the channel may have what the linked file no longer is
             raise
 
     async def _requesting_link(self, uri: FileUri, channel: str | None) -> ChannelLink:
+        """Return the channel to ask on; None: the node's own default, empty: none, by the client's choice."""
+        if channel == "":
+            raise NoChannel(uri=str(uri))
         return await permitted_link(self._node, uri, channel, Permission.REQUEST_FILES, suffices=ChannelLink.providers)
 
 

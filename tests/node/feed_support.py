@@ -41,6 +41,7 @@ class FeedPeer(Peer):
         self.link._wants_request = self.feeds.concerns
 
     async def close(self) -> None:
+        self.serves = False
         await self.sharing.close()
         await self.feeds.close()
         await super().close()

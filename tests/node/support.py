@@ -280,10 +280,11 @@ class Peer:
         self.store = FileStore(settings.storage_dir, chunk_size_bytes=settings.chunk_size_bytes, durable=False)
         self.heard: list[tuple[Any, str]] = []
         self.refreshed = 0
+        self.serves = True
         self.ranges = RangeClient(settings, concurrency=2)
         self.link = ChannelLink(
             network.info(name), cast(HubClient, network.hub.of(self.identity.node_id)), self.identity, settings,
-            self.ranges, refresh=self._refresh, on_request=self._requested,
+            self.ranges, refresh=self._refresh, on_request=self._handed_on,
             open_channel=lambda channel, *, client_id, **_: network.broker.channel(
                 channel, client_id, {band_name(channel, kind): ["publish", "subscribe"] for kind in BAND_KINDS}))
         self.link.bucket = network.bucket
@@ -320,6 +321,7 @@ class Peer:
         return [path for path in self.settings.storage_dir.rglob(f"{uri.sha1}*") if path.name != uri.sha1]
 
     async def close(self) -> None:
+        self.serves = False
         await self.transfers.close()
         await self.providing.close()
         await self.link.close()
@@ -332,6 +334,10 @@ class Peer:
         await asyncio.sleep(0)
         self.refreshed += 1
         self.link.update(self.network.info(self.name))
+
+    def _handed_on(self, body: Any, sender: str) -> None:
+        if self.serves:  # a node that leaves a channel hands nothing on to what it closes
+            self._requested(body, sender)
 
     def _requested(self, body: Any, sender: str) -> None:
         self.heard.append((body, sender))

@@ -17,19 +17,16 @@ from functools import partial
 from typing import Any
 
 from ..config import Settings
-from ..errors import ClientAuthRefused, KacheryError, NodeError, NodeNotRunning, Stalled
+from ..errors import ClientAuthRefused, KacheryError, NodeError, NodeNotRunning
 from .access import ClientCode, check_online
+from .answer import ANSWER_SIZE_BYTES_MAX, Answer, error_of, node_errors, object_of
 from .keeping import KeptConnections, NoAnswer, NotHttp, Reply, Withdrawal, watch_other_side
-from .progress import Progress, ProgressCallback
+from .progress import ProgressCallback
 
-__all__ = ["Answer", "NodeConnection"]
+__all__ = ["NodeConnection"]
 
 AUTH_HEADER = "KACHERY-CLIENT-AUTH-CODE"
 _JSON = "application/json"
-_READ_HEADER = "X-Kachery-Read"
-# Longest answer, and longest line of the progress stream, that is taken from a node.
-_ANSWER_SIZE_BYTES_MAX = 64 * 1024 * 1024
-_LINE_SIZE_BYTES_MAX = 1024 * 1024
 
 logger = logging.getLogger("kachery_fast.client")
 
@@ -90,16 +87,19 @@ class NodeConnection:
         """
         body = {"uri": uri, "channel": channel}
         with self._request("POST", "/api/load", body, timeout=self._settings.stall_seconds) as answer:
-            for event in answer.events():
-                kind = event.get("type")
-                if kind == "done":
-                    return event
-                if kind == "error":
-                    raise KacheryError.from_dict(event)
-                if progress is not None and kind == "progress":
-                    progress(Progress(int(event.get("received") or 0), event.get("total"),
-                                      str(event.get("waiting") or "")))
-        raise NodeError(what=f"it ended the load of {uri} without a result")
+            return answer.result(f"the load of {uri}", progress)
+
+    def upload(self, uri: str, channel: str, progress: ProgressCallback | None = None) -> str:
+        """Have the node upload a file of its store to a channel's bucket; return the URI by which the bucket has it.
+
+        Leaving this method early withdraws the request.
+
+        :param progress: called about four times a second.
+        :raises NotInStore: the node has not got the file. :raises Stalled: it fell silent for ``stall_seconds``.
+        """
+        body = {"uri": uri, "channel": channel}
+        with self._request("POST", "/api/upload", body, timeout=self._settings.stall_seconds) as answer:
+            return str(answer.result(f"the upload of {uri}", progress)["uri"])
 
     @contextmanager
     def read(self, uri: str, channel: str | None, start: int, end: int | None) -> Iterator[Answer]:
@@ -159,15 +159,15 @@ class NodeConnection:
         """
         timeout = 2 * self._settings.stall_seconds if timeout_seconds is None else timeout_seconds
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        with _node_errors(self.url, timeout):
+        with node_errors(self.url, timeout):
             reply = self._exchange_kept(path, data, timeout, withdrawal)
-            if reply.status == 403 and isinstance(error := _error_of(reply.status, reply.body), ClientAuthRefused):
+            if reply.status == 403 and isinstance(error := error_of(reply.status, reply.body), ClientAuthRefused):
                 logger.debug("the node refused the code (%s); reading it again", error)
                 self._code = ""
                 reply = self._exchange_kept(path, data, timeout, withdrawal)
             if reply.status != 200:
-                raise _error_of(reply.status, reply.body)
-            return _object_of(reply.body, _read_quickly)
+                raise error_of(reply.status, reply.body)
+            return object_of(reply.body, _read_quickly)
 
     def _exchange_kept(self, path: str, data: bytes, timeout: float, withdrawal: Withdrawal | None) -> Reply:
         try:
@@ -177,7 +177,7 @@ class NodeConnection:
             self._code = self._client_code.read()  # a node that began in this moment had written it before it listened
         try:
             return self._kept.exchange(path, self._code, data, timeout_seconds=timeout,
-                                       answer_size_bytes_max=_ANSWER_SIZE_BYTES_MAX, withdrawal=withdrawal)
+                                       answer_size_bytes_max=ANSWER_SIZE_BYTES_MAX, withdrawal=withdrawal)
         except NoAnswer as error:
             raise NodeNotRunning(url=self.url, why=str(error)) from error
         except NotHttp as error:
@@ -253,7 +253,7 @@ class NodeConnection:
             data = json.dumps(body).encode()
             headers["Content-Type"] = _JSON
         seconds = float(connection.timeout or self._settings.stall_seconds)
-        with _node_errors(self.url, seconds):
+        with node_errors(self.url, seconds):
             try:
                 connection.request(method, path, data, headers)
             except (BrokenPipeError, ConnectionResetError):
@@ -275,60 +275,6 @@ class NodeConnection:
             self.probe()
 
 
-class Answer:
-    """A node's answer while it comes in; its methods raise the project's errors alone."""
-
-    def __init__(self, response: http.client.HTTPResponse, url: str, stall_seconds: float) -> None:
-        self._response = response
-        self._url = url
-        self._stall_seconds = stall_seconds
-        self.status = response.status
-        #: what a node knows a read by, empty for other answers
-        self.read_name = response.headers.get(_READ_HEADER, "")
-        #: how many bytes of a raw body are still to come; None when the node did not say
-        self.remaining_bytes: int | None = response.length
-
-    def read(self, size_bytes: int) -> bytes:
-        """Return up to ``size_bytes`` of the body, empty at its end."""
-        with _node_errors(self._url, self._stall_seconds):
-            data = self._response.read(size_bytes)
-            if not data and self._response.length:
-                raise http.client.IncompleteRead(data, self._response.length)
-        self.remaining_bytes = self._response.length
-        return data
-
-    def json(self) -> dict[str, Any]:
-        """Return the body, which is one JSON object."""
-        with _node_errors(self._url, self._stall_seconds):
-            return _object_of(self._read_all())
-
-    def events(self) -> Iterator[dict[str, Any]]:
-        """Yield the JSON objects of a body that has one on each line, as they come in."""
-        while True:
-            with _node_errors(self._url, self._stall_seconds):
-                line = self._response.readline(_LINE_SIZE_BYTES_MAX)
-                if not line:
-                    return
-                event = _object_of(line)
-            yield event
-
-    def close(self) -> None:
-        """Take nothing more of it."""
-        self._response.close()
-
-    def error(self) -> KacheryError:
-        """Return the error that this answer reports."""
-        with _node_errors(self._url, self._stall_seconds):
-            data = self._read_all()
-        return _error_of(self.status, data, self._response.reason)
-
-    def _read_all(self) -> bytes:
-        data = self._response.read(_ANSWER_SIZE_BYTES_MAX)
-        if len(data) == _ANSWER_SIZE_BYTES_MAX:
-            raise NodeError(what=f"its answer is longer than {_ANSWER_SIZE_BYTES_MAX} bytes")
-        return data
-
-
 def _connected(settings: Settings, url: str) -> socket.socket:
     """Return a new connection for small requests, which must not wait for each other in the socket's buffer."""
     check_online(settings, "This call")
@@ -337,18 +283,6 @@ def _connected(settings: Settings, url: str) -> socket.socket:
                                               settings.connect_timeout_seconds)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return connection
-
-
-def _error_of(status: int, data: bytes, reason: str = "") -> KacheryError:
-    """Return the error that the body of an answer tells."""
-    try:
-        content = json.loads(data)
-    except (ValueError, RecursionError):
-        content = None
-    if isinstance(content, dict) and "error" in content:
-        return KacheryError.from_dict(content)
-    text = data[:200].decode("utf-8", "replace").strip()
-    return NodeError(what=f"HTTP {status} {text or reason}")
 
 
 def _read_quickly(data: bytes) -> Any:
@@ -362,13 +296,6 @@ def _read_quickly(data: bytes) -> Any:
         return json.loads(data)
 
 
-def _object_of(data: bytes, read: Callable[[bytes], Any] = json.loads) -> dict[str, Any]:
-    content = read(data)
-    if not isinstance(content, dict):
-        raise NodeError(what="its answer is not a JSON object")
-    return content
-
-
 @contextmanager
 def _connect_errors(url: str) -> Iterator[None]:
     """Translate what making a connection raises."""
@@ -378,18 +305,3 @@ def _connect_errors(url: str) -> Iterator[None]:
         raise NodeNotRunning(url=url, why="KACHERY_DAEMON_HOST is not the name of a host") from error
     except OSError as error:
         raise NodeNotRunning(url=url, why=error.strerror or str(error) or "no answer") from error
-
-
-@contextmanager
-def _node_errors(url: str, stall_seconds: float) -> Iterator[None]:
-    """Translate what http.client, the socket and the JSON reader raise, once."""
-    try:
-        yield
-    except TimeoutError as error:
-        raise Stalled(what=f"the node at {url}", seconds=stall_seconds) from error
-    except http.client.IncompleteRead as error:
-        raise NodeError(what=f"its answer broke off, {error.expected} bytes before its end") from error
-    except http.client.HTTPException as error:
-        raise NodeError(what=f"its answer is not HTTP ({error!r})") from error
-    except (ConnectionError, ValueError) as error:
-        raise NodeError(what=f"its answer broke off or makes no sense ({error})") from error

@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from contextlib import closing
 
 from ..config import Settings
-from ..errors import InvalidArgument, KacheryError, NodeError, NotInStore
+from ..errors import InvalidArgument, NotInStore
 from ..protocol.names import check_channel_name, parse_file_uri
 from .access import check_online
 from .connection import NodeConnection
 from .copies import SomePath
 from .place import client_settings
-from .progress import Progress, ProgressCallback
+from .progress import ProgressCallback
 from .storing import open_store, store_file
 
 __all__ = ["upload_file"]
@@ -52,26 +52,12 @@ def upload_file(path_or_uri: SomePath, *, channel: str | None = None, progress: 
     uri = given if isinstance(given, str) and given.startswith("sha1://") else store_file(path_or_uri,
                                                                                          progress=progress)
     parse_file_uri(uri)
+    connection = NodeConnection(settings)
     try:
-        return _upload(settings, uri, chosen, progress)
+        return connection.upload(uri, chosen, progress)
     except NotInStore as error:  # of a client whose store is not the node's
         _hand_over(settings, uri, error)
-        return _upload(settings, uri, chosen, progress)
-
-
-def _upload(settings: Settings, uri: str, channel: str, progress: ProgressCallback | None) -> str:
-    asked = {"uri": uri, "channel": channel}
-    with NodeConnection(settings).stream("/api/upload", asked, settings.stall_seconds) as answer:
-        for event in answer.events():
-            kind = event.get("type")
-            if kind == "done":
-                return str(event.get("uri"))
-            if kind == "error":
-                raise KacheryError.from_dict(event)
-            if progress is not None and kind == "progress":
-                progress(Progress(int(event.get("received") or 0), event.get("total"),
-                                  str(event.get("waiting") or "")))
-    raise NodeError(what=f"it ended the upload of {uri} without a result")
+        return connection.upload(uri, chosen, progress)
 
 
 def _hand_over(settings: Settings, uri: str, error: NotInStore) -> None:

@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from kachery_fast.cli.lab import Lab, LabNode
 from kachery_fast.cli.node import _node_lines
 from kachery_fast.store.takeover_marker import MARKER_NAME
 from tests.cli.commands import PROGRAM, Program
+from tests.http_server import Handler, HttpServer
 from tests.store.legacy_directory import OTHER_SEED, append, legacy_directory
 
 
@@ -135,29 +135,19 @@ def slow_node(port: int) -> Iterator[None]:
     """A node at this port that answers a probe, and nothing else in time."""
     released = threading.Event()
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body = b'{"success": true}'
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+    class Requests(Handler):
+        def get(self) -> None:
+            self.answer({"success": True})
 
-        def do_POST(self) -> None:
+        def post(self) -> None:
             released.wait(60)
 
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name there
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", port), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield
-        finally:
-            released.set()
-            server.shutdown()
-            thread.join()
+    server = HttpServer(Requests, port)
+    try:
+        yield
+    finally:
+        released.set()
+        server.close()
 
 
 def test_joining_succeeds_also_when_the_node_is_slow_to_take_it_up(tmp_path: Path) -> None:

@@ -6,11 +6,11 @@ import json
 import queue
 import threading
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 from kachery_fast.errors import KacheryError
+from tests.http_server import Handler, HttpServer
 
 CODE = "c0de"
 CLOSE = object()
@@ -30,26 +30,18 @@ class ScriptedNode:
         self._lines: queue.Queue[Any] = queue.Queue()
         node = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        class Requests(Handler):
+            def post(self) -> None:
+                body = self.body()
                 if self.path == "/api/backend":
                     node._serve(self, body)
                     return
                 error = node.refuse_report(body)
-                node.answer(self, {} if error is None else error.to_dict(), 200 if error is None else error.http_status)
+                self.answer({} if error is None else error.to_dict(), 200 if error is None else error.http_status)
                 node.reports.put(body)
 
-            def log_message(self, *arguments: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.port = self._server.server_address[1]
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
-        self._thread.start()
+        self._server = HttpServer(Requests)
+        self.port = self._server.port
 
     def tell(self, line: Any) -> None:
         """Send a line to the backend; ``CLOSE`` closes its connection."""
@@ -69,22 +61,13 @@ class ScriptedNode:
 
     def close(self) -> None:
         self.tell(CLOSE)
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        self._server.close()
 
-    def answer(self, handler: BaseHTTPRequestHandler, content: dict[str, Any], status: int) -> None:
-        data = json.dumps(content).encode()
-        handler.send_response(status)
-        handler.send_header("Content-Length", str(len(data)))
-        handler.end_headers()
-        handler.wfile.write(data)
-
-    def _serve(self, handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+    def _serve(self, handler: Handler, body: dict[str, Any]) -> None:
         error = self.refuse_backend
         if error is not None:
             self.registered.put({})
-            self.answer(handler, error.to_dict(), error.http_status)
+            handler.answer(error.to_dict(), error.http_status)
             return
         handler.send_response(200)
         handler.send_header("Connection", "close")

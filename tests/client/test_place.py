@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from threading import Thread
-from typing import Any
 
 import psutil
 import pytest
@@ -18,6 +15,7 @@ from kachery_fast.client import place
 from kachery_fast.client.place import PlaceKind, find_place, is_this_machine
 from kachery_fast.config import load_settings
 from tests.cli.commands import Program
+from tests.http_server import Handler, HttpServer
 
 NODE_ID = "e" * 64
 
@@ -29,27 +27,14 @@ class ProbedNode:
         self.requests: list[str] = []
         node = self
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
+        class Requests(Handler):
+            def get(self) -> None:
                 node.requests.append(self.path)
-                data = b'{"nodeId": "%b", "kacheryStorageDir": "%b"}' % (NODE_ID.encode(), str(storage_dir).encode())
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
+                self.answer({"nodeId": NODE_ID, "kacheryStorageDir": str(storage_dir)})
 
-            def log_message(self, *arguments: Any) -> None:
-                pass
-
-        self._server = HTTPServer(("127.0.0.1", 0), Handler)
-        self.port = self._server.server_address[1]
-        self._thread = Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        self._server = HttpServer(Requests)
+        self.port = self._server.port
+        self.close = self._server.close
 
 
 @pytest.fixture

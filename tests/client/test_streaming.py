@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import queue
 import signal
@@ -11,7 +10,6 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from kachery_fast.client.connection import NodeConnection
 from kachery_fast.config import load_settings
 from kachery_fast.store.eviction import CacheKeeper, Kind
 from tests.cli.commands import Program
+from tests.http_server import Handler, HttpServer
 
 
 def sha1_of(data: bytes) -> str:
@@ -36,37 +35,19 @@ class ForeignNode:
         self.bodies: list[dict[str, Any]] = []
         node = self
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self._answer(json.dumps({"nodeId": "f" * 64, "kacheryStorageDir": "/no/such/directory"}).encode())
+        class Requests(Handler):
+            def get(self) -> None:
+                self.answer({"nodeId": "f" * 64, "kacheryStorageDir": "/no/such/directory"})
 
-            def do_POST(self) -> None:
-                node.bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-                if self.path == "/api/read":
-                    self._answer(sent)
-                else:
-                    self._answer(json.dumps({"type": "done", "path": f"/no/such/directory/{sha1}", "size": size,
-                                             "sha1": sha1, "source": "channel", "seconds": 0.0}).encode())
+            def post(self) -> None:
+                node.bodies.append(self.body())
+                self.answer(sent if self.path == "/api/read" else {
+                    "type": "done", "path": f"/no/such/directory/{sha1}", "size": size, "sha1": sha1,
+                    "source": "channel", "seconds": 0.0})
 
-            def _answer(self, data: bytes) -> None:
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *arguments: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.port = self._server.server_address[1]
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        self._server = HttpServer(Requests)
+        self.port = self._server.port
+        self.close = self._server.close
 
 
 @contextmanager

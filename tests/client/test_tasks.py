@@ -6,12 +6,10 @@ Tasks between nodes are in tests/system.
 from __future__ import annotations
 
 import asyncio
-import json
 import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from kachery_fast.client.tasks import list_tasks, task_state
 from kachery_fast.protocol.tasks import task_id
 from tests.cli.commands import Program
 from tests.client import task_functions
+from tests.http_server import Handler, HttpServer
 
 
 @pytest.fixture(autouse=True)
@@ -120,39 +119,24 @@ class Book:
         self.states: Callable[[str, dict[str, Any]], dict[str, Any]] = lambda path, body: state()
         book = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        class Requests(Handler):
+            def post(self) -> None:
+                body = self.body()
                 book.said.append((self.path, body))
                 try:
-                    status, answer = 200, book.states(self.path, body)
+                    self.answer(book.states(self.path, body))
                 except errors.KacheryError as error:
-                    status, answer = error.http_status, error.to_dict()
-                data = json.dumps(answer).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
+                    self.answer(error.to_dict(), error.http_status)
 
-            def log_message(self, *arguments: Any) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,))
-        self.thread.start()
+        self.server = HttpServer(Requests)
 
 
 @pytest.fixture
 def book(program: Program, monkeypatch: pytest.MonkeyPatch) -> Iterator[Book]:
     book = Book(program)
-    monkeypatch.setenv("KACHERY_DAEMON_PORT", str(book.server.server_address[1]))
+    monkeypatch.setenv("KACHERY_DAEMON_PORT", str(book.server.port))
     yield book
-    book.server.shutdown()
-    book.thread.join()
-    book.server.server_close()
+    book.server.close()
 
 
 def state(status: str = "waiting", revision: int = 1, **more: Any) -> dict[str, Any]:

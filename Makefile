@@ -27,9 +27,10 @@ demo: $(STAMP)
 	@if [ -n "$$FILE" ]; then exec $(BIN)/kachery-fast demo $$ARGS "$$FILE"; \
 	else exec $(BIN)/kachery-fast demo $$ARGS; fi
 
-# Most tests wait for processes and sockets, so as many run at once as there are CPUs, up to four; a file's in turn.
+# Most tests wait for processes and sockets, so one more runs at once than there are CPUs, up to four; a file's in turn.
 test: lint $(STAMP_2022)
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --benchmark-disable $$ARGS
+	workers=$$($(BIN)/python -c 'import os; print(min((os.cpu_count() or 1) + 1, 4))') && \
+	$(BIN)/python -m pytest --numprocesses $$workers --dist loadfile --benchmark-disable $$ARGS
 
 # cython-lint looks for pycodestyle on the PATH.
 lint: $(STAMP)

@@ -27,11 +27,11 @@ from kachery_fast.errors import (
     OnlyCopyHere,
     StoredMeanwhile,
 )
-from kachery_fast.store import FileStore, disk, emptying, eviction
+from kachery_fast.store import FileStore, emptying, eviction, naming
 from kachery_fast.store.cache import CacheIndex, note_use
 from kachery_fast.store.eviction import CacheKeeper, Kind
+from kachery_fast.store.naming import rename_new
 from kachery_fast.store.quota import quota_of
-from kachery_fast.store.renaming import rename_new
 from kachery_fast.store.trash import Trash
 
 from ..native.disks import MIB, mounted
@@ -697,7 +697,7 @@ def without_links(monkeypatch: pytest.MonkeyPatch, code: int = errno.EPERM, *, k
 
     monkeypatch.setattr(os, "link", refuse)
     if not knows_new:
-        monkeypatch.setattr(disk, "rename_new", lambda *_: False)
+        monkeypatch.setattr(naming, "rename_new", lambda *_: False)
 
 
 @pytest.mark.parametrize("knows_new", [True, False])
@@ -709,14 +709,14 @@ def test_only_a_file_system_without_links_is_renamed_on(tmp_path: Path, monkeypa
     (tmp_path / "source").write_text("new")
     if not falls_back:
         with pytest.raises(OSError, match="refused"):
-            disk.name_new(tmp_path / "source", tmp_path / "final", durable=False)
+            naming.name_new(tmp_path / "source", tmp_path / "final", durable=False)
         return
     unsure: list[str] = []
     final = tmp_path / "deep" / "final"
-    assert disk.name_new(tmp_path / "source", final, durable=False, before_unsure=lambda: unsure.append("told"))
+    assert naming.name_new(tmp_path / "source", final, durable=False, before_unsure=lambda: unsure.append("told"))
     assert bool(unsure) == (not knows_new)
     (tmp_path / "source").write_text("newer")
-    assert not disk.name_new(tmp_path / "source", final, durable=False)
+    assert not naming.name_new(tmp_path / "source", final, durable=False)
     assert final.read_text() == "new"
 
 

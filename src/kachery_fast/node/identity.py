@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ..errors import DiskError, InvalidSetting, NodeError
 from ..protocol.signing import private_key, public_id
-from ..store.disk import name_new
+from ..store.naming import name_new
 
 __all__ = ["ClientAuth", "DirectoryLock", "Identity", "load_identity", "note_owner", "write_whole"]
 

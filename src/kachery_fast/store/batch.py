@@ -23,14 +23,13 @@ from ..errors import FileChanged, KacheryError
 from .disk import (
     SourceFile,
     display,
-    make_directories,
-    rename_into,
     source_errors,
     translated,
     write_all,
 )
 from .flushing import flush_file, sync_directory, sync_file_system
 from .leftovers import BATCH_SUFFIX
+from .naming import make_directories, rename_into
 from .objects import ObjectWriter, Stored
 
 __all__ = ["put_many", "read_source"]

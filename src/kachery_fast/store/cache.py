@@ -17,7 +17,6 @@ import heapq
 import itertools
 import logging
 import os
-import pwd
 import sqlite3
 import threading
 import time
@@ -30,7 +29,7 @@ from typing import NamedTuple
 from ..errors import CacheElsewhere, CacheOfAnother
 from .cache_rows import CachedCopy, Rows
 from .database import Database
-from .disk import display
+from .disk import display, user_name
 
 __all__ = ["USE_GRAIN_SECONDS", "CacheIndex", "CacheTotals", "identity_of", "note_use", "renew", "score"]
 
@@ -149,11 +148,7 @@ class CacheIndex:
             raise CacheElsewhere(path=display(self.path), machine=self._machine)
         owner = self._other_owner()
         if owner is not None:
-            try:
-                name = pwd.getpwuid(owner).pw_name
-            except KeyError:
-                name = str(owner)
-            raise CacheOfAnother(path=display(self.path), owner=name)
+            raise CacheOfAnother(path=display(self.path), owner=user_name(owner))
 
     def _other_owner(self) -> int | None:
         user = os.geteuid()

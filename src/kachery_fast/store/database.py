@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DatabaseUnusable, DiskError, KacheryError
-from .disk import disk_error, display, make_directories, translated
+from .disk import disk_error, display, translated
+from .naming import make_directories
 
 __all__ = ["Database", "decode_row"]
 

@@ -7,13 +7,14 @@ tells a dead file from one in use. ``OSError`` is translated here, once.
 """
 
 # Plain system calls on strings: at ten thousand files a second a Path costs more than the call.
-# ruff: noqa: PTH102, PTH104, PTH108, PTH116, PTH120
+# ruff: noqa: PTH108, PTH116
 
 from __future__ import annotations
 
 import errno
 import fcntl
 import os
+import pwd
 import secrets
 import stat
 import threading
@@ -23,8 +24,8 @@ from pathlib import Path
 from types import TracebackType
 
 from ..errors import DiskError, DiskFull, FileChanged, LocalFileMissing, LocalFileUnreadable, NotADataFile
-from .flushing import flush, sync_directory
-from .renaming import rename_new
+from .flushing import flush
+from .naming import make_directories, rename_into
 
 __all__ = [
     "SPAN_SIZE_BYTES",
@@ -34,24 +35,21 @@ __all__ = [
     "disk_error",
     "display",
     "find_size",
-    "make_directories",
-    "name_new",
-    "rename_into",
     "source_errors",
     "translated",
+    "user_name",
     "write_all",
 ]
 
 # One write or read call: long enough to cost nothing, short enough that Ctrl-C is honoured within 0.2 s.
 SPAN_SIZE_BYTES = 8 * 1024 * 1024
 
-_TRIES_MAX = 100
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-# Of a file system without hard links (FAT, many of FUSE), or one that allows no more, or none to this user.
-_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errno.EXDEV, errno.EMLINK)
 _KINDS = (
-    (stat.S_ISDIR, "a directory"), (stat.S_ISFIFO, "a named pipe"), (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
     (stat.S_ISCHR, "a device"),
     (stat.S_ISBLK, "a device"),
 )
@@ -294,101 +292,6 @@ def _lock_own(fd: int) -> bool:
     return os.fstat(fd).st_nlink > 0
 
 
-def rename_into(source: str | Path, final: str | Path, *, durable: bool) -> None:
-    """Rename ``source`` to ``final``, making its directories when missing.
-
-    :raises OSError: as from the system, for the caller's ``translated``.
-    """
-    directory = os.path.dirname(final)
-    for _ in range(_TRIES_MAX):
-        try:
-            os.rename(source, final)
-            break
-        except FileNotFoundError:
-            if not os.path.lexists(source):
-                raise
-        with suppress(FileNotFoundError):  # who empties the trash may take empty directories away at this moment
-            make_directories(directory, durable=durable)
-    else:
-        raise OSError(errno.EBUSY, "its directory is taken away again and again", directory)
-    if durable:
-        sync_directory(directory)
-
-
-def name_new(source: Path, final: Path, *, durable: bool, before_unsure: Callable[[], object] | None = None) -> bool:
-    """Give ``source`` the name ``final``, with its directories; False when something has it, which is left alone.
-
-    ``source`` may keep its own name: the caller unlinks it. A rename alone would take the place of what another
-    process put there a moment ago.
-
-    :param before_unsure: called before such a rename, on a file system that knows nothing better.
-    :raises OSError: as from the system, for the caller's ``translated``.
-    """
-    try:
-        try:
-            os.link(source, final)
-        except FileNotFoundError:
-            make_directories(final.parent, durable=durable)
-            os.link(source, final)
-    except FileExistsError:
-        return False
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        make_directories(final.parent, durable=durable)
-        try:
-            if not rename_new(source, final):
-                if os.path.lexists(final):
-                    return False
-                if before_unsure is not None:
-                    before_unsure()
-                os.rename(source, final)
-        except FileExistsError:
-            return False
-    if durable:
-        sync_directory(final.parent)
-    return True
-
-
-def make_directories(path: str | Path, *, durable: bool) -> list[str]:
-    """Make ``path`` and its parents, mode 0777 and the umask; return those that this call made.
-
-    What root makes gets the owner of the directory it is in, who has to go on with it.
-
-    :param durable: flush each new one's entry, which stands in its parent.
-    :raises OSError: as from the system.
-    """
-    path = str(path)
-    made: list[str] = []
-    try:
-        os.mkdir(path, 0o777)
-    except FileExistsError:
-        return []
-    except FileNotFoundError:
-        made = make_directories(os.path.dirname(path), durable=durable)
-        try:
-            os.mkdir(path, 0o777)
-        except FileExistsError:  # another writer was quicker
-            return made
-    if os.geteuid() == 0:
-        _give_to_owner(path)
-    if durable:
-        sync_directory(os.path.dirname(path))
-    return [*made, path]
-
-
-def _give_to_owner(path: str) -> None:
-    owner = os.stat(os.path.dirname(path) or ".")
-    if owner.st_uid or owner.st_gid:
-        # By descriptor: a name could lead elsewhere by now, and what is there would be given away.
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        try:
-            with suppress(PermissionError):  # root is nobody on some mounts
-                os.fchown(fd, owner.st_uid, owner.st_gid)
-        finally:
-            os.close(fd)
-
-
 def write_all(fd: int, view: memoryview, stop: threading.Event | None = None) -> None:
     """Write the whole of ``view`` (bytes), in spans; return early once ``stop`` is set.
 
@@ -397,3 +300,11 @@ def write_all(fd: int, view: memoryview, stop: threading.Event | None = None) ->
     position, end = 0, view.nbytes
     while position < end and not (stop is not None and stop.is_set()):
         position += os.write(fd, view[position : position + SPAN_SIZE_BYTES])
+
+
+def user_name(user_id: int) -> str:
+    """Return a user's name, or the number of one that this machine does not know."""
+    try:
+        return pwd.getpwuid(user_id).pw_name
+    except KeyError:
+        return str(user_id)

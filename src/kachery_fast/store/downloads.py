@@ -9,8 +9,9 @@ from pathlib import Path
 from .._core import digest_buffer
 from ..errors import ManifestInvalid
 from ..protocol.manifest import parse_manifest
-from .disk import name_new, rename_into, translated, write_all
+from .disk import translated, write_all
 from .flushing import flush_file
+from .naming import name_new, rename_into
 from .objects import Located, ObjectWriter
 
 __all__ = ["adopt", "adopt_bytes"]

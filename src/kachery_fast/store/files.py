@@ -26,7 +26,6 @@ from .disk import (
     SourceFile,
     display,
     find_size,
-    make_directories,
     source_errors,
     translated,
     write_all,
@@ -43,6 +42,7 @@ from .links import (
     parse_link,
 )
 from .manifests import ManifestShelf
+from .naming import make_directories
 from .objects import Located, ObjectWriter, Stored, read_small
 from .streams import IncomingFile, StreamWriter, byte_view, write_and_digest
 from .verifying import Verified, verify_names

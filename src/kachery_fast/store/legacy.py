@@ -8,7 +8,6 @@ makes no file beside it.
 from __future__ import annotations
 
 import os
-import pwd
 import shlex
 import shutil
 import sqlite3
@@ -20,7 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from .disk import display, find_size, make_directories, translated
+from .disk import display, find_size, translated, user_name
+from .naming import make_directories
 
 __all__ = ["FEEDS_NAME", "MUTABLES_NAME", "WORK_PREFIX", "OldDatabase", "fingerprint_of_files"]
 
@@ -194,16 +194,9 @@ def _why_unreadable(path: Path, error: OSError) -> str:
         return text
     with suppress(OSError):
         found = path.stat()
-        user = _user_name(os.geteuid())
-        text += (f": it belongs to {_user_name(found.st_uid)} and has mode {stat.S_IMODE(found.st_mode):04o}, and this "
+        user = user_name(os.geteuid())
+        text += (f": it belongs to {user_name(found.st_uid)} and has mode {stat.S_IMODE(found.st_mode):04o}, and this "
                  f"program runs as {user}. Let {user} read it, as with: sudo chown {user} {shlex.quote(str(path))}")
         if found.st_uid == os.geteuid():
             text = text[:text.rindex("sudo")] + f"chmod u+r {shlex.quote(str(path))}"
     return text
-
-
-def _user_name(user_id: int) -> str:
-    try:
-        return pwd.getpwuid(user_id).pw_name
-    except KeyError:
-        return str(user_id)

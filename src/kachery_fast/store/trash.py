@@ -18,8 +18,9 @@ from typing import NamedTuple
 from .._core import digest_file
 from ..errors import CorruptFile, NotInTrash
 from .census import walk
-from .disk import display, name_new, rename_into, translated
+from .disk import display, translated
 from .layout import Layout
+from .naming import name_new, rename_into
 
 __all__ = ["Trash", "Trashed", "digest_of"]
 

@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 from ..errors import CorruptFile, DiskError, KacheryError, LinkInvalid, NotInStore
 from .census import walk
-from .disk import display, find_size, rename_into, translated
+from .disk import display, find_size, translated
 from .layout import Layout
+from .naming import rename_into
 from .objects import Located
 
 __all__ = ["Verified", "set_aside", "verify_names"]

@@ -23,12 +23,17 @@ import threading
 import time
 import uuid
 from collections.abc import Generator
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import hypothesis
 import psutil
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
 
 # Every program that a test starts inherits this variable; so one that has left our process tree is known by it.
 _MARK = "KACHERY_TEST_RUN"
@@ -57,6 +62,9 @@ class _Surroundings:
         # Else each program that a test starts compiles all of its modules anew, for half a second of CPU time.
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         sys.dont_write_bytecode = False
+        # Nor is anybody to be trusted here: each program would read the system's 150 authorities three times.
+        os.environ["SSL_CERT_FILE"] = str(_make_authority(self.root))
+        os.environ["SSL_CERT_DIR"] = str(self.root / "home")
         tempfile.tempdir = None
         # A shell's background job ignores Ctrl-C, and so would every program that a test starts and interrupts.
         if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
@@ -78,6 +86,19 @@ class _Surroundings:
             except (psutil.Error, OSError):
                 continue  # ended meanwhile, or another user's
         return [process for process in found.values() if _lives(process)]
+
+
+def _make_authority(directory: Path) -> Path:
+    """Write a certificate that has signed nothing, and return its path: an empty file is an error to OpenSSL."""
+    key = Ed25519PrivateKey.generate()
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "an authority of the tests")])
+    now = datetime.now(timezone.utc)
+    certificate = (x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+                   .serial_number(x509.random_serial_number()).not_valid_before(now)
+                   .not_valid_after(now + timedelta(days=1)).sign(key, None))
+    path = directory / "authority.pem"
+    path.write_bytes(certificate.public_bytes(Encoding.PEM))
+    return path
 
 
 _surroundings: _Surroundings | None = None

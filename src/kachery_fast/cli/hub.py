@@ -10,7 +10,6 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -75,7 +74,10 @@ def hub(
         _run_detached(settings, arguments)
         asyncio.run(_announce(settings, wish))
         return
-    from ..hub.app import run_hub
+    from ..net.loop import imports_kept, run_on_loop
+
+    with imports_kept():
+        from ..hub.app import run_hub
 
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -88,7 +90,7 @@ def hub(
     async def ready(_running: Hub) -> None:
         await _announce(settings, wish)
 
-    _run_on_best_loop(run_hub(settings, public_url=public_url, prepare=check_owner, ready=ready))
+    run_on_loop(run_hub(settings, public_url=public_url, prepare=check_owner, ready=ready))
 
 
 @hub.command("stop")
@@ -185,12 +187,3 @@ def _default_owner() -> str:
     except (KeyError, OSError):  # a user without an entry in the password file
         user = f"user{os.getuid()}"
     return f"{user}@{socket.gethostname()}"
-
-
-def _run_on_best_loop(coroutine: Coroutine[Any, Any, None]) -> None:
-    try:
-        import uvloop
-    except ModuleNotFoundError:
-        asyncio.run(coroutine)
-    else:
-        uvloop.run(coroutine)

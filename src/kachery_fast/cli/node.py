@@ -66,7 +66,10 @@ def start(detach: bool, label: str | None, verbose: bool, as_json: bool) -> None
 
         set_label(settings.storage_dir, label)
     if not detach:
-        from ..node.running import run_node
+        from ..net.loop import imports_kept
+
+        with imports_kept():
+            from ..node.running import run_node
 
         logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         logging.getLogger("kachery_fast").setLevel(logging.DEBUG if verbose else logging.INFO)

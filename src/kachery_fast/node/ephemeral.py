@@ -21,9 +21,10 @@ import msgspec
 
 from ..config import Settings, load_settings
 from ..errors import KacheryError, NodeError
+from ..net.loop import run_on_loop
 from . import membership
 from .node import Node
-from .running import run_on_loop, stop_at_signals
+from .running import stop_at_signals
 
 __all__ = ["Order", "run_ephemeral"]
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Coroutine
-from typing import Any
 
 from ..config import Settings
+from ..net.loop import run_on_loop
 from .node import Node
 
-__all__ = ["run_node", "run_on_loop", "stop_at_signals"]
+__all__ = ["run_node", "stop_at_signals"]
 
 log = logging.getLogger("kachery_fast.node")
 
@@ -38,13 +37,3 @@ def stop_at_signals(node: Node) -> None:
     """Have SIGINT and SIGTERM stop a node of the running loop."""
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, node.stopped.set)
-
-
-def run_on_loop(main: Coroutine[Any, Any, None]) -> None:
-    """Run a coroutine to its end, on uvloop where that exists."""
-    try:
-        import uvloop
-    except ImportError:
-        asyncio.run(main)
-    else:
-        uvloop.run(main)

@@ -27,10 +27,11 @@ demo: $(STAMP)
 	@if [ -n "$$FILE" ]; then exec $(BIN)/kachery-fast demo $$ARGS "$$FILE"; \
 	else exec $(BIN)/kachery-fast demo $$ARGS; fi
 
-# Most tests wait for processes and sockets, so one more runs at once than there are CPUs, up to four; a file's in turn.
+# Most tests wait for processes and sockets, so one more runs at once than there are CPUs, up to four; a file's in turn,
+# in the order that tests/conftest.py gives.
 test: lint $(STAMP_2022)
 	workers=$$($(BIN)/python -c 'import os; print(min((os.cpu_count() or 1) + 1, 4))') && \
-	$(BIN)/python -m pytest --numprocesses $$workers --dist loadfile --benchmark-disable $$ARGS
+	$(BIN)/python -m pytest --numprocesses $$workers --dist loadfile --no-loadscope-reorder --benchmark-disable $$ARGS
 
 # cython-lint looks for pycodestyle on the PATH.
 lint: $(STAMP)
@@ -62,9 +63,9 @@ $(BENCH_STAMP): $(STAMP) $(STAMP_2022)
 	@touch $@
 
 # The client of 2022, which the tests run against our node; in an environment of its own, as a user has it.
-$(STAMP_2022): $(STAMP)
+$(STAMP_2022): .ci/find-python
 	@echo "Installing kachery-client 1.2.0 into .venv-2022"
-	@$(BIN)/python -m venv --clear .venv-2022
+	@python=$$(.ci/find-python) && "$$python" -m venv --clear .venv-2022
 	@.venv-2022/bin/python -m pip --disable-pip-version-check --no-input install --quiet kachery-client==1.2.0 'numpy<2; python_version<"3.13"' \
 	  'numpy; python_version>="3.13"'
 	@touch $@

@@ -17,7 +17,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
 export FILE ARGS PYTHON
 
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test run-tests lint bench clean
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -7
 
@@ -27,10 +27,12 @@ demo: $(STAMP)
 	@if [ -n "$$FILE" ]; then exec $(BIN)/kachery-fast demo $$ARGS "$$FILE"; \
 	else exec $(BIN)/kachery-fast demo $$ARGS; fi
 
-# Most tests wait for processes and sockets, so one more runs at once than there are CPUs, up to four; a file's in turn,
-# in the order that tests/conftest.py gives.
-test: lint $(STAMP_2022)
-	workers=$$($(BIN)/python -c 'import os; print(min((os.cpu_count() or 1) + 1, 4))') && \
+test: lint run-tests
+
+# Most tests wait for processes and sockets, so two run at once for each CPU, up to four; a file's in turn, in the order
+# that tests/conftest.py gives.
+run-tests: $(STAMP) $(STAMP_2022)
+	workers=$$($(BIN)/python -c 'import os; print(min(2 * (os.cpu_count() or 1), 4))') && \
 	$(BIN)/python -m pytest --numprocesses $$workers --dist loadfile --no-loadscope-reorder --benchmark-disable $$ARGS
 
 # cython-lint looks for pycodestyle on the PATH.

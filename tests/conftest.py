@@ -41,9 +41,6 @@ _KEPT = ("KACHERY_TEST_", "KACHERY_COVERAGE")
 # How long what a test has ended may take to be gone, also on a busy machine; waited for only where something is left.
 _END_SECONDS = float(os.environ.get("KACHERY_TEST_END_SECONDS", "20"))
 
-# Directories of tests that start programs.
-_LONG = ("system", "legacy", "setup", "cli", "client", "node", "hub")
-
 
 class _Surroundings:
     """The environment of this run, made before any test module is imported."""
@@ -175,18 +172,6 @@ def _outside_listeners() -> list[str]:
         found += [f"{child.name()} on {connection.laddr.ip}:{connection.laddr.port}" for connection in connections
                   if connection.status == psutil.CONN_LISTEN and not _is_loopback(connection.laddr.ip)]
     return found
-
-
-# --- the longest first
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the directories whose files take minutes: a worker that is left alone with one leaves CPUs idle."""
-    def rank(item: pytest.Item) -> int:
-        directory = item.path.relative_to(Path(__file__).parent).parts[0]
-        return _LONG.index(directory) if directory in _LONG else len(_LONG)
-
-    items.sort(key=rank)
 
 
 # --- nothing skipped in silence

@@ -18,6 +18,7 @@ T = TypeVar("T")
 
 LOOPS = ("asyncio-debug", "uvloop")
 
+# How many are kept, from the innermost on.
 _FRAMES = 3
 
 

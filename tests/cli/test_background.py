@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from kachery_fast.cli.background import log_tail, start_detached
+from kachery_fast.cli.background import interruptions_held, log_tail, start_detached
 from kachery_fast.errors import DiskError, NodeError
 
 
@@ -120,3 +122,32 @@ def test_the_tail_of_a_log_is_short(tmp_path: Path) -> None:
     assert log_tail(log).endswith("line 99998 | line 99999")
     assert len(log_tail(log)) < 300
     assert time.thread_time() - begun < 1
+
+
+def test_a_program_that_is_starting_when_ctrl_c_comes_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+    start = subprocess.Popen
+
+    def interrupted_start(*words: Any, **options: Any) -> Any:
+        started.append(start(*words, **options))
+        signal.raise_signal(signal.SIGINT)  # before anybody else has the process
+        return started[0]
+
+    monkeypatch.setattr(subprocess, "Popen", interrupted_start)
+    with pytest.raises(KeyboardInterrupt):
+        start_detached(script("import time; time.sleep(60)"), tmp_path / "log", lambda: False)
+    assert [process.returncode for process in started] == [-signal.SIGTERM]
+
+
+def test_signals_that_are_ignored_stay_ignored_for_what_is_started() -> None:
+    former = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with interruptions_held():
+            done = subprocess.run(script("import signal; print(signal.getsignal(signal.SIGHUP).name)"),
+                                  capture_output=True, text=True, check=True, timeout=60)
+        assert done.stdout == "SIG_IGN\n"
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, former)

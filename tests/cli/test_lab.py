@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import socket
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,3 +45,24 @@ def test_a_hub_that_has_started_has_its_channel(tmp_path: Path, monkeypatch: pyt
     with Lab(tmp_path / "lab", environ={"PYTHONPATH": str(tmp_path)}) as lab:
         lab.start_hub()
         assert lab.invite().startswith(lab.hub_url)
+
+
+def test_a_program_that_is_starting_when_ctrl_c_comes_is_ended_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+    start = subprocess.Popen
+
+    def interrupted_start(*words: Any, **options: Any) -> Any:
+        process = start(*words, **options)
+        started.append(process)
+        signal.raise_signal(signal.SIGINT)  # before anybody else has the process
+        return process
+
+    with Lab(tmp_path / "lab") as lab:
+        monkeypatch.setattr(subprocess, "Popen", interrupted_start)
+        with pytest.raises(KeyboardInterrupt):
+            lab.start_hub()
+        assert lab.hub.running
+    assert [process.returncode for process in started] != [None]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

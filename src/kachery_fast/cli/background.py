@@ -2,19 +2,50 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ..errors import DiskError, NodeError
 
-__all__ = ["log_tail", "start_detached"]
+__all__ = ["interruptions_held", "log_tail", "start_detached"]
 
 _POLL_SECONDS = 0.05
 _TAIL_SIZE_BYTES = 2000
 # Who waits is told that often what goes on.
 _TELL_SECONDS = 10.0
+
+
+@contextmanager
+def interruptions_held() -> Iterator[None]:
+    """Hold Ctrl-C and the like until this has ended, for ``process = Popen(...)``: raised between the start of a
+    process and the assignment, an interruption would leave a process that nobody knows of.
+
+    Signals that are ignored or end this process are left alone, so that the new process inherits that.
+    """
+    held: list[int] = []
+
+    def hold(number: int, frame: Any) -> None:
+        held.append(number)
+
+    former: dict[int, Any] = {}
+    try:
+        if threading.current_thread() is threading.main_thread():  # where handlers run, and may be set
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if callable(handler := signal.getsignal(number)):
+                    former[number] = handler
+                    signal.signal(number, hold)
+        yield
+    finally:
+        for changed, handler in former.items():
+            signal.signal(changed, handler)
+    for came in held:
+        signal.raise_signal(came)
 
 
 def start_detached(argv: Sequence[str], log_path: Path, ready: Callable[[], bool], timeout_seconds: float = 30.0,
@@ -37,15 +68,16 @@ def start_detached(argv: Sequence[str], log_path: Path, ready: Callable[[], bool
         log = log_path.open("ab")
     except OSError as error:
         raise DiskError(action="the writing", path=log_path, why=error.strerror) from error
-    with log:
-        begin = log.tell()
-        process = subprocess.Popen(  # noqa: S603 - our own program
-            list(argv), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/",
-            env=environ, close_fds=True)
+    process: subprocess.Popen[bytes] | None = None
     try:
+        with log, interruptions_held():
+            begin = log.tell()
+            process = subprocess.Popen(  # noqa: S603 - our own program
+                list(argv), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/",
+                env=environ, close_fds=True)
         _wait(process, ready, timeout_seconds, log_path, begin, progress.encode(), tell)
     except BaseException:
-        if process.poll() is None:
+        if process is not None and process.poll() is None:
             process.terminate()
             try:
                 process.wait(5)

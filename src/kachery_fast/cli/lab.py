@@ -23,7 +23,7 @@ from typing import Any
 from ..client.connection import NodeConnection
 from ..config import load_settings
 from ..errors import KacheryError, NodeError
-from .background import log_tail
+from .background import interruptions_held, log_tail
 
 __all__ = ["Lab", "LabNode", "Program", "free_port"]
 
@@ -61,7 +61,7 @@ class Program:
     def start(self) -> None:
         """Start it in a session of its own, so that a terminal's Ctrl-C reaches only who is to end it."""
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
-        with self.log_path.open("ab") as log:
+        with self.log_path.open("ab") as log, interruptions_held():
             self._log_begin = log.tell()
             self._process = subprocess.Popen(  # noqa: S603 - our own program
                 [sys.executable, "-m", "kachery_fast", *self.arguments], env=self.environ, stdin=subprocess.DEVNULL,

@@ -64,6 +64,7 @@ class Settings:
     hub_host: str
     hub_port: int
     hub_token: str
+    hub_database: str
     sha1_kernel: str
     chunk_size_bytes: int
     upload_concurrency: int
@@ -151,6 +152,8 @@ SETTINGS: tuple[Setting, ...] = (
             "The port of the hub."),
     Setting("hub_token", "", "secret", "KACHERY_HUB_TOKEN",
             "The owner's token for channel commands; found in the hub's directory when on its machine."),
+    Setting("hub_database", "", "secret URL", "KACHERY_HUB_DATABASE",
+            "The hub's registry: postgresql://USER:PASSWORD@HOST/DATABASE. Empty: hub.db in the hub's directory."),
     Setting("sha1_kernel", "", "name", "KACHERY_SHA1_KERNEL",
             "Demand one SHA-1 kernel: sha-ni, armv8 or portable. Empty: the best that this CPU has."),
     Setting("chunk_size_bytes", 20 * MIB, "bytes", "KACHERY_CHUNK_SIZE_BYTES",

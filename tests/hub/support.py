@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from kachery_fast.config import Settings, load_settings
 from kachery_fast.hub.app import Hub
+from kachery_fast.hub.registry import Registry, registry_url
 from kachery_fast.net.hub import HubClient, OwnerClient
 from kachery_fast.protocol.access import Permission
 from kachery_fast.protocol.signing import private_key, public_id
@@ -60,6 +61,10 @@ class World:
         self.url = hub.local_url
         self.token = (settings.hub_dir / "owner-token").read_text().strip()
         self.owner = OwnerClient(self.url, self.token, settings, session=session)
+
+    def registry(self) -> Registry:
+        """The hub's registry from beside it, not opened yet."""
+        return Registry(registry_url(self.settings.hub_database, self.settings.hub_dir))
 
     def node(self, name: str, **options: Any) -> HubClient:
         options = {"session": self.session, "clock": self.clock, **options}

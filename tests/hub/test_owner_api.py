@@ -21,7 +21,6 @@ from kachery_fast.errors import (
 )
 from kachery_fast.hub import identity
 from kachery_fast.hub.owner_api import TOKEN_FAILURES_PER_MINUTE_MAX
-from kachery_fast.hub.registry import Registry, sqlite_url
 from kachery_fast.net.hub import OwnerClient
 
 from ..network import LOOPS, run_on
@@ -30,7 +29,7 @@ from .support import ALL, CHANNEL, OWNER, World, node_id, running_world
 
 async def second_owner(world: World) -> OwnerClient:
     """Return another owner of the same hub, written into the registry from beside."""
-    registry = Registry(sqlite_url(world.settings.hub_dir / "hub.db"))
+    registry = world.registry()
 
     def add(connection: Connection) -> str:
         identity.ensure_owner(connection, "second@lab.org", 1)

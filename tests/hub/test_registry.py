@@ -5,12 +5,21 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.operations import Operations
+from alembic.script import ScriptDirectory
+from sqlalchemy.engine import URL
 
-from kachery_fast.errors import HubError
+from kachery_fast import hub
+from kachery_fast.errors import DiskError, HubError, InvalidSetting
 from kachery_fast.hub.app import Hub
-from kachery_fast.hub.registry import SCHEMA_VERSION, Registry, sqlite_url
+from kachery_fast.hub.registry import HEAD, Registry, registry_url
+from kachery_fast.hub.tables import metadata
 
 from ..network import LOOPS, run_on
 from .support import ALL, CHANNEL, OWNER, Clock, hub_settings, node_id, running_world
@@ -53,21 +62,26 @@ INSERT INTO memberships VALUES ('{CHANNEL}', '{node_id("A")}', '{OWNER}', '{" ".
 """
 
 
-def run_sql(path: Path, script: str) -> list[tuple[object, ...]]:
+def run_sql(path: Path, script: str, question: str = "SELECT version_num FROM alembic_version") -> list[Any]:
     connection = sqlite3.connect(path)
     try:
         with connection:
             connection.executescript(script)
-            return connection.execute("SELECT version FROM schema_version").fetchall()
+            return [row[0] for row in connection.execute(question)]
     finally:
         connection.close()
 
 
-@pytest.mark.parametrize("loop_kind", LOOPS)
-def test_a_registry_of_version_1_goes_on_with_claims(tmp_path: Path, loop_kind: str) -> None:
+def old_registry(tmp_path: Path, more: str = "") -> Path:
     path = tmp_path / "hub" / "hub.db"
     path.parent.mkdir(mode=0o700)
-    run_sql(path, VERSION_1)
+    run_sql(path, VERSION_1 + more, "SELECT version FROM schema_version")
+    return path
+
+
+@pytest.mark.parametrize("loop_kind", LOOPS)
+def test_a_registry_of_version_1_goes_on_with_claims_and_accounts(tmp_path: Path, loop_kind: str) -> None:
+    path = old_registry(tmp_path)
     (path.parent / "owner-token").write_text(TOKEN)
 
     async def scenario() -> None:
@@ -81,36 +95,86 @@ def test_a_registry_of_version_1_goes_on_with_claims(tmp_path: Path, loop_kind: 
         clock.now += 1
         async with running_world(tmp_path, clock, channel=False) as world:
             assert (await world.node("A").find_task(CHANNEL, TASK)).state == "claimed"
+            found = await world.owner.call("showChannel", channel=CHANNEL)
+            assert (found["private"], found["inviters"], found["sizeBytesMax"]) == (False, "owner", None)
 
     run_on(loop_kind, scenario())
-    assert run_sql(path, "") == [(SCHEMA_VERSION,)]
+    assert run_sql(path, "") == [HEAD]
+    assert run_sql(path, "", "SELECT admin FROM owners") == [1]
+    # A program from before there were migrations compares this with its own, 1 or 2, and leaves the tables alone.
+    assert run_sql(path, "", "SELECT version FROM schema_version") == [3]
 
 
-def test_a_move_to_the_next_version_that_broke_off_is_made_again(tmp_path: Path) -> None:
-    path = tmp_path / "hub.db"
-    run_sql(path, VERSION_1)
+def test_the_migrations_make_the_tables_that_the_program_uses(tmp_path: Path) -> None:
+    path = old_registry(tmp_path)
+    fresh = tmp_path / "fresh.db"
 
     async def scenario() -> None:
-        for _ in range(2):
-            registry = Registry(sqlite_url(path))
+        for database in (path, fresh):
+            registry = Registry(URL.create("sqlite", database=str(database)))
             await registry.open()
+            difference = await registry.call(
+                lambda connection: compare_metadata(MigrationContext.configure(connection), metadata))
             await registry.close()
-            run_sql(path, "UPDATE schema_version SET version = 1;")  # the tables are there, the version is not
+            assert [entry for entry in difference if "schema_version" not in str(entry)] == []
 
     run_on("asyncio-debug", scenario())
 
 
+def test_the_newest_migration_is_the_one_that_needs_no_look(tmp_path: Path) -> None:
+    folder = str(Path(hub.__file__).parent / "migrations")
+    assert ScriptDirectory(folder, version_locations=[folder]).get_current_head() == HEAD
+
+
+def test_a_move_to_the_next_version_that_breaks_off_leaves_all_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = old_registry(tmp_path)
+    tables = "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY name"
+    before = run_sql(path, "", tables)
+
+    async def scenario() -> None:
+        made = Operations.create_table
+
+        def fail_at_last(self: Operations, name: str, *columns: Any, **options: Any) -> Any:
+            if name == "seen_requests":
+                raise sa.exc.OperationalError("CREATE TABLE", None, Exception("disk I/O error"))
+            return made(self, name, *columns, **options)
+
+        registry = Registry(URL.create("sqlite", database=str(path)))
+        with monkeypatch.context() as patch:
+            patch.setattr(Operations, "create_table", fail_at_last)
+            with pytest.raises(DiskError, match="disk I/O error"):
+                await registry.open()
+        assert run_sql(path, "", tables) == before
+        await registry.open()
+        await registry.close()
+
+    run_on("asyncio-debug", scenario())
+    assert run_sql(path, "") == [HEAD]
+
+
 def test_a_registry_of_a_newer_version_is_refused_and_not_touched(tmp_path: Path) -> None:
-    path = tmp_path / "hub" / "hub.db"
-    path.parent.mkdir(mode=0o700)
-    run_sql(path, f"{VERSION_1} UPDATE schema_version SET version = {SCHEMA_VERSION + 1}; DROP TABLE memberships;")
+    newer = "CREATE TABLE alembic_version (version_num VARCHAR(32)); INSERT INTO alembic_version VALUES ('9999');"
+    path = old_registry(tmp_path, f"{newer} DROP TABLE memberships;")
 
     async def scenario() -> None:
         with pytest.raises(HubError, match="newer kachery-fast"):
             await Hub(hub_settings(tmp_path)).start()
 
     run_on("asyncio-debug", scenario())
-    connection = sqlite3.connect(path)
-    names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    connection.close()
-    assert not names & {"memberships", "task_claims"}
+    names = run_sql(path, "", "SELECT name FROM sqlite_master WHERE type = 'table'")
+    assert not set(names) & {"memberships", "task_claims", "sessions"}
+
+
+@pytest.mark.parametrize(("text", "why"), [
+    ("mysql://lab:secret-word@host/kachery", "must begin with postgresql://"),
+    ("no address, secret-word", "(what cannot be read)"),
+])
+def test_a_database_that_cannot_be_is_refused_without_showing_the_password(
+    tmp_path: Path, text: str, why: str
+) -> None:
+    with pytest.raises(InvalidSetting) as caught:
+        registry_url(text, tmp_path)
+    assert why in str(caught.value)
+    assert "secret-word" not in str(caught.value)

@@ -26,7 +26,8 @@ from kachery_fast.errors import (
     TooLarge,
 )
 from kachery_fast.hub import tasks
-from kachery_fast.hub.registry import Registry, sqlite_url, task_claims
+from kachery_fast.hub.registry import Registry
+from kachery_fast.hub.tables import task_claims
 from kachery_fast.hub.tasks import ACTION_KEPT_SECONDS, CALCULATION_KEPT_SECONDS, PRUNE_INTERVAL_SECONDS, Tasks
 from kachery_fast.net.hub import HubClient, OwnerClient
 from kachery_fast.protocol.hub_bodies import ClaimTask
@@ -83,8 +84,8 @@ def test_hubs_that_share_a_registry_give_each_task_once(tmp_path: Path) -> None:
         async with running_world(tmp_path) as world:
             await world.member("A")
             await world.member("B")
-            path, now_ms = world.settings.hub_dir / "hub.db", int(world.clock() * 1000)
-            registries = [Registry(sqlite_url(path)) for _ in range(2)]
+            now_ms = int(world.clock() * 1000)
+            registries = [world.registry() for _ in range(2)]
             for registry in registries:
                 await registry.open()
 

@@ -29,6 +29,7 @@ from .feeds import (
     SubfeedNotAvailable,
 )
 from .general import (
+    ActionRefused,
     AlreadyExists,
     BadMessage,
     BandUnreachable,
@@ -93,16 +94,15 @@ from .tasks import (
 from .tree import KacheryError
 
 __all__ = [
-    "AlreadyExists", "BadMessage", "BandUnreachable", "BucketUnreachable", "CacheConfigInvalid", "CacheElsewhere",
-    "CacheOfAnother", "Cancelled", "CannotLink", "ChannelUnknown", "ClientAuthRefused", "ClientOffline", "CorruptFile",
-    "CorruptObject", "DatabaseUnusable", "DiskError", "DiskFull", "FeedChainBroken", "FeedForked", "FeedInvalid",
-    "FeedNotWritable", "FeedUnknown", "FileChanged", "FileElsewhere", "FilePinned", "HeadInvalid", "HubError",
-    "HubUnreachable", "InvalidArgument", "InvalidFeedUri", "InvalidName", "InvalidSetting", "InvalidUri",
-    "KacheryError", "LinkInvalid", "LocalFileMissing", "LocalFileUnreadable", "ManifestInvalid",
-    "MutableMissing", "NoChannel", "NodeError", "NodeNotRunning", "NotADataFile", "NotAvailable",
-    "NotInStore", "NotInTrash", "NotOnHub", "NotPermitted", "ObjectExists", "ObjectMissing", "OnlyCopyHere",
-    "OwnerTokenRefused", "PartialTransfer", "RateLimited", "ResultRefused", "SignatureInvalid",
-    "StaleMessage", "Stalled", "StoredMeanwhile", "SubfeedNotAvailable", "TaskCrashed", "TaskFailed", "TaskHung",
-    "TaskNotTaken", "TaskOutcomeUnknown", "TaskPending", "TaskUnknown", "TooLarge", "UnsafePickle", "UploadRefused",
-    "UrlExpired", "WrongFormat", "WrongSize",
+    "ActionRefused", "AlreadyExists", "BadMessage", "BandUnreachable", "BucketUnreachable", "CacheConfigInvalid",
+    "CacheElsewhere", "CacheOfAnother", "Cancelled", "CannotLink", "ChannelUnknown", "ClientAuthRefused",
+    "ClientOffline", "CorruptFile", "CorruptObject", "DatabaseUnusable", "DiskError", "DiskFull", "FeedChainBroken",
+    "FeedForked", "FeedInvalid", "FeedNotWritable", "FeedUnknown", "FileChanged", "FileElsewhere", "FilePinned",
+    "HeadInvalid", "HubError", "HubUnreachable", "InvalidArgument", "InvalidFeedUri", "InvalidName", "InvalidSetting",
+    "InvalidUri", "KacheryError", "LinkInvalid", "LocalFileMissing", "LocalFileUnreadable", "ManifestInvalid",
+    "MutableMissing", "NoChannel", "NodeError", "NodeNotRunning", "NotADataFile", "NotAvailable", "NotInStore",
+    "NotInTrash", "NotOnHub", "NotPermitted", "ObjectExists", "ObjectMissing", "OnlyCopyHere", "OwnerTokenRefused",
+    "PartialTransfer", "RateLimited", "ResultRefused", "SignatureInvalid", "StaleMessage", "Stalled", "StoredMeanwhile",
+    "SubfeedNotAvailable", "TaskCrashed", "TaskFailed", "TaskHung", "TaskNotTaken", "TaskOutcomeUnknown", "TaskPending",
+    "TaskUnknown", "TooLarge", "UnsafePickle", "UploadRefused", "UrlExpired", "WrongFormat", "WrongSize",
 ]

@@ -5,15 +5,14 @@ from __future__ import annotations
 from .tree import KacheryError
 
 __all__ = [
-    "AlreadyExists", "BadMessage", "BandUnreachable", "BucketUnreachable", "Cancelled", "CannotLink",
+    "ActionRefused", "AlreadyExists", "BadMessage", "BandUnreachable", "BucketUnreachable", "Cancelled", "CannotLink",
     "ChannelUnknown", "ClientAuthRefused", "ClientOffline", "CorruptFile", "CorruptObject", "DatabaseUnusable",
     "DiskError", "DiskFull", "FileChanged", "FileElsewhere", "HubError", "HubUnreachable", "InvalidArgument",
     "InvalidFeedUri", "InvalidName", "InvalidSetting", "InvalidUri", "LinkInvalid", "LocalFileMissing",
-    "LocalFileUnreadable",
-    "ManifestInvalid", "MutableMissing", "NoChannel", "NodeError", "NodeNotRunning", "NotADataFile",
-    "NotAvailable", "NotInStore", "NotOnHub", "NotPermitted", "ObjectExists", "ObjectMissing",
-    "OwnerTokenRefused", "PartialTransfer", "RateLimited", "SignatureInvalid", "StaleMessage", "Stalled",
-    "TooLarge", "UnsafePickle", "UploadRefused", "UrlExpired", "WrongFormat", "WrongSize",
+    "LocalFileUnreadable", "ManifestInvalid", "MutableMissing", "NoChannel", "NodeError", "NodeNotRunning",
+    "NotADataFile", "NotAvailable", "NotInStore", "NotOnHub", "NotPermitted", "ObjectExists", "ObjectMissing",
+    "OwnerTokenRefused", "PartialTransfer", "RateLimited", "SignatureInvalid", "StaleMessage", "Stalled", "TooLarge",
+    "UnsafePickle", "UploadRefused", "UrlExpired", "WrongFormat", "WrongSize",
 ]
 
 # --- 2: the call itself is wrong
@@ -137,6 +136,13 @@ class OwnerTokenRefused(KacheryError):
 
     exit_code = 4
     http_status = 401
+
+
+class ActionRefused(KacheryError):
+    """The hub refused {action!r} to {who}: {why}."""
+
+    exit_code = 4
+    http_status = 403
 
 
 class NotPermitted(KacheryError):

@@ -31,7 +31,8 @@ from .engines.embedded import EmbeddedBucket, EmbeddedPubsub
 from .limits import address_group
 from .node_api import NodeApi
 from .owner_api import OwnerApi
-from .registry import Registry, sqlite_url
+from .performing import Performer
+from .registry import Registry, registry_url
 
 __all__ = ["Hub", "local_url", "public_url", "run_hub"]
 
@@ -102,7 +103,7 @@ class Hub:
 
     async def _open(self) -> None:
         settings, directory, parts = self._settings, self._directory, self._parts
-        registry = Registry(sqlite_url(directory.path / "hub.db"))
+        registry = Registry(registry_url(settings.hub_database, directory.path))
         parts.push_async_callback(registry.close)
         await registry.open()
         signer = UploadSigner(bytes.fromhex(directory.secret("upload-secret")), clock=self._clock)
@@ -115,7 +116,8 @@ class Hub:
         parts.push_async_callback(asyncio.to_thread, node_api.close)
         await node_api.start()
         self._registry, self._broker, self._node_api = registry, broker, node_api
-        self._owner_api = OwnerApi(registry, bucket, pubsub, self._clock, lambda: self.public_url)
+        performer = Performer(registry, bucket, pubsub, self._clock, lambda: self.public_url)
+        self._owner_api = OwnerApi(registry, performer, self._clock)
         runner = web.AppRunner(self._application(), access_log=None, shutdown_timeout=STOP_SECONDS)
         parts.push_async_callback(runner.cleanup)
         await runner.setup()
@@ -138,11 +140,11 @@ class Hub:
         :raises InvalidName: it cannot name an owner.
         """
         token = self._directory.read("owner-token")
-        found = await self._registry.call(identity.find_token_owner, token) if token else None
-        if found is not None:
-            return found
         now_ms = int(self._clock() * 1000)
-        await self._registry.call(identity.ensure_owner, owner, now_ms)
+        found = await self._registry.call(identity.find_token, token, now_ms) if token else None
+        if found is not None:
+            return found.owner
+        await self._registry.call(identity.ensure_owner, owner, now_ms, admin=True)
         token = await self._registry.call(identity.issue_owner_token, owner, now_ms)
         self._directory.secret("owner-token", content=token)
         return owner

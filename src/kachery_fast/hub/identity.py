@@ -13,16 +13,20 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from ..protocol.names import check_node_id, check_owner_id
-from .registry import nodes, owner_tokens, owners
+from .actions import Actor, Scope
+from .tables import nodes, owner_tokens, owners
 
 __all__ = [
-    "NodeRecord", "ensure_owner", "find_node", "find_token_owner", "hash_code", "issue_owner_token", "register_node",
-    "touch_node",
+    "TOKEN_ID_LENGTH", "NodeRecord", "ensure_owner", "find_node", "find_token", "hash_code", "issue_owner_token",
+    "register_node", "touch_node",
 ]
 
 # A node asks for its configuration every half minute; its row is not rewritten more often than this.
 _LAST_SEEN_STEP_MS = 5_000
 _LABEL_LENGTH_MAX = 100
+_LAST_USED_STEP_MS = 60_000
+# By so much of its hash a token is called.
+TOKEN_ID_LENGTH = 12
 
 
 class NodeRecord(NamedTuple):
@@ -45,14 +49,14 @@ def hash_code(code: str) -> str:
 # --- owners
 
 
-def ensure_owner(connection: Connection, owner: str, now_ms: int) -> None:
+def ensure_owner(connection: Connection, owner: str, now_ms: int, *, admin: bool = False) -> None:
     """Add the owner when missing.
 
     :raises InvalidName: it cannot name an owner.
     """
     check_owner_id(owner)
     if connection.execute(sa.select(owners.c.id).where(owners.c.id == owner)).first() is None:
-        connection.execute(owners.insert().values(id=owner, created=now_ms))
+        connection.execute(owners.insert().values(id=owner, created=now_ms, admin=admin))
 
 
 def issue_owner_token(connection: Connection, owner: str, now_ms: int) -> str:
@@ -62,15 +66,16 @@ def issue_owner_token(connection: Connection, owner: str, now_ms: int) -> str:
     return token
 
 
-def find_token_owner(connection: Connection, token: str) -> str | None:
-    """Return the owner that holds ``token``, None for a wrong one."""
+def find_token(connection: Connection, token: str, now_ms: int) -> Actor | None:
+    """Return who holds ``token`` and what it is for, None for a wrong one or one that has expired."""
     digest = hash_code(token)
-    row = connection.execute(
-        sa.select(owner_tokens.c.owner, owner_tokens.c.hash).where(owner_tokens.c.hash == digest)
-    ).first()
-    if row is None or not secrets.compare_digest(row.hash, digest):
+    row = connection.execute(sa.select(owner_tokens).where(owner_tokens.c.hash == digest)).first()
+    if row is None or (row.expires is not None and row.expires < now_ms):
         return None
-    return str(row.owner)
+    if row.last_used is None or not 0 <= now_ms - row.last_used < _LAST_USED_STEP_MS:
+        connection.execute(owner_tokens.update().where(owner_tokens.c.hash == digest).values(last_used=now_ms))
+    scopes = frozenset(Scope) if row.scope == "all" else frozenset(Scope(word) for word in row.scope.split())
+    return Actor(row.owner, f"token {digest[:TOKEN_ID_LENGTH]}", scopes, row.channel)
 
 
 # --- nodes

@@ -41,7 +41,7 @@ from ..protocol.hub_bodies import (
 from ..protocol.messages import decode_hub_request
 from ..protocol.names import check_channel_name
 from ..protocol.signing import FreshnessGuard
-from . import grants, identity
+from . import channels, grants, identity, invitations
 from .damage import Damage
 from .engines import BucketEngine, PubsubEngine
 from .gate import require
@@ -113,7 +113,7 @@ class NodeApi:
             asked = msgspec.json.decode(data, type=_BucketQuestion)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise InvalidArgument(what=f"The question for a channel's bucket could not be read: {error}") from None
-        await self._registry.call(grants.find_channel_owner, check_channel_name(asked.channel_name))
+        await self._registry.call(channels.find_channel_owner, check_channel_name(asked.channel_name))
         return self._bucket_url
 
     def close(self) -> None:
@@ -198,10 +198,10 @@ class NodeApi:
             address, 1, now, who=f"address {address}",
             limit=f"{JOIN_FAILURES_PER_MINUTE_MAX} invitations that do not hold are allowed in a minute")
         grant = await self._registry.call(
-            grants.join_channel, node_id, body.invitation, body.label, requested, int(now * 1000))
+            invitations.join_channel, node_id, body.invitation, body.label, requested, int(now * 1000))
         self._join_failures.refund(address, 1, self._clock())
         _log.info("node %s joined %s", node_id[:16], grant.channel)
-        return await self._channel_info(grant, await self._registry.call(grants.find_channel_owner, grant.channel))
+        return await self._channel_info(grant, await self._registry.call(channels.find_channel_owner, grant.channel))
 
     async def _leave(self, body: LeaveChannel, node_id: str, grant: Grant | None) -> dict[str, Any]:
         if grant is None:

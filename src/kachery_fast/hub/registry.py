@@ -1,17 +1,17 @@
-"""The registry: owners, nodes, channels, memberships, invitations, claims on tasks, in one SQL database.
+"""The registry: one SQL database of owners, nodes, channels, memberships, invitations, claims on tasks.
 
-SQLite in WAL mode by default; nothing here keeps PostgreSQL from taking its place. Every access is a plain function of
-a connection, run as one transaction on the registry's own thread (``Registry.call``), so the event loop never waits
-for a disk and SQLite never sees two writers. What must hold between replicas (an invitation's last use, a name taken
-once) is left to the database: conditional updates and primary keys, not locks of this process.
-
-Times are milliseconds since the epoch.
+SQLite in WAL mode by default, or PostgreSQL, which several hubs can share. Every access is a plain function of a
+connection, run as one transaction on a thread of the registry's (``Registry.call``), so the event loop never waits for
+a disk. Transactions are serializable: SQLite has one writer, on the registry's only thread; on PostgreSQL a transaction
+that met another one is run again. So a function may read, decide and write, as if it were alone.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import random
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,171 +20,130 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, Connection, Engine
 
-from ..errors import DiskError, HubError
+from ..errors import DiskError, HubError, InvalidSetting
 
-__all__ = [
-    "Registry", "channels", "damage_reports", "invitations", "memberships", "nodes", "owner_tokens", "owners",
-    "sqlite_url", "task_claims",
-]
+__all__ = ["HEAD", "Registry", "registry_url"]
 
 _log = logging.getLogger("kachery_fast.hub")
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
-# 2: task_claims.
-SCHEMA_VERSION = 2
+# The newest migration. A registry that has it is opened without Alembic, which takes a quarter of a second to import.
+HEAD = "0002"
 
-_metadata = sa.MetaData()
-
-_schema = sa.Table("schema_version", _metadata, sa.Column("version", sa.Integer, primary_key=True))
-
-owners = sa.Table(
-    "owners", _metadata,
-    sa.Column("id", sa.String(254), primary_key=True),
-    sa.Column("created", sa.BigInteger, nullable=False),
-)
-# The hash is of 256 random bits, so one round of SHA-256 is enough (nothing to guess at).
-owner_tokens = sa.Table(
-    "owner_tokens", _metadata,
-    sa.Column("hash", sa.String(64), primary_key=True),
-    sa.Column("owner", sa.ForeignKey("owners.id"), nullable=False),
-    sa.Column("created", sa.BigInteger, nullable=False),
-)
-nodes = sa.Table(
-    "nodes", _metadata,
-    sa.Column("id", sa.String(64), primary_key=True),
-    sa.Column("owner", sa.ForeignKey("owners.id"), nullable=False),
-    sa.Column("label", sa.String(100), nullable=False, default=""),
-    sa.Column("version", sa.String(100), nullable=False, default=""),
-    sa.Column("created", sa.BigInteger, nullable=False),
-    sa.Column("last_seen", sa.BigInteger, nullable=False),
-)
-# ``folded`` keeps "Lab" and "lab" from being two channels: their objects would be one on some file systems.
-channels = sa.Table(
-    "channels", _metadata,
-    sa.Column("name", sa.String(64), primary_key=True),
-    sa.Column("folded", sa.String(64), nullable=False, unique=True),
-    sa.Column("owner", sa.ForeignKey("owners.id"), nullable=False),
-    sa.Column("created", sa.BigInteger, nullable=False),
-)
-# A row outlives membership (state "left" or "removed"), so that ``decided``, the time of the channel owner's last
-# word on this node, holds against invitations that are older than it.
-memberships = sa.Table(
-    "memberships", _metadata,
-    sa.Column("channel", sa.ForeignKey("channels.name"), primary_key=True),
-    sa.Column("node", sa.ForeignKey("nodes.id"), primary_key=True),
-    sa.Column("owner", sa.ForeignKey("owners.id"), primary_key=True),
-    sa.Column("requested", sa.String(200), nullable=False),
-    sa.Column("granted", sa.String(200), nullable=False),
-    sa.Column("state", sa.String(10), nullable=False),
-    sa.Column("invitation", sa.String(64), nullable=False),
-    sa.Column("created", sa.BigInteger, nullable=False),
-    sa.Column("decided", sa.BigInteger, nullable=False),
-    sa.Index("memberships_by_node", "node"),
-)
-# ``uses_left`` is null for any number. ``node_owner``: under whose name a new node is registered.
-invitations = sa.Table(
-    "invitations", _metadata,
-    sa.Column("hash", sa.String(64), primary_key=True),
-    sa.Column("channel", sa.ForeignKey("channels.name"), nullable=False, index=True),
-    sa.Column("node_owner", sa.ForeignKey("owners.id"), nullable=False),
-    sa.Column("permissions", sa.String(200), nullable=False),
-    sa.Column("uses_left", sa.Integer, nullable=True),
-    sa.Column("expires", sa.BigInteger, nullable=False),
-    sa.Column("created", sa.BigInteger, nullable=False),
-)
-damage_reports = sa.Table(
-    "damage_reports", _metadata,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("channel", sa.String(64), nullable=False, index=True),
-    sa.Column("node", sa.String(64), nullable=False),
-    sa.Column("sha1", sa.String(40), nullable=False),
-    sa.Column("found", sa.String(40), nullable=False),
-    sa.Column("actual", sa.String(40), nullable=True),
-    sa.Column("time", sa.BigInteger, nullable=False),
-)
-# ``revision`` grows with each change, so that a change can be made only to what was looked at. ``changed`` is the time
-# of the last one, by which rows are forgotten.
-task_claims = sa.Table(
-    "task_claims", _metadata,
-    sa.Column("channel", sa.ForeignKey("channels.name"), primary_key=True),
-    sa.Column("task", sa.String(64), primary_key=True),
-    sa.Column("kind", sa.String(20), nullable=False),
-    sa.Column("function", sa.String(200), nullable=False),
-    sa.Column("node", sa.String(64), nullable=False),
-    sa.Column("attempt", sa.String(64), nullable=False),
-    sa.Column("idempotent", sa.Boolean, nullable=False),
-    sa.Column("state", sa.String(10), nullable=False),
-    sa.Column("claimed", sa.BigInteger, nullable=False),
-    sa.Column("expires", sa.BigInteger, nullable=False),
-    sa.Column("receipt", sa.Text, nullable=True),
-    sa.Column("changed", sa.BigInteger, nullable=False, index=True),
-    sa.Column("revision", sa.Integer, nullable=False),
-)
+_CONNECTIONS_MAX = 8
+_TRIES_MAX = 20
+_PAUSE_SECONDS_MAX = 0.05
+# Of PostgreSQL: serialization_failure, deadlock_detected (Appendix A of its manual).
+_AGAIN = frozenset({"40001", "40P01"})
+# Any number, known to nobody else: the lock that one of several hubs holds while it brings the tables up to date.
+_MIGRATION_LOCK = 0x6B616368
 
 
-def sqlite_url(path: Path) -> URL:
-    """Return the database URL of the SQLite file ``path``."""
-    return URL.create("sqlite", database=str(path))
+def registry_url(text: str, directory: Path) -> URL:
+    """Return the database that the setting ``hub_database`` names; ``hub.db`` in the hub's directory when it is empty.
+
+    :raises InvalidSetting: it is not the address of a PostgreSQL database, or its driver is not installed.
+    """
+    if not text:
+        return URL.create("sqlite", database=str(directory / "hub.db"))
+    try:
+        url = sa.make_url(text)
+        if url.get_backend_name() != "postgresql":
+            raise ValueError("it must begin with postgresql://")
+        if url.drivername == "postgresql":
+            url = url.set(drivername="postgresql+psycopg")
+        url.get_dialect().import_dbapi()
+    except ModuleNotFoundError as error:
+        raise InvalidSetting(name="hub_database", value=_shown(text), source="the settings", why=(
+            f"the driver {error.name} is not installed. Install it with: pip install 'kachery-fast[postgresql]'"
+            )) from None
+    except (sa.exc.ArgumentError, ValueError) as error:
+        raise InvalidSetting(name="hub_database", value=_shown(text), source="the settings", why=str(error)) from None
+    return url
+
+
+def _shown(text: str) -> str:
+    """Without the password, which is in no error and no log."""
+    try:
+        return sa.make_url(text).render_as_string(hide_password=True)
+    except sa.exc.ArgumentError:
+        return "(what cannot be read)"
 
 
 class Registry:
-    """One database and the one thread that talks to it."""
+    """One database and the threads that talk to it.
 
-    def __init__(self, url: URL | str) -> None:
-        self._url = sa.make_url(url)
+    ``shared``: whether other hubs may use it at the same time.
+    """
+
+    def __init__(self, url: URL) -> None:
+        self._url = url
+        self._name = url.database if url.get_backend_name() == "sqlite" else url.render_as_string(hide_password=True)
         self._engine: Engine | None = None
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hub-registry")
+        self.shared = url.get_backend_name() != "sqlite"
+        self._threads = ThreadPoolExecutor(max_workers=_CONNECTIONS_MAX if self.shared else 1,
+                                           thread_name_prefix="hub-registry")
 
     async def open(self) -> None:
-        """Connect, and create the tables where they are missing.
+        """Connect, and bring the tables up to date.
 
         :raises DiskError: the database cannot be opened or made.
         :raises HubError: it was written by a newer version.
         """
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._open)
+        await asyncio.get_running_loop().run_in_executor(self._threads, self._open)
 
     async def call(
         self, function: Callable[Concatenate[Connection, _P], _T], *args: _P.args, **kwargs: _P.kwargs
     ) -> _T:
         """Run ``function(connection, ...)`` as one transaction; an exception from it rolls everything back.
 
+        :param function: may be run several times, each time from the start.
         :raises DiskError: the database failed.
         """
         return await asyncio.get_running_loop().run_in_executor(
-            self._thread, lambda: self._run(function, *args, **kwargs)
+            self._threads, lambda: self._run(function, *args, **kwargs)
         )
 
     async def close(self) -> None:
         """Finish what was begun and disconnect."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._dispose)
-        self._thread.shutdown()
+        await asyncio.get_running_loop().run_in_executor(self._threads, self._dispose)
+        self._threads.shutdown()
 
     def _run(
         self, function: Callable[Concatenate[Connection, _P], _T], *args: _P.args, **kwargs: _P.kwargs
     ) -> _T:
         assert self._engine is not None, "the registry is not open"
-        try:
-            with self._engine.begin() as connection:
-                return function(connection, *args, **kwargs)
-        except sa.exc.SQLAlchemyError as error:
-            _log.exception("the registry failed")
-            raise DiskError(action="use", path=self._url.database, why=_reason(error)) from error
+        tries = 0
+        while True:
+            tries += 1
+            try:
+                with self._engine.begin() as connection:
+                    return function(connection, *args, **kwargs)
+            except sa.exc.SQLAlchemyError as error:
+                if _can_be_repeated(error) and tries < _TRIES_MAX:
+                    time.sleep(random.uniform(0, _PAUSE_SECONDS_MAX))  # noqa: S311 - to part from the other
+                    continue
+                _log.exception("the registry failed")
+                raise DiskError(action="use", path=self._name, why=_reason(error)) from error
 
     def _open(self) -> None:
-        engine = sa.create_engine(self._url)
-        if engine.dialect.name == "sqlite":
+        options: dict[str, Any] = {}
+        if self.shared:
+            options = {"isolation_level": "SERIALIZABLE", "pool_size": _CONNECTIONS_MAX, "max_overflow": 0,
+                       "pool_pre_ping": True}
+        engine = sa.create_engine(self._url, **options)
+        if not self.shared:
             sa.event.listen(engine, "connect", _prepare_sqlite)
+            sa.event.listen(engine, "begin", _begin_sqlite)
         try:
-            with engine.begin() as connection:
-                found = _bring_up_to_date(connection)
+            _bring_up_to_date(engine, self._name)
         except sa.exc.SQLAlchemyError as error:
             engine.dispose()
-            raise DiskError(action="opening", path=self._url.database, why=_reason(error)) from error
-        if found > SCHEMA_VERSION:
+            raise DiskError(action="opening", path=self._name, why=_reason(error)) from error
+        except BaseException:
             engine.dispose()
-            raise HubError(url=self._url.database, why=f"its registry has version {found} of the tables, this program "
-                                                       f"knows {SCHEMA_VERSION}; use a newer kachery-fast")
+            raise
         self._engine = engine
 
     def _dispose(self) -> None:
@@ -193,27 +152,62 @@ class Registry:
             self._engine = None
 
 
-def _bring_up_to_date(connection: Connection) -> int:
-    """Create what is missing, and return the version of the tables as found; one from the future is left alone."""
-    found: int | None = None
-    if sa.inspect(connection).has_table(_schema.name):
-        found = connection.execute(sa.select(_schema.c.version)).scalar()
-    if found is not None and found > SCHEMA_VERSION:
-        return found
-    # All that a version has added so far are tables of its own, so there is nothing to be changed in the old ones.
-    _metadata.create_all(connection)
-    if found is None:
-        connection.execute(_schema.insert().values(version=SCHEMA_VERSION))
-    elif found < SCHEMA_VERSION:
-        _log.info("the registry's tables go from version %d to %d", found, SCHEMA_VERSION)
-        connection.execute(_schema.update().values(version=SCHEMA_VERSION))
-    return SCHEMA_VERSION if found is None else found
+def _bring_up_to_date(engine: Engine, name: str | None) -> None:
+    """Run the migrations that are missing, all in one transaction.
+
+    :raises HubError: there are some that this program does not know.
+    """
+    with engine.connect() as connection:
+        if engine.dialect.name == "postgresql":
+            # Of the session, so that the transaction begins after another hub's has ended.
+            connection.execute(sa.select(sa.func.pg_advisory_lock(_MIGRATION_LOCK)))
+            connection.commit()
+        with connection.begin():
+            found = _version_of(connection)
+            if found != HEAD:
+                _migrate(connection, found, name)
+        if engine.dialect.name == "postgresql":
+            connection.execute(sa.select(sa.func.pg_advisory_unlock(_MIGRATION_LOCK)))
+            connection.commit()
+
+
+def _version_of(connection: Connection) -> str:
+    """The registry's newest migration; "" when it is empty, or from before there were any."""
+    if not sa.inspect(connection).has_table("alembic_version"):
+        return ""
+    return str(connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar() or "")
+
+
+def _migrate(connection: Connection, found: str, name: str | None) -> None:
+    from alembic.config import Config
+    from alembic.runtime.environment import EnvironmentContext
+    from alembic.script import ScriptDirectory
+
+    folder = str(Path(__file__).parent / "migrations")
+    scripts = ScriptDirectory(folder, version_locations=[folder])
+    if found and found not in {script.revision for script in scripts.walk_revisions()}:
+        raise HubError(url=name, why=f"its registry has version {found} of the tables, this program knows {HEAD}; use "
+                                     "a newer kachery-fast")
+    _log.info("the registry's tables go from version %s to %s", found or "0", HEAD)
+    context = EnvironmentContext(Config(), scripts, fn=lambda revision, _: scripts._upgrade_revs(HEAD, revision))
+    with context:
+        context.configure(connection=connection)
+        context.run_migrations()
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:
     # FULL: a permission that was taken away must still be away after a power cut. Writes are rare.
+    connection.isolation_level = None  # transactions are begun below, where Python's module would begin them too late
     for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "busy_timeout = 5000"):
         connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _can_be_repeated(error: sa.exc.SQLAlchemyError) -> bool:
+    return getattr(getattr(error, "orig", None), "sqlstate", None) in _AGAIN
 
 
 def _reason(error: sa.exc.SQLAlchemyError) -> str:

@@ -26,7 +26,8 @@ from ..protocol.tasks import check_function, check_task_id
 from . import grants
 from .gate import require
 from .limits import RateLimiter
-from .registry import Registry, task_claims
+from .registry import Registry
+from .tables import task_claims
 
 __all__ = ["TaskBody", "Tasks"]
 

@@ -1,0 +1,82 @@
+"""What an action of a person at a hub is made of.
+
+An action is a request struct (its docstring and fields are its documentation), the struct of its answer, the scope that
+a token needs for it, and a function that performs it in one transaction of the registry. The website, scripts and the
+command line use the same ones. The tables of them are in ``channel_actions``, ``node_actions`` and ``account_actions``;
+``performing`` is the only way to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from typing import Any, NamedTuple
+
+import msgspec
+from sqlalchemy.engine import Connection
+
+__all__ = ["Act", "Actor", "Answer", "At", "Done", "Request", "Scope"]
+
+
+class Scope(str, Enum):
+    """What a token can be for. Each opens its actions and no others."""
+
+    READ = "read"
+    GRANT = "grant"
+    MANAGE = "manage"
+    ACCOUNT = "account"
+
+
+class Request(msgspec.Struct, forbid_unknown_fields=True, tag_field="type", rename="camel", kw_only=True):
+    """What is asked for. Unknown fields are refused, so that a misspelt permission never passes as granted."""
+
+
+class Answer(msgspec.Struct, rename="camel", kw_only=True):
+    """What comes back."""
+
+
+class Actor(NamedTuple):
+    """Who acts, as was found out before.
+
+    ``via``: "web", or "token " and the beginning of its hash. ``channel``: the only one that the token is for.
+    """
+
+    owner: str
+    via: str
+    scopes: frozenset[Scope] = frozenset(Scope)
+    channel: str | None = None
+
+
+class At(NamedTuple):
+    """When and where: the time in ms since the epoch, and the hub's address as other machines know it."""
+
+    now_ms: int
+    hub_url: str
+
+
+class Done(NamedTuple):
+    """What an action came to. ``cut``: nodes whose connections end. ``emptied``: a channel whose objects go."""
+
+    answer: Answer
+    cut: tuple[str, ...] = ()
+    emptied: str = ""
+
+
+class Act(NamedTuple):
+    """An action.
+
+    ``perform``: runs within a transaction, perhaps more than once. ``changes``: whether it goes into the audit log.
+    ``admin``: whether only admins may.
+    """
+
+    request: type[Request]
+    answer: type[Answer]
+    scope: Scope
+    perform: Callable[[Connection, Actor, Any, At], Done]
+    changes: bool = True
+    admin: bool = False
+
+    @property
+    def name(self) -> str:
+        """The name in addresses and in the field ``type``."""
+        return str(self.request.__struct_config__.tag)

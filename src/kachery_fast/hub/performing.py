@@ -1,0 +1,82 @@
+"""Performs people's actions: checks account and scope, writes the audit log, and does what a transaction cannot."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from ..errors import ActionRefused
+from . import audit
+from .actions import Act, Actor, Answer, At, Done, Request
+from .channel_actions import CHANNEL_ACTS
+from .engines import BucketEngine, PubsubEngine
+from .registry import Registry
+from .tables import owners
+
+__all__ = ["ACTS", "Performer"]
+
+_log = logging.getLogger("kachery_fast.hub")
+
+ACTS: dict[type[Request], Act] = {act.request: act for act in CHANNEL_ACTS}
+
+
+class Performer:
+    """Performs actions. One for each hub, used on its event loop.
+
+    :param public_url: returns the hub's address as other machines know it, for links.
+    """
+
+    def __init__(
+        self, registry: Registry, bucket: BucketEngine, pubsub: PubsubEngine, clock: Callable[[], float],
+        public_url: Callable[[], str],
+    ) -> None:
+        self._registry = registry
+        self._bucket = bucket
+        self._pubsub = pubsub
+        self._clock = clock
+        self._public_url = public_url
+
+    async def perform(self, actor: Actor, request: Request) -> Answer:
+        """Do what somebody, known by now, asks.
+
+        :raises ActionRefused: the token is for something else, the account is closed, or it is not an admin's.
+        :raises KacheryError: it cannot be done.
+        """
+        act = ACTS[type(request)]
+        _check_scope(act, actor, request)
+        at = At(int(self._clock() * 1000), self._public_url())
+        done = await self._registry.call(_perform, act, actor, request, at)
+        for node_id in done.cut:
+            await self._pubsub.revoke(node_id)
+        answer = done.answer
+        if done.emptied:
+            removed = await asyncio.get_running_loop().run_in_executor(
+                None, self._bucket.remove_channel, done.emptied)
+            answer = msgspec.structs.replace(answer, objects_removed=removed)
+        if act.changes:
+            _log.info("%s (%s): %s %s", actor.owner, actor.via, act.name, getattr(request, "channel", ""))
+        return answer
+
+
+def _check_scope(act: Act, actor: Actor, request: Request) -> None:
+    if act.scope not in actor.scopes:
+        raise ActionRefused(who=actor.owner, action=act.name, why=f"the token is not for {act.scope.value!r}")
+    if actor.channel is not None and getattr(request, "channel", None) != actor.channel:
+        raise ActionRefused(who=actor.owner, action=act.name, why=f"the token is for the channel {actor.channel!r}")
+
+
+def _perform(connection: Connection, act: Act, actor: Actor, request: Request, at: At) -> Done:
+    row = connection.execute(sa.select(owners.c.closed, owners.c.admin).where(owners.c.id == actor.owner)).first()
+    if row is None or row.closed is not None:
+        raise ActionRefused(who=actor.owner, action=act.name, why="the account is closed")
+    if act.admin and not row.admin:
+        raise ActionRefused(who=actor.owner, action=act.name, why="that is for the hub's admins")
+    done = act.perform(connection, actor, request, at)
+    if act.changes:
+        audit.note(connection, actor, act.name, request, at.now_ms)
+    return done

@@ -109,12 +109,13 @@ class World:
 
 @asynccontextmanager
 async def running_world(
-    tmp_path: Path, clock: Clock | None = None, *, channel: bool = True, **overrides: Any
+    tmp_path: Path, clock: Clock | None = None, *, channel: bool = True, public_url: str | None = None,
+    **overrides: Any,
 ) -> AsyncIterator[World]:
     """Start a hub with an owner and, unless told otherwise, the channel ``lab``; stop it at the end."""
     clock = clock or Clock()
     settings = hub_settings(tmp_path, **overrides)
-    hub = Hub(settings, clock=clock)
+    hub = Hub(settings, clock=clock, public_url=public_url)
     await hub.start()
     try:
         assert await hub.ensure_owner(OWNER) == OWNER

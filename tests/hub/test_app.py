@@ -24,7 +24,7 @@ from .support import OWNER, hub_settings, running_world
 
 
 @pytest.mark.parametrize("loop_kind", LOOPS)
-def test_a_browser_is_told_what_this_is_and_how_to_join(tmp_path: Path, loop_kind: str) -> None:
+def test_a_terminal_is_told_what_this_is_and_how_to_join(tmp_path: Path, loop_kind: str) -> None:
     async def scenario() -> None:
         async with running_world(tmp_path, channel=False) as world, world.session.get(world.url + "/") as page:
             assert "kachery-fast hub" in await page.text()
@@ -38,7 +38,7 @@ def test_a_browser_is_told_what_this_is_and_how_to_join(tmp_path: Path, loop_kin
             async with world.session.get(world.url + "/api/node") as answer:
                 assert answer.status == 405
                 assert "POST" in (await answer.json())["message"]
-            for path in ("/nothing/here", "/api", "/bucketful"):
+            for path in ("/nothing/here", "/apis", "/bucketful"):
                 async with world.session.get(world.url + path) as answer:
                     assert answer.status == 404
                     assert (await answer.json())["error"] == "NotOnHub"

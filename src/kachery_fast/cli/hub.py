@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from ..config import Settings, load_settings
-from ..errors import HubError, InvalidArgument, NotOnHub
+from ..errors import DiskError, HubError, InvalidArgument, NotOnHub
 from ..protocol.names import check_channel_name, check_owner_id
 from .background import start_detached
 from .output import command_errors, emit, json_option
@@ -93,6 +93,39 @@ def hub(
     run_on_loop(run_hub(settings, public_url=public_url, prepare=check_owner, ready=ready))
 
 
+@hub.command("sign-in", short_help="Make a link that signs somebody in on the website.")
+@click.argument("owner", required=False)
+@click.option("--dir", "directory", type=click.Path(path_type=Path), help="The hub's directory.")
+@json_option
+@click.pass_context
+@command_errors
+def sign_in(context: click.Context, owner: str | None, directory: Path | None, as_json: bool) -> None:
+    """Make a link that signs OWNER in on the website of the hub that runs on this machine: once, within a day.
+
+    Without OWNER it is for the owner of the hub; for another one an account is made when there is none.
+    """
+    settings = load_settings(hub_dir=directory or context.obj)
+    answer = asyncio.run(_ask_own_hub(settings, owner))
+    emit(answer, f"Open this in a browser; it signs {answer['owner']} in, once, within a day:\n    {answer['link']}",
+         as_json)
+
+
+async def _ask_own_hub(settings: Settings, owner: str | None) -> dict[str, Any]:
+    from ..net.hub import OwnerClient
+
+    path = settings.hub_dir
+    try:
+        url, token = ((path / name).read_text().strip() for name in ("address", "owner-token"))
+    except FileNotFoundError:
+        raise NotOnHub(kind="process; none runs on the directory", name=str(path),
+                       advice="Start it with: kachery-fast hub") from None
+    except OSError as error:
+        raise DiskError(action="the reading", path=str(path), why=error.strerror) from None
+    async with OwnerClient(url, token, settings) as client:
+        name = owner or (await client.call("listChannels"))["owner"]
+        return await client.call("addAccount", owner=name)
+
+
 @hub.command("stop")
 @click.option("--dir", "directory", type=click.Path(path_type=Path), help="The hub's directory.")
 @json_option
@@ -139,9 +172,11 @@ async def _announce(settings: Settings, wish: _Wish) -> None:
     token = (path / "owner-token").read_text().strip()
     async with OwnerClient(url, token, settings) as client:
         standing = await client.call("listChannels")
+        # Before anything else of the account: the link works once, and for a day.
+        sign_in = await client.call("addAccount", owner=standing["owner"])
         answer: dict[str, Any] = {
-            "url": standing["hub"], "localUrl": url, "dir": str(path), "owner": standing["owner"],
-            "ownerToken": str(path / "owner-token")}
+            "signIn": sign_in["link"], "url": standing["hub"], "localUrl": url, "dir": str(path),
+            "owner": standing["owner"], "ownerToken": str(path / "owner-token")}
         if wish.channel is not None:
             if wish.channel not in [item["name"] for item in standing["channels"]]:
                 await client.call("createChannel", name=wish.channel)
@@ -156,7 +191,8 @@ def _next_steps(answer: dict[str, Any], wish: _Wish) -> str:
     lines = [f"The hub runs at {answer['url']} and keeps its data in {answer['dir']}. {end}"]
     if answer["url"].startswith(("http://127.", "http://localhost", "http://[::1]")):
         lines.append("Only this machine can reach it; for others start it with --host 0.0.0.0")
-    lines += [f"Owner of its channels: {answer['owner']} (token in {answer['ownerToken']})", ""]
+    lines += [f"Owner of its channels: {answer['owner']} (token in {answer['ownerToken']})",
+              f"Its website signs you in by this link, once, within a day: {answer['signIn']}", ""]
     if "link" in answer:
         lines += [
             f"On each machine that is to join the channel {answer['channel']!r}:",

@@ -11,8 +11,8 @@ __all__ = [
     "InvalidFeedUri", "InvalidName", "InvalidSetting", "InvalidUri", "LinkInvalid", "LocalFileMissing",
     "LocalFileUnreadable", "ManifestInvalid", "MutableMissing", "NoChannel", "NodeError", "NodeNotRunning",
     "NotADataFile", "NotAvailable", "NotInStore", "NotOnHub", "NotPermitted", "ObjectExists", "ObjectMissing",
-    "OwnerTokenRefused", "PartialTransfer", "RateLimited", "SignatureInvalid", "StaleMessage", "Stalled", "TooLarge",
-    "UnsafePickle", "UploadRefused", "UrlExpired", "WrongFormat", "WrongSize",
+    "OwnerTokenRefused", "PartialTransfer", "RateLimited", "SignInRefused", "SignatureInvalid", "StaleMessage",
+    "Stalled", "TooLarge", "UnsafePickle", "UploadRefused", "UrlExpired", "WrongFormat", "WrongSize",
 ]
 
 # --- 2: the call itself is wrong
@@ -140,6 +140,13 @@ class OwnerTokenRefused(KacheryError):
 
 class ActionRefused(KacheryError):
     """The hub refused {action!r} to {who}: {why}."""
+
+    exit_code = 4
+    http_status = 403
+
+
+class SignInRefused(KacheryError):
+    """You could not be signed in: {why}. On the hub's machine, kachery-fast hub sign-in makes a new link."""
 
     exit_code = 4
     http_status = 403

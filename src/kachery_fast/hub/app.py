@@ -30,9 +30,12 @@ from .directory import HubDirectory
 from .engines.embedded import EmbeddedBucket, EmbeddedPubsub
 from .limits import address_group
 from .node_api import NodeApi
+from .openapi import describe_api
 from .owner_api import OwnerApi
-from .performing import Performer
+from .performing import ACTS, Performer
 from .registry import Registry, registry_url
+from .sessions import Seal
+from .web.site import Site
 
 __all__ = ["Hub", "local_url", "public_url", "run_hub"]
 
@@ -118,6 +121,8 @@ class Hub:
         self._registry, self._broker, self._node_api = registry, broker, node_api
         performer = Performer(registry, bucket, pubsub, self._clock, lambda: self.public_url)
         self._owner_api = OwnerApi(registry, performer, self._clock)
+        seal = Seal(bytes.fromhex(directory.secret("session-key")))
+        self._site = Site(registry, performer, seal, self._clock, lambda: self.public_url)
         runner = web.AppRunner(self._application(), access_log=None, shutdown_timeout=STOP_SECONDS)
         parts.push_async_callback(runner.cleanup)
         await runner.setup()
@@ -159,6 +164,9 @@ class Hub:
         app.router.add_get("/join/{code}", self._join_page)
         app.router.add_post("/api/node", self._node)
         app.router.add_post("/api/owner", self._owner)
+        app.router.add_get("/api/openapi.json", self._openapi)
+        app.router.add_post("/api/v1/{action}", self._action)
+        app.router.add_routes(self._site.routes())
         app.router.add_post("/api/getChannelBucketBaseUrl", self._bucket_url)
         app.router.add_route("*", "/bucket/{name:.*}", self._other_connection)
         app.router.add_routes([route for route in self._broker.routes() if route.path != "/"])
@@ -170,13 +178,14 @@ class Hub:
             return await handler(request)
         except KacheryError as error:
             _log.info("%s %s: %s", request.method, request.path, error.message)
-            return _json(error.to_dict(), error.http_status)
+            return self._refusal(request, error)
         except web.HTTPRequestEntityTooLarge:
             limit = self._settings.api_body_size_bytes_max
             return _failure(TooLarge(what="The request", size=request.content_length or f"more than {limit}",
                                      limit=limit, setting="api_body_size_bytes_max"))
         except web.HTTPNotFound:
-            return _failure(NotOnHub(kind="page", name=request.path, advice="This is a kachery-fast hub."))
+            return self._refusal(request, NotOnHub(kind="page", name=request.path,
+                                                   advice="This is a kachery-fast hub."))
         except web.HTTPMethodNotAllowed as error:
             allowed = ", ".join(sorted(error.allowed_methods))
             return _json(InvalidArgument(what=f"{request.path} takes {allowed}, not {request.method}.").to_dict(), 405)
@@ -186,9 +195,14 @@ class Hub:
             _log.exception("%s %s failed", request.method, request.path)
             return _failure(NodeError(what="the hub met an error of its own; its log says more"))
 
+    def _refusal(self, request: web.Request, error: KacheryError) -> web.Response:
+        return self._site.error_page(error) if _is_for_people(request) else _failure(error)
+
     async def _root(self, request: web.Request) -> web.StreamResponse:
         if is_websocket(request):
             return await self._broker.serve(request)
+        if _is_for_people(request):
+            return await self._site.home(request)
         return web.Response(text=(
             f"This is a kachery-fast hub, version {__version__}.\n"
             "It introduces nodes to one another; recordings move between them by content URI.\n"
@@ -203,7 +217,9 @@ class Hub:
         response.force_close()
         return response
 
-    async def _join_page(self, request: web.Request) -> web.Response:
+    async def _join_page(self, request: web.Request) -> web.StreamResponse:
+        if _is_for_people(request):
+            return await self._site.join_page(request)
         # Only characters that an invitation can have are shown, so nothing in the link ends up in a shell.
         code = "".join(c for c in request.match_info["code"] if c.isascii() and (c.isalnum() or c in "-_"))[:64]
         return web.Response(text=(
@@ -223,6 +239,14 @@ class Hub:
     async def _owner(self, request: web.Request) -> web.Response:
         authorization = request.headers.get("Authorization", "")
         return _json(await self._owner_api.answer(await request.read(), authorization, address_group(request.remote)))
+
+    async def _openapi(self, _request: web.Request) -> web.Response:
+        return _json(describe_api({act.name: act for act in ACTS.values()}, self.public_url))
+
+    async def _action(self, request: web.Request) -> web.Response:
+        authorization = request.headers.get("Authorization", "")
+        return _json(await self._owner_api.answer(
+            await request.read(), authorization, address_group(request.remote), request.match_info["action"]))
 
 
 async def run_hub(
@@ -249,6 +273,11 @@ async def run_hub(
         await hub.stop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
+
+
+def _is_for_people(request: web.Request) -> bool:
+    """Whether a browser asks for a page."""
+    return "text/html" in request.headers.get("Accept", "") and not request.path.startswith("/api/")
 
 
 def _json(answer: Any, status: int = 200) -> web.Response:

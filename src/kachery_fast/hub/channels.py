@@ -15,7 +15,7 @@ from .tables import channels, invitations, memberships, nodes, task_claims, usag
 
 __all__ = [
     "CHANGEABLE", "ChannelLine", "ChannelSettings", "change_channel", "create_channel", "delete_channel",
-    "find_channel_owner", "find_settings", "list_channels", "require_channel",
+    "find_channel_owner", "find_settings", "list_channels", "require_channel", "unknown_channel",
 ]
 
 CHANNELS_PER_OWNER_MAX = 1_000
@@ -84,7 +84,7 @@ def find_settings(connection: Connection, name: str) -> ChannelSettings:
     """Return the settings of a channel. :raises NotOnHub: there is no such channel."""
     row = connection.execute(sa.select(channels).where(channels.c.name == name)).first()
     if row is None:
-        raise _unknown(name)
+        raise unknown_channel(name)
     return _settings(row)
 
 
@@ -92,7 +92,7 @@ def find_channel_owner(connection: Connection, name: str) -> str:
     """Return the owner of a channel. :raises NotOnHub: there is no such channel."""
     found = connection.execute(sa.select(channels.c.owner).where(channels.c.name == name)).scalar()
     if found is None:
-        raise _unknown(name)
+        raise unknown_channel(name)
     return str(found)
 
 
@@ -139,5 +139,6 @@ def _settings(row: Row[Any]) -> ChannelSettings:
                            **{name: getattr(row, name) for name in CHANGEABLE})
 
 
-def _unknown(name: str) -> NotOnHub:
+def unknown_channel(name: str) -> NotOnHub:
+    """What is said of a channel that is not there, or that somebody is not to know of."""
     return NotOnHub(kind="channel", name=name, advice="See: kachery-fast channel list")

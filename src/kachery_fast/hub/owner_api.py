@@ -1,6 +1,7 @@
-"""``POST /api/owner``: what a channel's owner asks of the hub, by a bearer token.
+"""What is asked of the hub by a bearer token: ``POST /api/v1/<action>``, or ``POST /api/owner``.
 
-A request is one JSON object with a ``type``, the name of an action; unknown types and unknown fields are refused.
+A request is one JSON object; at ``/api/owner`` its ``type`` is the name of the action, as in 0.1.0. Unknown actions and
+unknown fields are refused.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from ..errors import BadMessage, OwnerTokenRefused
+from ..errors import BadMessage, NotOnHub, OwnerTokenRefused
 from . import identity
 from .actions import Actor, Answer, Request
 from .limits import RateLimiter
@@ -19,6 +20,7 @@ from .registry import Registry
 __all__ = ["OwnerApi"]
 
 TOKEN_FAILURES_PER_MINUTE_MAX = 10
+_BY_NAME = {act.name: request for request, act in ACTS.items()}
 
 
 class OwnerApi:
@@ -31,15 +33,16 @@ class OwnerApi:
         self._failures = RateLimiter(TOKEN_FAILURES_PER_MINUTE_MAX / 60, 60.0)
         self._decoder: msgspec.json.Decoder[Request] = msgspec.json.Decoder(_union(tuple(ACTS)))
 
-    async def answer(self, data: bytes, authorization: str, address: str) -> Answer:
+    async def answer(self, data: bytes, authorization: str, address: str, action: str = "") -> Answer:
         """Answer one request.
 
         :param authorization: the header of this name. :param address: whom to count wrong tokens against.
+        :param action: the action's name, where the address says it and not the request.
         :raises KacheryError: the request is refused; the error says why.
         """
         actor = await self.authenticate(authorization, address)
         try:
-            request = self._decoder.decode(data)
+            request = _read(data, action) if action else self._decoder.decode(data)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise BadMessage(why=str(error)) from None
         return await self._performer.perform(actor, request)
@@ -60,6 +63,16 @@ class OwnerApi:
             raise OwnerTokenRefused(why="it is not one of this hub's" if token.strip() else "none was sent")
         self._failures.refund(address, 1, self._clock())
         return actor
+
+
+def _read(data: bytes, action: str) -> Request:
+    kind = _BY_NAME.get(action)
+    if kind is None:
+        raise NotOnHub(kind="action", name=action, advice="See /api/openapi.json.")
+    fields = msgspec.json.decode(data)
+    if not isinstance(fields, dict) or "type" in fields:
+        raise BadMessage(why="an action takes one JSON object, without a field 'type'")
+    return msgspec.convert(fields, kind)
 
 
 def _union(types: tuple[type[Request], ...]) -> type[Request]:

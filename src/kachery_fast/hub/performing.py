@@ -12,6 +12,7 @@ from sqlalchemy.engine import Connection
 
 from ..errors import ActionRefused
 from . import audit
+from .account_actions import ACCOUNT_ACTS
 from .actions import Act, Actor, Answer, At, Done, Request
 from .channel_actions import CHANNEL_ACTS
 from .engines import BucketEngine, PubsubEngine
@@ -22,7 +23,7 @@ __all__ = ["ACTS", "Performer"]
 
 _log = logging.getLogger("kachery_fast.hub")
 
-ACTS: dict[type[Request], Act] = {act.request: act for act in CHANNEL_ACTS}
+ACTS: dict[type[Request], Act] = {act.request: act for act in (*CHANNEL_ACTS, *ACCOUNT_ACTS)}
 
 
 class Performer:

@@ -1,0 +1,108 @@
+"""What each page shows. A page is a function of a ``Look`` that returns a template and its fields."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple
+
+from aiohttp import web
+
+from ...errors import NotOnHub
+from .. import channels
+from ..account_actions import ListAccounts, ShowAccount, ShowAudit
+from ..actions import Actor, Answer, Request
+from ..channel_actions import ChannelList, ListChannels, ShowChannel
+from ..performing import ACTS, Performer
+from ..registry import Registry
+from .visitors import Visitor
+
+__all__ = ["PAGES", "Look"]
+
+
+class Look(NamedTuple):
+    """One look at a page."""
+
+    request: web.Request
+    visitor: Visitor
+    performer: Performer
+    registry: Registry
+    hub_url: str
+    now_ms: int
+
+    async def ask(self, request: Request) -> Any:
+        """What an action answers to who looks. :raises SignInRefused: nobody is signed in."""
+        signed_in = self.visitor.must_be_signed_in()
+        return await self.performer.perform(Actor(signed_in.owner, "web"), request)
+
+
+_Page = tuple[str, dict[str, Any]]
+
+
+async def _home(look: Look) -> _Page:
+    if look.visitor.signed_in is None:
+        return "welcome.html", {"hub_url": look.hub_url}
+    found: ChannelList = await look.ask(ListChannels())
+    return "home.html", {"hub_url": look.hub_url, "channels": found.channels}
+
+
+async def _channels(look: Look) -> _Page:
+    found: ChannelList = await look.ask(ListChannels())
+    return "channels.html", {"channels": found.channels}
+
+
+async def _channel(look: Look) -> _Page:
+    """A channel as its owner sees it, or, where it is listed, as everybody does."""
+    name = look.request.match_info["name"]
+    signed_in = look.visitor.signed_in
+    try:
+        settings = await look.registry.call(channels.find_settings, name)
+    except NotOnHub:
+        look.visitor.must_be_signed_in()
+        raise
+    if signed_in is not None and settings.owner == signed_in.owner:
+        view: Answer = await look.ask(ShowChannel(channel=name))
+        return "channel.html", {"view": view, "hub_url": look.hub_url}
+    if not settings.listed:
+        # The same as of one that is not there: who may not see it does not learn that it is.
+        look.visitor.must_be_signed_in()
+        raise channels.unknown_channel(name)
+    (line,) = [line for line in await look.registry.call(channels.list_channels, settings.owner) if line.name == name]
+    return "public_channel.html", {"settings": settings, "members": line.members, "hub_url": look.hub_url}
+
+
+async def _audit(look: Look) -> _Page:
+    query = look.request.query
+    before = query.get("before", "")
+    asked = ShowAudit(
+        channel=query.get("channel") or None, everything=query.get("everything") == "1",
+        before=int(before) if before.isdecimal() and len(before) < 16 else None)
+    found = await look.ask(asked)
+    return "audit.html", {"entries": found.entries, "asked": asked}
+
+
+async def _account(look: Look) -> _Page:
+    found = await look.ask(ShowAccount())
+    mine: ChannelList = await look.ask(ListChannels())
+    return "account.html", {"account": found, "channels": mine.channels,
+                            "session": look.visitor.must_be_signed_in().session}
+
+
+async def _accounts(look: Look) -> _Page:
+    found = await look.ask(ListAccounts())
+    return "accounts.html", {"accounts": found.accounts}
+
+
+async def _api(look: Look) -> _Page:
+    return "api.html", {"acts": sorted(ACTS.values(), key=lambda act: (act.scope.value, act.name)),
+                        "hub_url": look.hub_url}
+
+
+PAGES: dict[str, Callable[[Look], Awaitable[_Page]]] = {
+    "/": _home,
+    "/channels": _channels,
+    "/channels/{name}": _channel,
+    "/audit": _audit,
+    "/account": _account,
+    "/accounts": _accounts,
+    "/api": _api,
+}

@@ -59,8 +59,10 @@ def test_the_wheel_holds_the_program_and_nothing_else(packages: Path) -> None:
     [path] = packages.glob("*.whl")
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
-    modules = {str(file.relative_to(ROOT / "src")) for file in (ROOT / "src" / "kachery_fast").rglob("*.py")}
-    assert modules <= set(names)
+    files = [file for suffix in ("py", "html", "css", "js", "svg")
+             for file in (ROOT / "src" / "kachery_fast").rglob(f"*.{suffix}")]
+    assert len({file.suffix for file in files}) == 5
+    assert {str(file.relative_to(ROOT / "src")) for file in files} <= set(names)
     assert len([name for name in names if name.endswith(".so")]) == 2
     assert {"kachery_fast/py.typed", "kachery_fast/_core.pyi", "kachery_fast/_chunker.pyi"} <= set(names)
     outside = [name for name in names if not name.startswith("kachery_fast/") and ".dist-info/" not in name]

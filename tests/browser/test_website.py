@@ -101,7 +101,7 @@ def test_a_click_makes_a_transfer_possible_and_another_one_impossible(
     expect(page.get_by_role("status")).to_contain_text("Taken away from the node")
     expect(cell(page, "requestFiles", "B")).to_have_text("?")
     second = store(a, make_recording(tmp_path / "second.dat", 700_000, seed=12))
-    with pytest.raises(NotPermitted, match="may not .*requestFiles"):
+    with pytest.raises(NotPermitted, match=r"may not .*requestFiles"):
         load(b, second)
 
     # By the keyboard: the focus is where it was, so that it goes on from there.

@@ -46,15 +46,15 @@ def test_a_wrong_token_is_refused_and_guesses_are_slowed_down(tmp_path: Path, lo
     async def scenario() -> None:
         async with running_world(tmp_path) as world:
             body = b'{"type": "listChannels"}'
-            wrong = ["", "x", world.token[:-1], world.token + "x", world.token.swapcase(), "Ümlaut"]
-            for token in wrong:
+            wrong = ["x", world.token[:-1], world.token + "x", world.token.swapcase(), "Ümlaut"]
+            for token in ["", *wrong]:  # none at all is no guess
                 status, answer = await world.ask(body, token)
                 assert (status, answer["error"]) == (401, "OwnerTokenRefused")
             status, answer = await world.post("/api/owner", body, Authorization=f"Basic {world.token}")
             assert status == 401
             assert (await world.ask(body))[0] == 200
             stranger = OwnerClient(world.url, "x" * 43, world.settings, session=world.session)
-            for _ in range(TOKEN_FAILURES_PER_MINUTE_MAX - len(wrong) - 1):
+            for _ in range(TOKEN_FAILURES_PER_MINUTE_MAX - len(wrong)):
                 with pytest.raises(OwnerTokenRefused):
                     await stranger.call("listChannels")
             with pytest.raises(RateLimited):

@@ -188,7 +188,10 @@ class Hub:
                                                    advice="This is a kachery-fast hub."))
         except web.HTTPMethodNotAllowed as error:
             allowed = ", ".join(sorted(error.allowed_methods))
-            return _json(InvalidArgument(what=f"{request.path} takes {allowed}, not {request.method}.").to_dict(), 405)
+            response = _json(
+                InvalidArgument(what=f"{request.path} takes {allowed}, not {request.method}.").to_dict(), 405)
+            response.headers["Allow"] = allowed
+            return response
         except web.HTTPException:
             raise
         except Exception:

@@ -52,15 +52,15 @@ class OwnerApi:
 
         :raises OwnerTokenRefused: nobody. :raises RateLimited: too many wrong tokens from this address.
         """
+        scheme, _, token = authorization.partition(" ")
+        if scheme.lower() != "bearer" or not token.strip():
+            raise OwnerTokenRefused(why="none was sent")
         # Taken beforehand, so that many guesses at once are counted too.
         self._failures.spend(address, 1, self._clock(), who=f"address {address}",
                              limit=f"{TOKEN_FAILURES_PER_MINUTE_MAX} wrong tokens are allowed in a minute")
-        scheme, _, token = authorization.partition(" ")
-        actor = None
-        if scheme.lower() == "bearer" and token.strip():
-            actor = await self._registry.call(identity.find_token, token.strip(), int(self._clock() * 1000))
+        actor = await self._registry.call(identity.find_token, token.strip(), int(self._clock() * 1000))
         if actor is None:
-            raise OwnerTokenRefused(why="it is not one of this hub's" if token.strip() else "none was sent")
+            raise OwnerTokenRefused(why="it is not one of this hub's, or holds no more")
         self._failures.refund(address, 1, self._clock())
         return actor
 

@@ -46,8 +46,8 @@ class Bucket(NamedTuple):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}/bucket"
 
-    def sign(self, name: str, size: int, *, replace: bool = False) -> SignedPut:
-        return self.signer.sign(name, size, 300, self.url, replace=replace)
+    def sign(self, name: str, size: int, *, replace: bool = False, node_id: str = "") -> SignedPut:
+        return self.signer.sign(name, size, 300, self.url, replace=replace, node_id=node_id)
 
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), 20)
@@ -112,11 +112,12 @@ def take_apart(data: bytes, *, head_only: bool = False) -> Answer:
 
 @contextlib.contextmanager
 def running_bucket(root: Path, **options: Any) -> Iterator[Bucket]:
-    """Serve ``root``; ``options`` are settings, or ``rate_limit_bytes_per_second`` and ``fsync``."""
+    """Serve ``root``; ``options`` are settings, or ``rate_limit_bytes_per_second``, ``fsync`` and ``observer``."""
     clock = Clock()
     signer = UploadSigner(SECRET, clock=clock)
-    more = {name: options.pop(name) for name in ("rate_limit_bytes_per_second", "fsync") if name in options}
-    server = BucketServer(root, signer, load_settings({}, **{"stall_seconds": 10.0, **options}), **more)
+    more = {name: options.pop(name) for name in ("rate_limit_bytes_per_second", "fsync", "observer")
+            if name in options}
+    server = BucketServer(root, signer, load_settings({}, **{"stall_seconds": 10.0, **options}), clock=clock, **more)
     listener = socket.create_server(("127.0.0.1", 0))
 
     def accept() -> None:

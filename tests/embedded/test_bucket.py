@@ -16,7 +16,7 @@ import pytest
 
 from kachery_fast.embedded.bucket import UploadSigner
 from kachery_fast.embedded.bucket_files import Incoming, ObjectFiles
-from kachery_fast.embedded.bucket_http import ConnectionLimits, RateLimit, RequestHandler
+from kachery_fast.embedded.bucket_http import ConnectionLimits, PutLeave, RateLimit, RequestHandler
 from kachery_fast.errors import InvalidArgument, InvalidName, ObjectMissing, TooLarge, UploadRefused, UrlExpired
 from tests.embedded.bucket_server import (
     NAME,
@@ -57,9 +57,9 @@ def test_a_signature_holds_for_its_life_and_its_object_alone() -> None:
     url, _, query = signed.url.partition("?")
     assert url == f"http://hub:1/bucket/{NAME}"
     assert signed.headers == {"x-goog-if-generation-match": "0", "x-goog-content-length-range": "18,18"}
-    assert signer.verify(NAME, query) == (18, False)
+    assert signer.verify(NAME, query) == PutLeave(18, False, "")
     clock.now += 299
-    assert signer.verify(NAME, query) == (18, False)
+    assert signer.verify(NAME, query) == PutLeave(18, False, "")
     clock.now += 1
     with pytest.raises(UrlExpired):
         signer.verify(NAME, query)
@@ -124,7 +124,7 @@ def test_path_tricks_are_refused(bucket: Bucket, trick: str, method: str) -> Non
     if method == "PUT" and trick.isascii():
         # A signature for the trick itself, as from a hub that was tricked, does not help either.
         expires = str(int(bucket.clock()) + 100)
-        forged = bucket.signer._signature(trick, "3", expires)
+        forged = bucket.signer._signature(trick, "3", expires, "")
         query = f"X-Kachery-Expires={expires}&X-Kachery-Size=3&X-Kachery-Signature={forged}"
         request = put_request(signed._replace(url=f"{bucket.url}/{trick}?{query}"), b"abc")
         assert bucket.talk(request).status in (400, 403)
@@ -420,7 +420,7 @@ def test_a_disk_that_fills_up_on_the_way_leaves_nothing(tmp_path: Path) -> None:
         client.shutdown(socket.SHUT_WR)
         assert take_apart(read_all(client)).status == 507
         thread.join()
-    assert list(files.names()) == []
+    assert list(files.objects()) == []
     assert os.listdir(tmp_path / ".incoming") == []
 
 
@@ -629,7 +629,7 @@ def test_idle_and_silent_clients_are_dropped(tmp_path: Path, sent: bytes) -> Non
         handler.run()
         answered = read_all(client)
     assert answered[:12] == (b"HTTP/1.1 404" if sent.endswith(b"\r\n\r\n") else b"")
-    assert list(files.names()) == []
+    assert list(files.objects()) == []
     assert os.listdir(tmp_path / ".incoming") == []
 
 
@@ -675,10 +675,13 @@ def test_the_hub_measures_hashes_lists_and_removes_objects(bucket: Bucket) -> No
     server = bucket.server
     assert server.size(NAME) == len(DATA)
     assert server.sha1(NAME) == hashlib.sha1(DATA).hexdigest()
-    assert set(server.names()) == {NAME, f"{FEED}/0", OTHER.replace("ch1", "ch2")}
-    assert set(server.names("ch1/")) == {NAME, f"{FEED}/0"}
-    assert set(server.names("ch1/sha1/02/")) == {NAME}
-    assert set(server.names("ch3/")) == set()
+    def names(prefix: str = "", after: str = "") -> list[str]:
+        return [found.name for found in server.objects(prefix, after)]
+
+    assert names() == [f"{FEED}/0", NAME, OTHER.replace("ch1", "ch2")]
+    assert names("ch1/") == [f"{FEED}/0", NAME]
+    assert names("ch1/sha1/02/") == [NAME]
+    assert names("ch3/") == []
     server.remove(NAME)
     for ask in (server.size, server.sha1, server.remove):
         with pytest.raises(ObjectMissing):

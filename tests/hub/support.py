@@ -15,7 +15,7 @@ import aiohttp
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from kachery_fast.config import Settings, load_settings
-from kachery_fast.hub.app import Hub
+from kachery_fast.hub.app import EXPIRY_SECONDS, Hub
 from kachery_fast.hub.registry import Registry, registry_url
 from kachery_fast.net.hub import HubClient, OwnerClient
 from kachery_fast.protocol.access import Permission
@@ -110,19 +110,19 @@ class World:
 @asynccontextmanager
 async def running_world(
     tmp_path: Path, clock: Clock | None = None, *, channel: bool = True, public_url: str | None = None,
-    **overrides: Any,
+    expiry_seconds: float = EXPIRY_SECONDS, **overrides: Any,
 ) -> AsyncIterator[World]:
     """Start a hub with an owner and, unless told otherwise, the channel ``lab``; stop it at the end."""
     clock = clock or Clock()
     settings = hub_settings(tmp_path, **overrides)
-    hub = Hub(settings, clock=clock, public_url=public_url)
+    hub = Hub(settings, clock=clock, public_url=public_url, expiry_seconds=expiry_seconds)
     await hub.start()
     try:
         assert await hub.ensure_owner(OWNER) == OWNER
         # A connection for each request: the hub's one port sorts connections, not requests, to API or bucket.
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as session:
             world = World(hub, settings, clock, session)
-            if channel:
+            if channel and not (await world.owner.call("listChannels"))["channels"]:
                 await world.owner.call("createChannel", name=CHANNEL)
             yield world
     finally:

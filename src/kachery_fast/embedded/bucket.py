@@ -23,8 +23,10 @@ from urllib.parse import parse_qsl
 
 from ..config import Settings
 from ..errors import InvalidArgument, InvalidName, UploadRefused, UrlExpired
-from .bucket_files import ObjectFiles, is_object_name, is_replaceable
-from .bucket_http import ConnectionLimits, PutLeave, RateLimit, RequestHandler, refuse_busy
+from .bucket_files import ObjectFiles
+from .bucket_http import ConnectionLimits, Observer, PutLeave, RateLimit, RequestHandler, refuse_busy
+from .bucket_names import is_object_name, is_replaceable
+from .bucket_stock import StoredObject, Total
 
 __all__ = ["BucketServer", "SignedPut", "UploadSigner"]
 
@@ -32,6 +34,7 @@ _log = logging.getLogger("kachery_fast.embedded")
 
 _IDLE_SECONDS = 15.0
 _QUERY = ("X-Kachery-Expires", "X-Kachery-Size", "X-Kachery-Signature")
+_NODE = "X-Kachery-Node"
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,15}", re.ASCII)
 _REFUSING_THREADS = 2
 _REFUSALS_MAX = 64
@@ -45,7 +48,8 @@ class SignedPut(NamedTuple):
 
 
 class UploadSigner:
-    """Signs and verifies upload URLs by HMAC-SHA256 over method, object name, size, expiry and create-only or replace.
+    """Signs and verifies upload URLs by HMAC-SHA256 over method, object name, size, expiry, create-only or replace, and
+    the node that it is for.
 
     :param secret: at least 16 bytes, known to the hub alone. :param clock: the time in seconds since 1970.
     """
@@ -57,11 +61,12 @@ class UploadSigner:
         self._clock = clock
 
     def sign(self, object_name: str, size_bytes: int, life_seconds: float, base_url: str, *,
-             replace: bool = False) -> SignedPut:
+             replace: bool = False, node_id: str = "") -> SignedPut:
         """Sign the upload of one object of exactly ``size_bytes``, valid for ``life_seconds``.
 
         :param base_url: where the bucket's objects are, e.g. ``http://hub:20440/bucket``.
         :param replace: it takes the place of what is there, any number of times; else it is created once.
+        :param node_id: who is to upload it, so that it can be counted as theirs.
         :raises InvalidName: not an object's name, or, with ``replace``, not of a kind that may be replaced.
         """
         if not is_object_name(object_name):
@@ -70,8 +75,10 @@ class UploadSigner:
             raise InvalidName(name=object_name, kind="object", why="objects of its kind are never replaced")
         expires = str(int(self._clock() + life_seconds))
         size = str(size_bytes)
-        values = (expires, size, self._signature(object_name, size, expires, replace=replace))
+        values = (expires, size, self._signature(object_name, size, expires, node_id, replace=replace))
         query = "&".join(f"{name}={value}" for name, value in zip(_QUERY, values, strict=True))
+        if node_id:
+            query += f"&{_NODE}={node_id}"
         headers = {} if replace else {"x-goog-if-generation-match": "0"}
         return SignedPut(f"{base_url.rstrip('/')}/{object_name}?{query}",
                          {**headers, "x-goog-content-length-range": f"{size},{size}"})
@@ -83,22 +90,25 @@ class UploadSigner:
         """
         values = dict(parse_qsl(query, keep_blank_values=True))
         expires, size, signature = (values.get(name, "") for name in _QUERY)
-        well_formed = (query.count("=") == len(_QUERY) == len(values) and _NUMBER.fullmatch(expires)
-                       and _NUMBER.fullmatch(size) and signature.isascii())
+        node_id = values.get(_NODE, "")
+        count = len(_QUERY) + (_NODE in values)
+        well_formed = (query.count("=") == count == len(values) and _NUMBER.fullmatch(expires)
+                       and _NUMBER.fullmatch(size) and signature.isascii() and node_id.isascii())
         replace = False
-        signed = bool(well_formed) and hmac.compare_digest(signature, self._signature(object_name, size, expires))
+        signed = bool(well_formed) and hmac.compare_digest(
+            signature, self._signature(object_name, size, expires, node_id))
         if well_formed and not signed:
             replace = signed = hmac.compare_digest(
-                signature, self._signature(object_name, size, expires, replace=True))
+                signature, self._signature(object_name, size, expires, node_id, replace=True))
         if not signed:
             raise UploadRefused(action="the upload", object=object_name, status=403,
                                 why="the URL is not signed for this object, size and time")
         if self._clock() >= int(expires):
             raise UrlExpired(object=object_name, why=f"it expired at {expires}")
-        return PutLeave(int(size), replace)
+        return PutLeave(int(size), replace, node_id)
 
-    def _signature(self, object_name: str, size: str, expires: str, *, replace: bool = False) -> str:
-        text = "\n".join(("PUT", object_name, size, expires, "replace" if replace else "create-only"))
+    def _signature(self, object_name: str, size: str, expires: str, node_id: str, *, replace: bool = False) -> str:
+        text = "\n".join(("PUT", object_name, size, expires, "replace" if replace else "create-only", node_id))
         return hmac.new(self._secret, text.encode(), hashlib.sha256).hexdigest()
 
 
@@ -107,14 +117,18 @@ class BucketServer:
 
     :param prefix: where objects begin in a URL's path.
     :param rate_limit_bytes_per_second: holds all uploads together, and all downloads together, to this rate.
-    :param fsync: see ``ObjectFiles``.
+    :param fsync, clock: see ``ObjectFiles``. :param observer: is told what moves.
+    :param recount_seconds: how often to count anew what is there, as others may change it too; None: once is enough.
     :raises DiskError: ``root`` is not usable.
     """
 
     def __init__(self, root: Path, signer: UploadSigner, settings: Settings, *, prefix: str = "/bucket/",
-                 rate_limit_bytes_per_second: int | None = None, fsync: bool = False) -> None:
+                 rate_limit_bytes_per_second: int | None = None, fsync: bool = False,
+                 clock: Callable[[], float] = time.time, observer: Observer | None = None,
+                 recount_seconds: float | None = None) -> None:
         self.prefix = prefix
-        self._files = ObjectFiles(root, fsync=fsync)
+        self._files = ObjectFiles(root, fsync=fsync, clock=clock)
+        self._observer = observer
         self._signer = signer
         self._limits = ConnectionLimits(_IDLE_SECONDS, settings.stall_seconds)
         rate = rate_limit_bytes_per_second
@@ -126,6 +140,9 @@ class BucketServer:
         self._served: dict[socket.socket, RequestHandler] = {}
         self._refused: set[socket.socket] = set()
         self._closed = False
+        self._closing = threading.Event()
+        self._counter = threading.Thread(target=self._count, args=(recount_seconds,), name="kachery-bucket-counter")
+        self._counter.start()
 
     @property
     def prefixes(self) -> tuple[bytes, ...]:
@@ -144,7 +161,7 @@ class BucketServer:
             elif len(self._served) < self._connections_max or self._drop_idle():
                 handler = RequestHandler(sock, self._files, self._signer.verify, prefix=self.prefix,
                                          limits=self._limits, upload_rate=self._upload_rate,
-                                         download_rate=self._download_rate)
+                                         download_rate=self._download_rate, observer=self._observer)
                 self._served[sock] = handler
                 self._threads.submit(self._run, sock, handler.run)
             else:
@@ -153,12 +170,14 @@ class BucketServer:
 
     def close(self) -> None:
         """Break off every connection and wait for the threads."""
+        self._closing.set()
         with self._lock:
             self._closed = True
             for sock in (*self._served, *self._refused):
                 _shut(sock)
         self._threads.shutdown()
         self._refusing.shutdown()
+        self._counter.join()
 
     def size(self, name: str) -> int:
         """Return an object's size in bytes. :raises ObjectMissing: :raises InvalidName: :raises DiskError:"""
@@ -176,9 +195,31 @@ class BucketServer:
         """Remove an object, or only the one that has this etag. Raises as ``size`` does."""
         self._files.remove(name, etag=etag)
 
-    def names(self, prefix: str = "") -> Iterator[str]:
-        """Yield the names of all objects that begin with ``prefix``, in no order."""
-        return self._files.names(prefix)
+    def expire(self, name: str, unread_since: float) -> bool:
+        """Remove an object that was last read before then (seconds since the epoch) and is not being read; whether it
+        was. :raises InvalidName: :raises DiskError:"""
+        return self._files.expire(name, unread_since)
+
+    def objects(self, prefix: str = "", after: str = "") -> Iterator[StoredObject]:
+        """Yield the objects whose names begin with ``prefix`` and come after ``after``, in the order of names."""
+        return self._files.objects(prefix, after)
+
+    def totals(self, channel: str) -> dict[str, Total]:
+        """Return how much there is of each kind of a channel's objects; as much as was counted, until ``counted``."""
+        return self._files.stock.totals(channel)
+
+    @property
+    def counted(self) -> bool:
+        """Whether what an earlier run left has been counted."""
+        return self._files.stock.counted
+
+    def _count(self, again_seconds: float | None) -> None:
+        try:
+            self._files.stock.count(self._closing)
+            while again_seconds is not None and not self._closing.wait(again_seconds):
+                self._files.stock.count(self._closing)
+        except Exception:
+            _log.exception("the objects of the bucket could not be counted")
 
     def _drop_idle(self) -> bool:
         """Close the connection that has been idle longest; its thread takes the next one. Call with the lock held."""

@@ -7,46 +7,29 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import secrets
 import stat
 import threading
-from collections.abc import Iterator
-from contextlib import suppress
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from .._core import digest_file
 from ..errors import DiskError, DiskFull, InvalidName, ObjectExists, ObjectMissing, TooLarge
+from .bucket_names import is_hashed, is_object_name
+from .bucket_stock import Stock, StoredObject, walk
 
-__all__ = ["Incoming", "ObjectFiles", "OpenObject", "is_object_name", "is_replaceable"]
+__all__ = ["LAST_READ_STEP_SECONDS", "Incoming", "ObjectFiles", "OpenObject"]
+
+# The time of the last read is a file's access time. It is set here, as many file systems are mounted so that it is not
+# kept, and no more often than this.
+LAST_READ_STEP_SECONDS = 3600.0
 
 _INCOMING = ".incoming"  # no channel can be called so
 _DIGEST_CHUNK_BYTES = 20 * 1024 * 1024
-
-# WIRE-2022.md §4, and our segments. Each name but theirs repeats the head of its hash as three folders.
-_OBJECT_NAME = re.compile(
-    r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}/(?:"
-    r"(?:sha1|task_results)/([0-9a-f]{2})/([0-9a-f]{2})/([0-9a-f]{2})/\1\2\3[0-9a-f]{34}"
-    r"|feeds/([0-9a-f]{2})/([0-9a-f]{2})/([0-9a-f]{2})/\4\5\6[0-9a-f]{58}"
-    r"/subfeeds/([0-9a-f]{2})/([0-9a-f]{2})/([0-9a-f]{2})/\7\8\9[0-9a-f]{34}"
-    r"/(?:subfeed\.json|segments/[0-9a-f]{40}|0|[1-9][0-9]{0,14})"
-    r")", re.ASCII)
-
-
-def is_object_name(text: str) -> bool:
-    """Whether ``text`` is ``<channel>/(sha1|feeds|task_results)/...`` exactly as nodes build it."""
-    return _OBJECT_NAME.fullmatch(text) is not None
-
-
-def is_replaceable(name: str) -> bool:
-    """Whether an object of this name (which must be one) may be replaced: a subfeed's index, a task's result."""
-    return name.endswith("/subfeed.json") or name.split("/", 2)[1] == "task_results"
-
-
-def _is_hashed(name: str) -> bool:
-    """Whether the name tells the SHA-1 of the object's bytes."""
-    return "/segments/" in name or name.split("/", 2)[1] == "sha1"
 
 
 class OpenObject(NamedTuple):
@@ -68,13 +51,15 @@ class ObjectFiles:
     power failure damages is found by its hash and replaced. Indexes of subfeeds and task results, which no hash in
     their name protects, always are.
 
+    :param clock: seconds since the epoch, for the times of last reads.
     :raises DiskError: ``root`` cannot be made or cleared of what an earlier run left unfinished.
     """
 
-    def __init__(self, root: Path, *, fsync: bool = False) -> None:
+    def __init__(self, root: Path, *, fsync: bool = False, clock: Callable[[], float] = time.time) -> None:
         self._fsync = fsync
-        # Between looking which object has a name and acting on that, nothing else gets the name.
-        self._naming = threading.Lock()
+        self._clock = clock
+        self._reading: Counter[str] = Counter()
+        self._reading_lock = threading.Lock()
         try:
             root.mkdir(parents=True, exist_ok=True)
             self._root = Path(os.path.realpath(root))
@@ -84,6 +69,7 @@ class ObjectFiles:
                 leftover.unlink()
         except OSError as error:
             raise DiskError(action="the bucket's directory", path=root, why=error.strerror) from error
+        self.stock = Stock(self._root)
 
     def open(self, name: str) -> OpenObject:
         """Open an object for reading. :raises ObjectMissing: :raises DiskError:"""
@@ -102,19 +88,54 @@ class ObjectFiles:
             raise ObjectMissing(object=name)
         return OpenObject(fd, status.st_size, f'"{status.st_mtime_ns:x}-{status.st_size:x}-{status.st_ino:x}"')
 
-    def exists(self, name: str) -> bool:
-        """Whether there is an object, or anything else, under the name."""
-        return os.path.lexists(self._path(name))
+    @contextmanager
+    def reading(self, name: str) -> Iterator[OpenObject]:
+        """Open an object for a reader, whose use of it is noted. It does not expire in the block. Raises as ``open``.
+        """
+        with self._reading_lock:
+            self._reading[name] += 1
+        try:
+            found = self.open(name)
+            try:
+                self._note_use(found.fd, os.fstat(found.fd))
+                yield found
+            finally:
+                os.close(found.fd)
+        finally:
+            with self._reading_lock:
+                self._reading[name] -= 1
+                if not self._reading[name]:
+                    del self._reading[name]
+
+    def offered(self, name: str) -> bool:
+        """Whether there is an object, or anything else, under the name of one that somebody brings.
+
+        That counts as a use: who brings it will tell others that it is there.
+        """
+        path = self._path(name)
+        try:
+            self._note_use(path, path.lstat())
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
+
+    def _note_use(self, file: int | Path, status: os.stat_result) -> None:
+        now = self._clock()
+        if abs(now - status.st_atime) < LAST_READ_STEP_SECONDS or not stat.S_ISREG(status.st_mode):
+            return
+        with suppress(OSError):  # a file of another user's, or a disk that is read-only: it counts as unread
+            os.utime(file, ns=(int(now * 1e9), status.st_mtime_ns))
 
     def create(self, name: str, size_bytes: int, *, replace: bool = False) -> Incoming:
         """Begin a new object, one that takes the place of what is there when ``replace``.
 
         :raises DiskFull: no room for it. :raises DiskError:
         """
-        fsync = self._fsync or not _is_hashed(name)
-        naming = self._naming if replace else None
-        return Incoming(name, self._path(name), self._incoming / secrets.token_hex(16), size_bytes, fsync=fsync,
-                        replacing=naming)
+        fsync = self._fsync or not is_hashed(name)
+        incoming = Incoming(name, self._path(name), self._incoming / secrets.token_hex(16), size_bytes, self.stock,
+                            fsync=fsync, replace=replace)
+        self._note_use(incoming.fd, os.fstat(incoming.fd))
+        return incoming
 
     def size(self, name: str) -> int:
         """Return an object's size in bytes. :raises ObjectMissing: :raises DiskError:"""
@@ -154,32 +175,55 @@ class ObjectFiles:
         :raises ObjectMissing: it is not there (any more). :raises DiskError:
         """
         path = self._path(name)
+        with self.stock.lock:
+            if etag is not None:
+                found = self.open(name)
+                os.close(found.fd)
+                if found.etag != etag:
+                    raise ObjectMissing(object=name)
+            self._unlink(name, path)
+
+    def expire(self, name: str, unread_since: float) -> bool:
+        """Remove an object that was last read before ``unread_since`` and is not being read; whether it was.
+
+        :raises DiskError:
+        """
+        path = self._path(name)
+        with self.stock.lock:
+            with self._reading_lock:
+                if name in self._reading:
+                    return False
+            try:
+                if path.lstat().st_atime >= unread_since:
+                    return False
+                self._unlink(name, path)
+            except (FileNotFoundError, NotADirectoryError, ObjectMissing):
+                return False
+        return True
+
+    def _unlink(self, name: str, path: Path) -> None:
+        """Remove a file and the folders that are empty without it. Call with the stock's lock held."""
         try:
-            with self._naming:
-                if etag is not None:
-                    found = self.open(name)
-                    os.close(found.fd)
-                    if found.etag != etag:
-                        raise ObjectMissing(object=name)
-                path.unlink()
+            status = path.lstat()
+            path.unlink()
         except (FileNotFoundError, NotADirectoryError):
             raise ObjectMissing(object=name) from None
         except OSError as error:
             raise DiskError(action="removing", path=path, why=error.strerror) from error
+        if stat.S_ISREG(status.st_mode):
+            self.stock.changed(name, -1, -status.st_size)
+        for folder in path.parents:
+            try:
+                if folder == self._root:
+                    break
+                folder.rmdir()
+            except OSError:  # there is more in it
+                break
 
-    def names(self, prefix: str = "") -> Iterator[str]:
-        """Yield the names of all objects that begin with ``prefix``, in no order, without holding them all."""
-        pending = [""]
-        while pending:
-            folder = pending.pop()
-            with suppress(FileNotFoundError), os.scandir(self._root / folder) as entries:
-                for entry in entries:
-                    name = f"{folder}{entry.name}"
-                    if entry.is_dir(follow_symlinks=False):
-                        if f"{name}/".startswith(prefix) or prefix.startswith(f"{name}/"):
-                            pending.append(f"{name}/")
-                    elif entry.is_file(follow_symlinks=False) and name.startswith(prefix) and is_object_name(name):
-                        yield name
+    def objects(self, prefix: str = "", after: str = "") -> Iterator[StoredObject]:
+        """Yield all objects whose names begin with ``prefix`` and come after ``after``, in order, without holding them
+        all."""
+        return walk(self._root, prefix, after)
 
     def _path(self, name: str) -> Path:
         """Where an object is. :raises InvalidName: not an object's name. :raises ObjectMissing: behind a symlink."""
@@ -194,9 +238,9 @@ class ObjectFiles:
 class Incoming:
     """An object on its way: write to ``fd`` by offset, then ``commit``; ``close`` without it leaves nothing."""
 
-    def __init__(self, name: str, path: Path, temporary: Path, size_bytes: int, *, fsync: bool,
-                 replacing: threading.Lock | None = None) -> None:
-        self._replacing = replacing
+    def __init__(self, name: str, path: Path, temporary: Path, size_bytes: int, stock: Stock, *, fsync: bool,
+                 replace: bool = False) -> None:
+        self._stock, self._replace = stock, replace
         self._name, self._path, self._temporary, self._fsync = name, path, temporary, fsync
         self._size_bytes = size_bytes
         self.fd = -1
@@ -216,22 +260,41 @@ class Incoming:
         try:
             if self._fsync:
                 os.fsync(self.fd)
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            if self._replacing is None:
-                os.link(self._temporary, self._path)
-            else:
-                with self._replacing:
-                    self._temporary.rename(self._path)
+            with self._stock.lock:
+                self._take_name()
             if self._fsync:
-                folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                try:
-                    os.fsync(folder)
-                finally:
-                    os.close(folder)
+                self._fsync_folder()
         except FileExistsError:
             raise ObjectExists(object=self._name) from None
         except OSError as error:
             raise self.translated(error, "creating") from error
+
+    def _take_name(self) -> None:
+        # The folder is made in the same breath: one that is empty may be removed.
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        if not self._replace:
+            os.link(self._temporary, self._path)
+            self._stock.changed(self._name, 1, self._size_bytes)
+            return
+        try:
+            old: os.stat_result | None = self._path.lstat()
+        except FileNotFoundError:
+            old = None
+        self._temporary.rename(self._path)
+        if old is not None and stat.S_ISREG(old.st_mode):
+            self._stock.changed(self._name, 0, self._size_bytes - old.st_size)
+        else:
+            self._stock.changed(self._name, 1, self._size_bytes)
+
+    def _fsync_folder(self) -> None:
+        try:
+            folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:  # the object was removed again
+            return
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
     def close(self) -> None:
         """Close and remove the temporary file; no-op the second time."""

@@ -13,11 +13,11 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import h11
 
@@ -32,9 +32,10 @@ from ..errors import (
     UrlExpired,
 )
 from ..splice import FileReceiver, FileRefused
-from .bucket_files import ObjectFiles, is_replaceable
+from .bucket_files import ObjectFiles
+from .bucket_names import is_replaceable
 
-__all__ = ["ConnectionLimits", "PutLeave", "RateLimit", "RequestHandler", "refuse_busy"]
+__all__ = ["ConnectionLimits", "Observer", "PutLeave", "RateLimit", "RequestHandler", "refuse_busy"]
 
 HEAD_SIZE_BYTES_MAX = 16384
 _HEAD_READ_BYTES = 16384
@@ -53,10 +54,27 @@ class ConnectionLimits(NamedTuple):
 
 
 class PutLeave(NamedTuple):
-    """What a signed URL allows: an object of so many bytes, also in the place of another one when ``replace``."""
+    """What a signed URL allows: an object of so many bytes, also in the place of another one when ``replace``.
+
+    ``node_id``: the node that it was signed for, "" when it names none.
+    """
 
     size_bytes: int
     replace: bool
+    node_id: str = ""
+
+
+class Observer(Protocol):
+    """Who is told what moves. Called in the threads that move it, so it must be quick."""
+
+    def arrived(self, object_name: str, node_id: str, size_bytes: int) -> None:
+        """An object was uploaded, by a URL that was signed for this node."""
+
+    def found(self, object_name: str) -> None:
+        """An object that was to be uploaded was there already."""
+
+    def sent(self, object_name: str, node_id: str, size_bytes: int) -> None:
+        """So many bytes of an object were sent in answer to one request, perhaps fewer than were asked for."""
 
 
 class RateLimit:
@@ -103,10 +121,12 @@ class RequestHandler:
     """Serves one accepted socket until it closes.
 
     :param verify: ``(object name, query) -> what was signed``; raises UrlExpired or UploadRefused.
+    :param observer: is told what moves.
     """
 
     def __init__(self, sock: socket.socket, files: ObjectFiles, verify: Callable[[str, str], PutLeave], *, prefix: str,
-                 limits: ConnectionLimits, upload_rate: RateLimit | None, download_rate: RateLimit | None) -> None:
+                 limits: ConnectionLimits, upload_rate: RateLimit | None, download_rate: RateLimit | None,
+                 observer: Observer | None = None) -> None:
         self.idle_since: float | None = None  # waiting for a request since then, by time.monotonic
         self._sock = sock
         self._files = files
@@ -115,6 +135,7 @@ class RequestHandler:
         self._limits = limits
         self._upload_rate = upload_rate
         self._download_rate = download_rate
+        self._observer = observer
         self._ahead = b""  # received, and not yet used
         self._body_bytes = 0  # of the request's body, not yet read
         self._expecting = False  # the client waits for 100 Continue before it sends the body
@@ -197,8 +218,7 @@ class RequestHandler:
             self._refuse(refusal, head_only=method == "HEAD")
 
     def _get(self, name: str, headers: Mapping[str, str], *, head_only: bool) -> None:
-        found = self._files.open(name)
-        try:
+        with self._files.reading(name) as found:
             size = found.size_bytes
             span = None
             if headers.get("if-range", found.etag) == found.etag:
@@ -212,12 +232,10 @@ class RequestHandler:
                 fields["Content-Range"] = f"bytes {start}-{start + length - 1}/{size}"
             self._answer(200 if span is None else 206, fields, length)
             if not head_only:
-                self._send_file(found.fd, start, length)
-        finally:
-            os.close(found.fd)
+                self._send_file(name, found.fd, start, length)
 
     def _put(self, name: str, query: str, headers: Mapping[str, str], *, chunked: bool) -> None:
-        size, replace = self._verify(name, query)
+        size, replace, node_id = self._verify(name, query)
         generation = headers.get("x-goog-if-generation-match")
         if generation != (None if replace else "0"):
             why = "was not signed" if replace else "is missing: 0"
@@ -229,7 +247,9 @@ class RequestHandler:
         if self._body_bytes != size:
             status, code = (413, "EntityTooLarge") if self._body_bytes > size else (400, "EntityTooSmall")
             raise _Refusal(status, code, f"The URL was signed for {size} bytes.")
-        if not replace and self._files.exists(name):
+        if not replace and self._files.offered(name):
+            if self._observer is not None:
+                self._observer.found(name)
             raise ObjectExists(object=name)
         incoming = self._files.create(name, size, replace=replace)
         try:
@@ -242,6 +262,8 @@ class RequestHandler:
             raise incoming.translated(error.error, "writing") from error
         finally:
             incoming.close()
+        if self._observer is not None:
+            self._observer.arrived(name, node_id, size)
         self._answer(200, {}, 0)
 
     # --- bytes
@@ -270,7 +292,16 @@ class RequestHandler:
                 raise ConnectionResetError
             self._body_bytes -= len(data)
 
-    def _send_file(self, fd: int, offset: int, length: int) -> None:
+    def _send_file(self, name: str, fd: int, start: int, length: int) -> None:
+        offset = start
+        try:
+            for count in self._send_spans(fd, start, length):
+                offset += count
+        finally:
+            if self._observer is not None:
+                self._observer.sent(name, "", offset - start)
+
+    def _send_spans(self, fd: int, offset: int, length: int) -> Iterator[int]:
         poller = select.poll()
         poller.register(self._sock, select.POLLOUT)
         rate = self._download_rate
@@ -286,6 +317,7 @@ class RequestHandler:
             if not count:  # the file was cut short on the disk: the client must not take this for the whole
                 raise ConnectionAbortedError
             offset += count
+            yield count
             if rate is not None:
                 rate.take(count)
 
@@ -308,6 +340,7 @@ class RequestHandler:
                      b"" if head_only else data)
         if self._keep:
             self._skip()
+
 
 def refuse_busy(sock: socket.socket) -> None:
     """Answer the first request on a connection with 503, and close."""

@@ -159,6 +159,11 @@ class NotPermitted(KacheryError):
     http_status = 403
 
 
+class QuotaExceeded(NotPermitted):
+    """{what} may have {limit} bytes: {used} are stored or on their way, {needed} more were to come, and {why}.
+    {advice}"""
+
+
 class ClientAuthRefused(KacheryError):
     """The node refused this client: {why}. A client must be able to read {path}."""
 

@@ -8,14 +8,17 @@ command line use the same ones. The tables of them are in ``channel_actions``, `
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from enum import Enum
 from typing import Any, NamedTuple
 
 import msgspec
 from sqlalchemy.engine import Connection
 
-__all__ = ["Act", "Actor", "Answer", "At", "Done", "Request", "Scope"]
+from .engines import BucketEngine
+from .usage import Usage
+
+__all__ = ["Act", "Actor", "Answer", "At", "Done", "Outside", "Request", "Scope"]
 
 
 class Scope(str, Enum):
@@ -54,12 +57,19 @@ class At(NamedTuple):
     hub_url: str
 
 
-class Done(NamedTuple):
-    """What an action came to. ``cut``: nodes whose connections end. ``emptied``: a channel whose objects go."""
+class Outside(NamedTuple):
+    """What is not in the registry."""
 
-    answer: Answer
+    bucket: BucketEngine
+    usage: Usage
+
+
+class Done(NamedTuple):
+    """What an action's transaction came to: the answer, or a second step, done outside once the transaction is over,
+    that returns the answer. ``cut``: nodes whose connections end, before the second step."""
+
+    answer: Answer | Callable[[Outside], Awaitable[Answer]]
     cut: tuple[str, ...] = ()
-    emptied: str = ""
 
 
 class Act(NamedTuple):

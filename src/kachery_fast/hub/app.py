@@ -26,6 +26,8 @@ from ..embedded.bucket import BucketServer, UploadSigner
 from ..errors import InvalidArgument, InvalidSetting, KacheryError, NodeError, NotOnHub, TooLarge
 from ..net.port import Port, serve_port
 from . import identity
+from .actions import Outside
+from .care import Care
 from .directory import HubDirectory
 from .engines.embedded import EmbeddedBucket, EmbeddedPubsub
 from .limits import address_group
@@ -37,12 +39,15 @@ from .registry import Registry, registry_url
 from .sessions import Seal
 from .web.site import Site
 
-__all__ = ["Hub", "local_url", "public_url", "run_hub"]
+__all__ = ["EXPIRY_SECONDS", "Hub", "local_url", "public_url", "run_hub"]
 
 _log = logging.getLogger("kachery_fast.hub")
 
 # How long requests that are being answered may take when the hub stops.
 STOP_SECONDS = 2.0
+# Where several hubs share a registry, and perhaps a bucket's directory, each counts anew so often what the others did.
+RECOUNT_SECONDS = 600.0
+EXPIRY_SECONDS = 3600.0
 
 _ANY_HOST = ("0.0.0.0", "::", "")  # noqa: S104 - compared, not listened on
 
@@ -54,14 +59,17 @@ class Hub:
 
     :param clock: seconds since the epoch.
     :param public_url: the address that other machines use, when it is not ``http://<hub_host>:<hub_port>``.
+    :param expiry_seconds: how often to look for objects that nobody reads.
     """
 
     def __init__(
-        self, settings: Settings, *, clock: Callable[[], float] = time.time, public_url: str | None = None
+        self, settings: Settings, *, clock: Callable[[], float] = time.time, public_url: str | None = None,
+        expiry_seconds: float = EXPIRY_SECONDS,
     ) -> None:
         self._settings = settings
         self._clock = clock
         self._given_url = public_url.rstrip("/") if public_url else None
+        self._expiry_seconds = expiry_seconds
         self._directory = HubDirectory(settings.hub_dir)
         # What was opened, to be closed in reverse.
         self._parts = AsyncExitStack()
@@ -109,17 +117,22 @@ class Hub:
         registry = Registry(registry_url(settings.hub_database, directory.path))
         parts.push_async_callback(registry.close)
         await registry.open()
+        care = Care(registry, settings.url_life_seconds, self._expiry_seconds, self._clock)
         signer = UploadSigner(bytes.fromhex(directory.secret("upload-secret")), clock=self._clock)
-        server = BucketServer(directory.path / "bucket", signer, settings,
-                              rate_limit_bytes_per_second=settings.bucket_rate_bytes_max or None)
+        server = BucketServer(directory.path / "bucket", signer, settings, clock=self._clock, observer=care,
+                              rate_limit_bytes_per_second=settings.bucket_rate_bytes_max or None,
+                              recount_seconds=RECOUNT_SECONDS if registry.shared else None)
+        bucket = EmbeddedBucket(server, signer)
+        care.start(bucket)
+        parts.push_async_callback(care.stop)
         parts.push_async_callback(asyncio.to_thread, server.close)
         broker = Broker(keys=TokenKey("kachery.hub", directory.secret("broker-key")), clock=self._clock)
-        bucket, pubsub = EmbeddedBucket(server, signer), EmbeddedPubsub(broker)
-        node_api = NodeApi(registry, bucket, pubsub, settings, self._clock)
+        pubsub = EmbeddedPubsub(broker)
+        node_api = NodeApi(registry, bucket, pubsub, care.quotas, settings, self._clock)
         parts.push_async_callback(asyncio.to_thread, node_api.close)
         await node_api.start()
         self._registry, self._broker, self._node_api = registry, broker, node_api
-        performer = Performer(registry, bucket, pubsub, self._clock, lambda: self.public_url)
+        performer = Performer(registry, Outside(bucket, care.usage), pubsub, self._clock, lambda: self.public_url)
         self._owner_api = OwnerApi(registry, performer, self._clock)
         seal = Seal(bytes.fromhex(directory.secret("session-key")))
         self._site = Site(registry, performer, seal, self._clock, lambda: self.public_url)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from functools import partial
 from typing import Literal
 
 from msgspec import UNSET, UnsetType
@@ -10,7 +12,7 @@ from sqlalchemy.engine import Connection
 from ..errors import InvalidArgument
 from ..protocol.access import Grant, Permission, parse_permissions
 from . import channels, grants, invitations
-from .actions import Act, Actor, Answer, At, Done, Request, Scope
+from .actions import Act, Actor, Answer, At, Done, Outside, Request, Scope
 
 __all__ = ["CHANNEL_ACTS"]
 
@@ -257,7 +259,13 @@ def _close_invitations(connection: Connection, actor: Actor, request: CloseInvit
 def _delete(connection: Connection, actor: Actor, request: DeleteChannel, at: At) -> Done:
     channels.require_channel(connection, request.channel, actor.owner, "delete it")
     members = channels.delete_channel(connection, request.channel)
-    return Done(ChannelDeleted(channel=request.channel), cut=tuple(members), emptied=request.channel)
+    return Done(partial(_empty, request.channel), cut=tuple(members))
+
+
+async def _empty(channel: str, outside: Outside) -> ChannelDeleted:
+    outside.usage.forget(channel)
+    removed = await asyncio.get_running_loop().run_in_executor(None, outside.bucket.remove_channel, channel)
+    return ChannelDeleted(channel=channel, objects_removed=removed)
 
 
 CHANNEL_ACTS = (

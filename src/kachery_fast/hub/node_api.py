@@ -34,6 +34,7 @@ from ..protocol.hub_bodies import (
     NodeConfig,
     ReportBadResult,
     ReportCorrupt,
+    SignedUploads,
     SignFeedUploads,
     SignTaskResult,
     SignUploads,
@@ -46,9 +47,11 @@ from .damage import Damage
 from .engines import BucketEngine, PubsubEngine
 from .gate import require
 from .limits import RateLimiter
+from .quotas import Limits, Quotas, find_limits
 from .registry import Registry
 from .tasks import TaskBody, Tasks
-from .uploads import Uploads
+from .uploads import UploadBody, Uploads
+from .usage import Place, day_of
 
 __all__ = ["NodeApi"]
 
@@ -75,12 +78,13 @@ class NodeApi:
     """Answers nodes. One for each hub, used on its event loop."""
 
     def __init__(
-        self, registry: Registry, bucket: BucketEngine, pubsub: PubsubEngine, settings: Settings,
+        self, registry: Registry, bucket: BucketEngine, pubsub: PubsubEngine, quotas: Quotas, settings: Settings,
         clock: Callable[[], float],
     ) -> None:
         self._registry = registry
         self._bucket_url = bucket.url_base
         self._uploads = Uploads(bucket, settings, clock)
+        self._quotas = quotas
         self._damage = Damage(registry, bucket, settings, clock)
         self._tasks = Tasks(registry, settings, clock)
         self._pubsub = pubsub
@@ -128,7 +132,8 @@ class NodeApi:
         :raises KacheryError: the request is refused; the error says why.
         """
         body, node_id = await self._read(data)
-        node, grant = await self._registry.call(_find_standing, node_id, body.channel)
+        place = Place(body.channel, day_of(self._clock()), node_id)
+        node, grant, limits = await self._registry.call(_find_standing, place, limited=isinstance(body, UploadBody))
         # Between this reading of the grant and what is done by it nothing is awaited, so a revocation that is
         # answered has come either before the reading or after the deed.
         self._check_fresh(body, node_id, registered=node is not None)
@@ -146,7 +151,10 @@ class NodeApi:
         if isinstance(body, TaskBody):
             return await self._tasks.answer(body, node_id)
         assert action is not None, "every other request is for some action"
-        return await self._perform(body, require(grant, node_id, body.channel, action))
+        grant = require(grant, node_id, body.channel, action)
+        if isinstance(body, UploadBody):
+            return await self._sign(body, place, limits, action)
+        return await self._perform(body, grant)
 
     async def _read(self, data: bytes) -> tuple[HubBody, str]:
         if len(data) > REQUEST_SIZE_BYTES_MAX:
@@ -163,13 +171,30 @@ class NodeApi:
         """Do what ``grant`` allows."""
         if isinstance(body, GetPubsubToken):
             return self._pubsub.token(grant.node_id, band_capability(grant), self._settings.token_life_seconds)
-        if isinstance(body, SignUploads | SignFeedUploads | SignTaskResult):
-            return self._uploads.sign(body, grant.node_id)
         if isinstance(body, ReportCorrupt):
             return await self._damage.report(body, grant)
         if isinstance(body, ReportBadResult):
             return await self._damage.report_result(body, grant)
         raise BadMessage(why=f"this hub cannot answer {type(body).__name__}")
+
+    async def _sign(self, body: UploadBody, place: Place, limits: Limits, action: Action) -> SignedUploads:
+        """Sign uploads that the node may make, within the limits of the channel.
+
+        :raises QuotaExceeded: they go beyond, and nothing can make room.
+        """
+        wanted = self._uploads.check(body, place.node)
+        if limits.any:
+            sizes = {item.object_name: item.size_bytes for item in wanted}
+            if self._quotas.refusal(place, limits, sizes) is not None:
+                sizes = await self._quotas.without_present(sizes)
+                await self._quotas.make_room(place, limits, sizes)
+                _, grant, limits = await self._registry.call(_find_standing, place, limited=True)
+                require(grant, place.node, place.channel, action)
+                refusal = self._quotas.refusal(place, limits, sizes)
+                if refusal is not None:
+                    raise refusal
+            self._quotas.promise(place.node, sizes)
+        return self._uploads.sign(wanted, place.node)
 
     def _check_fresh(self, body: HubBody, node_id: str, *, registered: bool) -> None:
         now = self._clock()
@@ -254,10 +279,11 @@ def _action_of(body: HubBody) -> Action | None:
 
 
 def _find_standing(
-    connection: Connection, node_id: str, channel: str
-) -> tuple[identity.NodeRecord | None, Grant | None]:
-    grant = grants.find_grant(connection, node_id, channel) if channel else None
-    return identity.find_node(connection, node_id), grant
+    connection: Connection, place: Place, *, limited: bool
+) -> tuple[identity.NodeRecord | None, Grant | None, Limits]:
+    grant = grants.find_grant(connection, place.node, place.channel) if place.channel else None
+    limits = find_limits(connection, place) if limited else Limits(None, None, None)
+    return identity.find_node(connection, place.node), grant, limits
 
 
 def _names(grant: Grant) -> list[str]:

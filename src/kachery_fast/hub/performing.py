@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable
 
-import msgspec
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from ..errors import ActionRefused
 from . import audit
 from .account_actions import ACCOUNT_ACTS
-from .actions import Act, Actor, Answer, At, Done, Request
+from .actions import Act, Actor, Answer, At, Done, Outside, Request
+from .bucket_actions import BUCKET_ACTS
 from .channel_actions import CHANNEL_ACTS
-from .engines import BucketEngine, PubsubEngine
+from .engines import PubsubEngine
 from .registry import Registry
 from .tables import owners
 
@@ -23,21 +22,22 @@ __all__ = ["ACTS", "Performer"]
 
 _log = logging.getLogger("kachery_fast.hub")
 
-ACTS: dict[type[Request], Act] = {act.request: act for act in (*CHANNEL_ACTS, *ACCOUNT_ACTS)}
+ACTS: dict[type[Request], Act] = {act.request: act for act in (*CHANNEL_ACTS, *BUCKET_ACTS, *ACCOUNT_ACTS)}
 
 
 class Performer:
     """Performs actions. One for each hub, used on its event loop.
 
+    :param outside: what second steps work on.
     :param public_url: returns the hub's address as other machines know it, for links.
     """
 
     def __init__(
-        self, registry: Registry, bucket: BucketEngine, pubsub: PubsubEngine, clock: Callable[[], float],
+        self, registry: Registry, outside: Outside, pubsub: PubsubEngine, clock: Callable[[], float],
         public_url: Callable[[], str],
     ) -> None:
         self._registry = registry
-        self._bucket = bucket
+        self._outside = outside
         self._pubsub = pubsub
         self._clock = clock
         self._public_url = public_url
@@ -54,11 +54,7 @@ class Performer:
         done = await self._registry.call(_perform, act, actor, request, at)
         for node_id in done.cut:
             await self._pubsub.revoke(node_id)
-        answer = done.answer
-        if done.emptied:
-            removed = await asyncio.get_running_loop().run_in_executor(
-                None, self._bucket.remove_channel, done.emptied)
-            answer = msgspec.structs.replace(answer, objects_removed=removed)
+        answer = done.answer if isinstance(done.answer, Answer) else await done.answer(self._outside)
         if act.changes:
             _log.info("%s (%s): %s %s", actor.owner, actor.via, act.name, getattr(request, "channel", ""))
         return answer

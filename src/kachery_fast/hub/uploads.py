@@ -18,12 +18,17 @@ from ..protocol.tasks import RESULT_FRAME_SIZE_BYTES
 from .engines import BucketEngine
 from .limits import RateLimiter
 
-__all__ = ["Uploads", "result_size_bytes_max"]
+__all__ = ["UploadBody", "Uploads", "Wanted", "result_size_bytes_max"]
 
 RATE_WINDOW_SECONDS = 10.0
 
 
-class _Wanted(NamedTuple):
+UploadBody = SignUploads | SignFeedUploads | SignTaskResult
+
+
+class Wanted(NamedTuple):
+    """An object that a node wants to upload."""
+
     sha1: str
     object_name: str
     size_bytes: int
@@ -39,8 +44,8 @@ class Uploads:
         self._clock = clock
         self._rate = RateLimiter(settings.sign_rate_per_node_max, RATE_WINDOW_SECONDS)
 
-    def sign(self, body: SignUploads | SignFeedUploads | SignTaskResult, node_id: str) -> SignedUploads:
-        """Sign what ``body`` asks for, in its order; the index of a subfeed comes last.
+    def check(self, body: UploadBody, node_id: str) -> list[Wanted]:
+        """Return what ``body`` asks for, in its order; the index of a subfeed comes last.
 
         :raises TooLarge: too many objects, or too long a one. :raises RateLimited: too many in the last seconds.
         :raises InvalidName: a part of a name is not well-formed.
@@ -53,36 +58,40 @@ class Uploads:
         self._rate.spend(
             node_id, count, self._clock(), who=f"node {node_id[:16]}",
             limit=f"{self._settings.sign_rate_per_node_max:g} upload URLs a second are allowed")
-        return SignedUploads(uploads=[self._signed(item) for item in wanted])
+        return wanted
 
-    def _wanted(self, body: SignUploads | SignFeedUploads | SignTaskResult) -> list[_Wanted]:
+    def sign(self, wanted: list[Wanted], node_id: str) -> SignedUploads:
+        """Sign what ``check`` returned."""
+        return SignedUploads(uploads=[self._signed(item, node_id) for item in wanted])
+
+    def _wanted(self, body: UploadBody) -> list[Wanted]:
         channel = body.channel
         if isinstance(body, SignTaskResult):
             limit = result_size_bytes_max(self._settings)
             _check_size(f"The result {body.result_id}", body.size, limit, "task_result_size_bytes_max of the hub")
-            return [_Wanted(body.result_id, result_object_name(channel, body.result_id), body.size, body.replace)]
+            return [Wanted(body.result_id, result_object_name(channel, body.result_id), body.size, body.replace)]
         if isinstance(body, SignUploads):
             for item in body.objects:
                 _check_size(f"The object {item.sha1}", item.size, CHUNK_SIZE_BYTES_MAX, "the longest chunk")
-            return [_Wanted(item.sha1, object_name(channel, item.sha1), item.size) for item in body.objects]
+            return [Wanted(item.sha1, object_name(channel, item.sha1), item.size) for item in body.objects]
         feed_id, subfeed = body.feed_id, body.subfeed
         for item in body.segments:
             _check_size(f"The segment {item.sha1}", item.size, SEGMENT_SIZE_BYTES_MAX, "the longest segment")
-        wanted = [_Wanted(item.sha1, segment_object_name(channel, feed_id, subfeed, item.sha1), item.size)
+        wanted = [Wanted(item.sha1, segment_object_name(channel, feed_id, subfeed, item.sha1), item.size)
                   for item in body.segments]
         if body.index_size_bytes is not None:
             _check_size("The index", body.index_size_bytes, INDEX_SIZE_BYTES_MAX, "the longest index")
             name = subfeed_object_name(channel, feed_id, subfeed)
-            wanted.append(_Wanted("", name, body.index_size_bytes, replace=True))
+            wanted.append(Wanted("", name, body.index_size_bytes, replace=True))
         return wanted
 
-    def _signed(self, item: _Wanted) -> SignedObject:
+    def _signed(self, item: Wanted, node_id: str) -> SignedObject:
         signed = self._bucket.sign_put(item.object_name, item.size_bytes, self._settings.url_life_seconds,
-                                       replace=item.replace)
+                                       replace=item.replace, node_id=node_id)
         return SignedObject(sha1=item.sha1, object=item.object_name, url=signed.url, headers=signed.headers)
 
 
-def _count(body: SignUploads | SignFeedUploads | SignTaskResult) -> int:
+def _count(body: UploadBody) -> int:
     if isinstance(body, SignUploads):
         return len(body.objects)
     if isinstance(body, SignFeedUploads):

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 
 from ...protocol.hub_bodies import PubsubInfo, PubsubToken
 
-__all__ = ["BucketEngine", "PubsubEngine", "SignedUrl"]
+__all__ = ["BucketEngine", "BucketTotals", "KindTotal", "ObjectRecord", "PubsubEngine", "SignedUrl"]
 
 
 class SignedUrl(NamedTuple):
@@ -17,6 +17,37 @@ class SignedUrl(NamedTuple):
     headers: dict[str, str]
 
 
+class ObjectRecord(NamedTuple):
+    """An object in a bucket. Times are seconds since the epoch; ``last_read`` is None where that is not known."""
+
+    name: str
+    size_bytes: int
+    created: float
+    last_read: float | None
+
+
+class KindTotal(NamedTuple):
+    """How many objects of a kind there are, and of how many bytes together."""
+
+    objects: int = 0
+    size_bytes: int = 0
+
+
+class BucketTotals(NamedTuple):
+    """How much there is of a channel, by kind (``sha1``, ``feeds``, ``task_results``).
+
+    ``counted``: whether that is all; else it is what was counted so far.
+    """
+
+    kinds: Mapping[str, KindTotal]
+    counted: bool
+
+    @property
+    def size_bytes(self) -> int:
+        """All kinds together."""
+        return sum(kind.size_bytes for kind in self.kinds.values())
+
+
 class BucketEngine(Protocol):
     """Objects by name. The methods that touch objects block, and are called off the event loop."""
 
@@ -24,9 +55,27 @@ class BucketEngine(Protocol):
     """The base of object URLs, relative to the hub if it begins with a slash."""
 
     def sign_put(
-        self, object_name: str, size_bytes: int, life_seconds: float, *, replace: bool = False
+        self, object_name: str, size_bytes: int, life_seconds: float, *, replace: bool = False, node_id: str = ""
     ) -> SignedUrl:
-        """Sign one upload of exactly ``size_bytes`` bytes, create-only unless ``replace``. Quick: no I/O."""
+        """Sign one upload of exactly ``size_bytes`` bytes by a node, create-only unless ``replace``. Quick: no I/O."""
+
+    def totals(self, channel: str) -> BucketTotals:
+        """Return how much there is of a channel, as far as that is known without I/O."""
+
+    def size(self, object_name: str) -> int | None:
+        """Return an object's size in bytes, None when there is no such object."""
+
+    def objects(self, channel: str, *, kind: str = "", after: str = "", limit: int) -> list[ObjectRecord]:
+        """Return a channel's objects in the order of their names (by code points), at most ``limit``.
+
+        :param kind: only those of this one. :param after: only those whose names come after this.
+        """
+
+    def expire(self, object_name: str, unread_since: float) -> bool:
+        """Remove an object if it was last read before then (seconds since the epoch) and is not being read.
+
+        :returns: whether it was removed. Of a bucket that knows of no reads: never.
+        """
 
     def sha1(self, object_name: str) -> str:
         """Return the SHA-1 of an object's bytes.

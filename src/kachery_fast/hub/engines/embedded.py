@@ -6,12 +6,13 @@ Their addresses are relative to the hub, so they hold by whichever name a node r
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 
 from ...embedded.broker import Broker
 from ...embedded.bucket import BucketServer, UploadSigner
 from ...errors import ObjectMissing
 from ...protocol.hub_bodies import PubsubInfo, PubsubToken
-from . import SignedUrl
+from . import BucketTotals, KindTotal, ObjectRecord, SignedUrl
 
 __all__ = ["EmbeddedBucket", "EmbeddedPubsub"]
 
@@ -25,10 +26,33 @@ class EmbeddedBucket:
         self.url_base = server.prefix
 
     def sign_put(
-        self, object_name: str, size_bytes: int, life_seconds: float, *, replace: bool = False
+        self, object_name: str, size_bytes: int, life_seconds: float, *, replace: bool = False, node_id: str = ""
     ) -> SignedUrl:
         """See ``BucketEngine``."""
-        return SignedUrl(*self._signer.sign(object_name, size_bytes, life_seconds, self.url_base, replace=replace))
+        return SignedUrl(*self._signer.sign(object_name, size_bytes, life_seconds, self.url_base, replace=replace,
+                                            node_id=node_id))
+
+    def totals(self, channel: str) -> BucketTotals:
+        """See ``BucketEngine``."""
+        counted = self._server.counted
+        totals = self._server.totals(channel)
+        return BucketTotals({kind: KindTotal(*total) for kind, total in totals.items()}, counted)
+
+    def size(self, object_name: str) -> int | None:
+        """See ``BucketEngine``."""
+        try:
+            return self._server.size(object_name)
+        except ObjectMissing:
+            return None
+
+    def objects(self, channel: str, *, kind: str = "", after: str = "", limit: int) -> list[ObjectRecord]:
+        """See ``BucketEngine``."""
+        prefix = f"{channel}/{kind}/" if kind else f"{channel}/"
+        return [ObjectRecord(*found) for found in islice(self._server.objects(prefix, after), limit)]
+
+    def expire(self, object_name: str, unread_since: float) -> bool:
+        """See ``BucketEngine``."""
+        return self._server.expire(object_name, unread_since)
 
     def sha1(self, object_name: str) -> str:
         """See ``BucketEngine``."""
@@ -48,7 +72,7 @@ class EmbeddedBucket:
 
     def remove_channel(self, channel: str) -> int:
         """See ``BucketEngine``."""
-        return sum(self.remove(name) for name in list(self._server.names(f"{channel}/")))
+        return sum(self.remove(found.name) for found in self._server.objects(f"{channel}/"))
 
 
 class EmbeddedPubsub:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import psutil
 import pytest
 from click.testing import CliRunner, Result
@@ -192,3 +194,67 @@ def test_a_killed_hub_starts_again_on_its_directory_and_knows_everything(tmp_pat
         assert join(f"{url}/join/{first['invitation']}") == ["provideFiles", "requestFiles"]
     finally:
         assert run(hub_dir, "hub", "stop").exit_code == 0
+
+
+# --- what is in the bucket
+
+
+def upload(hub_dir: Path, channel: str, data: bytes) -> str:
+    """Upload as a node would; return the object's name."""
+    link = run_json(hub_dir, "channel", "invite", channel, "--permissions", "all")["link"]
+
+    async def scenario() -> str:
+        url, code = split_invitation(link)
+        async with HubClient(url, KEY, load_settings({})) as client, aiohttp.ClientSession() as session:
+            await client.join(code, "workstation")
+            (leave,) = await client.sign_uploads(channel, [(hashlib.sha1(data).hexdigest(), len(data))])
+            async with session.put(leave.url, data=data, headers=leave.headers) as response:
+                assert response.status == 200
+            return leave.object
+
+    return asyncio.run(scenario())
+
+
+def test_a_bucket_is_listed_measured_and_cleared(hub_dir: Path) -> None:
+    run_json(hub_dir, "channel", "create", "care")
+    assert "Nothing was uploaded or downloaded in 14 days." in run(hub_dir, "channel", "usage", "care").stdout
+    name = upload(hub_dir, "care", b"x" * 2500)
+    shown = run(hub_dir, "channel", "usage", "care").stdout
+    assert re.search(r"\d{4}-\d\d-\d\d  1 upload \(2.5 kB\), 0 downloads \(0 bytes\)", shown)
+    assert f"{NODE_ID[:16]} workstation  1 upload (2.5 kB)" in shown
+    assert "1 object of files (2.5 kB)" in shown
+    assert run_json(hub_dir, "channel", "usage", "care", "--days", "3")["days"][-1]["uploadBytes"] == 2500
+    listed = run(hub_dir, "channel", "objects", "care").stdout
+    assert re.search(rf"{name}  2.5 kB  came \d{{4}}-\d\d-\d\d \d\d:\d\d  used \d{{4}}", listed)
+    assert run_json(hub_dir, "channel", "objects", "care", "--kind", "feeds")["objects"] == []
+    other = upload(hub_dir, "care", b"y")
+    first, second = sorted([name, other])
+    assert f"More with: --after {first}" in run(hub_dir, "channel", "objects", "care", "--limit", "1").stdout
+    (line,) = run_json(hub_dir, "channel", "objects", "care", "--after", first)["objects"]
+    assert line["name"] == second
+    absent = name[:-1] + ("0" if name[-1] != "0" else "1")
+    removed = run(hub_dir, "channel", "objects", "care", "--remove", name, "--remove", absent)
+    assert removed.stdout == f"1 object removed (2.5 kB).\nNot there: {absent}\n"
+    assert [line["name"] for line in run_json(hub_dir, "channel", "objects", "care")["objects"]] == [other]
+
+
+def test_limits_are_shown_set_and_taken_away(hub_dir: Path) -> None:
+    run_json(hub_dir, "channel", "create", "limited")
+    nothing = "bucket: no limit\nunread objects: stay\nuploads of one node in a day: no limit\n"
+    assert run(hub_dir, "channel", "limits", "limited").stdout == nothing
+    told = run(hub_dir, "channel", "limits", "limited", "--size", "1.5TB", "--unread-days", "90", "--node-day", "2GiB")
+    assert "go after 90 days" in told.stdout
+    found = run_json(hub_dir, "channel", "limits", "limited")
+    assert (found["sizeBytesMax"], found["unreadDaysMax"], found["nodeDayBytesMax"]) == (15 * 10**11, 90, 2**31)
+    changed = run_json(hub_dir, "channel", "limits", "limited", "--size", "1000")
+    assert (changed["sizeBytesMax"], changed["unreadDaysMax"]) == (1000, 90)
+    run(hub_dir, "channel", "limits", "limited", "--size", "none", "--unread-days", "none", "--node-day", "none")
+    assert run(hub_dir, "channel", "limits", "limited").stdout == nothing
+
+
+@pytest.mark.parametrize("option", [("--size", "much"), ("--size", "5XB"), ("--size", "-5"), ("--size", "0"),
+                                    ("--unread-days", "1.5"), ("--node-day", "")])
+def test_a_limit_that_is_none_is_refused(hub_dir: Path, option: tuple[str, str]) -> None:
+    run(hub_dir, "channel", "create", "strict")
+    assert run(hub_dir, "channel", "limits", "strict", *option).exit_code == 2
+    assert run_json(hub_dir, "channel", "limits", "strict")["sizeBytesMax"] is None

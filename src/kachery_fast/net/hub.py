@@ -293,7 +293,7 @@ class OwnerClient:
         self.url = self._exchange.url
         self._token = token
 
-    async def call(self, kind: str, **fields: Any) -> dict[str, Any]:
+    async def call(self, kind: str, /, **fields: Any) -> dict[str, Any]:
         """Ask one thing of ``hub/owner_api.py``; return its answer.
 
         :raises OwnerTokenRefused: wrong token. :raises HubUnreachable: :raises HubError:

@@ -187,7 +187,8 @@ def test_every_field_of_a_message_is_on_the_page() -> None:
     text = (ROOT / "docs" / "formats.md").read_text("utf-8")
     for kind in [*messages._band_bodies.values(), *messages._hub_bodies.values(), hub_bodies.Member,
                  hub_bodies.ChannelInfo, hub_bodies.NodeConfig, hub_bodies.PubsubInfo, hub_bodies.PubsubToken,
-                 hub_bodies.SignedObject, hub_bodies.TaskClaim, feed_bodies.Segment]:
+                 hub_bodies.SignedObject, hub_bodies.TaskClaim, hub_bodies.ApprovalAsked,
+                 hub_bodies.ApprovalState, feed_bodies.Segment]:
         for field in msgspec.structs.fields(kind):
             assert re.search(rf"`{field.encode_name}`|\"{field.encode_name}\"", text), f"{kind.__name__}.{field.name}"
 

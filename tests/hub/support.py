@@ -13,8 +13,10 @@ from typing import Any
 
 import aiohttp
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from sqlalchemy.engine import Connection
 
 from kachery_fast.config import Settings, load_settings
+from kachery_fast.hub import identity
 from kachery_fast.hub.app import EXPIRY_SECONDS, Hub
 from kachery_fast.hub.registry import Registry, registry_url
 from kachery_fast.net.hub import HubClient, OwnerClient
@@ -65,6 +67,26 @@ class World:
     def registry(self) -> Registry:
         """The hub's registry from beside it, not opened yet."""
         return Registry(registry_url(self.settings.hub_database, self.settings.hub_dir))
+
+    async def person(self, owner: str, *, admin: bool = False) -> OwnerClient:
+        """Return another person with an account, written into the registry from beside."""
+        registry = self.registry()
+
+        def add(connection: Connection) -> str:
+            identity.ensure_owner(connection, owner, 1, admin=admin)
+            return identity.issue_owner_token(connection, owner, 1)
+
+        await registry.open()
+        token = await registry.call(add)
+        await registry.close()
+        return OwnerClient(self.url, token, self.settings, session=self.session)
+
+    async def approved(self, name: str, person: OwnerClient) -> HubClient:
+        """Return a node that ``person`` has taken for his."""
+        client = self.node(name)
+        asked = await client.ask_approval(name, "1.0")
+        await person.call("approveNode", code=asked.code)
+        return client
 
     def node(self, name: str, **options: Any) -> HubClient:
         options = {"session": self.session, "clock": self.clock, **options}

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy.engine import Connection
 
 from kachery_fast.errors import (
     AlreadyExists,
@@ -19,26 +18,11 @@ from kachery_fast.errors import (
     OwnerTokenRefused,
     RateLimited,
 )
-from kachery_fast.hub import identity
 from kachery_fast.hub.owner_api import TOKEN_FAILURES_PER_MINUTE_MAX
 from kachery_fast.net.hub import OwnerClient
 
 from ..network import LOOPS, run_on
-from .support import ALL, CHANNEL, OWNER, World, node_id, running_world
-
-
-async def second_owner(world: World) -> OwnerClient:
-    """Return another owner of the same hub, written into the registry from beside."""
-    registry = world.registry()
-
-    def add(connection: Connection) -> str:
-        identity.ensure_owner(connection, "second@lab.org", 1)
-        return identity.issue_owner_token(connection, "second@lab.org", 1)
-
-    await registry.open()
-    token = await registry.call(add)
-    await registry.close()
-    return OwnerClient(world.url, token, world.settings, session=world.session)
+from .support import ALL, CHANNEL, OWNER, node_id, running_world
 
 
 @pytest.mark.parametrize("loop_kind", LOOPS)
@@ -119,7 +103,7 @@ def test_one_owner_cannot_touch_anothers_channel(tmp_path: Path, loop_kind: str)
     async def scenario() -> None:
         async with running_world(tmp_path) as world:
             await world.member("A")
-            second = await second_owner(world)
+            second = await world.person("second@lab.org")
             before = await world.owner.call("showChannel", channel=CHANNEL)
             for kind, fields in (
                 ("showChannel", {}), ("invite", {}), ("closeInvitations", {}), ("deleteChannel", {}),

@@ -50,6 +50,7 @@ BODIES: list[m.BandBody] = [
 OF_TAG = {msgspec.to_builtins(body)["type"]: body for body in reversed(BODIES)}
 HUB_BODIES: list[h.HubBody] = [
     h.JoinChannel(**STAMP, invitation="code", label="rig", permissions=["all"]),
+    h.AskApproval(**STAMP, label="rig", version="1", permissions=["all"]), h.FindApproval(**STAMP),
     h.LeaveChannel(**STAMP), h.GetNodeConfig(**STAMP, label="rig", version="1"), h.GetPubsubToken(**STAMP),
     h.SignUploads(**STAMP, objects=[h.ObjectSpec(SHA1, 5)]),
     h.SignFeedUploads(**STAMP, feed_id=FEED, subfeed=SHA1, segments=[h.ObjectSpec(SHA1, 5)], index_size_bytes=9),

@@ -66,17 +66,23 @@ class Outside(NamedTuple):
 
 class Done(NamedTuple):
     """What an action's transaction came to: the answer, or a second step, done outside once the transaction is over,
-    that returns the answer. ``cut``: nodes whose connections end, before the second step."""
+    that returns the answer.
+
+    ``cut``: nodes whose connections end, before the second step. ``node``: the id of the node that it was about, for
+    the audit log, where the request names it in another way.
+    """
 
     answer: Answer | Callable[[Outside], Awaitable[Answer]]
     cut: tuple[str, ...] = ()
+    node: str = ""
 
 
 class Act(NamedTuple):
     """An action.
 
     ``perform``: runs within a transaction, perhaps more than once. ``changes``: whether it goes into the audit log.
-    ``admin``: whether only admins may.
+    ``admin``: whether only admins may. ``by_code``: it is about what a short code stands for, so that guesses at codes
+    are counted.
     """
 
     request: type[Request]
@@ -85,6 +91,7 @@ class Act(NamedTuple):
     perform: Callable[[Connection, Actor, Any, At], Done]
     changes: bool = True
     admin: bool = False
+    by_code: bool = False
 
     @property
     def name(self) -> str:

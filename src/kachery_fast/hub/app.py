@@ -128,7 +128,7 @@ class Hub:
         parts.push_async_callback(asyncio.to_thread, server.close)
         broker = Broker(keys=TokenKey("kachery.hub", directory.secret("broker-key")), clock=self._clock)
         pubsub = EmbeddedPubsub(broker)
-        node_api = NodeApi(registry, bucket, pubsub, care.quotas, settings, self._clock)
+        node_api = NodeApi(registry, bucket, pubsub, care.quotas, settings, self._clock, lambda: self.public_url)
         parts.push_async_callback(asyncio.to_thread, node_api.close)
         await node_api.start()
         self._registry, self._broker, self._node_api = registry, broker, node_api

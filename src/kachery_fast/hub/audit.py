@@ -28,13 +28,21 @@ class Entry(Answer):
     detail: str
 
 
-def note(connection: Connection, actor: Actor, action: str, request: Request, now_ms: int) -> None:
-    """Write down an action; no request has a field that is secret. What is over a year old goes."""
+# Said elsewhere in an entry, or (a code, worthless by now) of no use to a reader.
+_LEFT_OUT = frozenset({"type", "channel", "node", "code"})
+
+
+def note(connection: Connection, actor: Actor, action: str, request: Request, now_ms: int, node: str = "") -> None:
+    """Write down an action; no request has a field that is secret. What is over a year old goes.
+
+    :param node: the id of the node that it was about, where the request may not tell.
+    """
     fields = msgspec.to_builtins(request)
-    detail = {name: value for name, value in fields.items() if name not in ("type", "channel", "node")}
+    detail = {name: value for name, value in fields.items() if name not in _LEFT_OUT}
     connection.execute(audit.insert().values(
         time=now_ms, owner=actor.owner, via=actor.via, action=action, channel=str(fields.get("channel") or "")[:64],
-        node=str(fields.get("node") or "")[:64], detail=msgspec.json.encode(detail).decode()[:DETAIL_LENGTH_MAX]))
+        node=str(node or fields.get("node") or "")[:64],
+        detail=msgspec.json.encode(detail).decode()[:DETAIL_LENGTH_MAX]))
     connection.execute(audit.delete().where(audit.c.time < now_ms - KEPT_MS))
 
 

@@ -13,6 +13,7 @@ from ..errors import InvalidArgument
 from ..protocol.access import Grant, Permission, parse_permissions
 from . import channels, grants, invitations
 from .actions import Act, Actor, Answer, At, Done, Outside, Request, Scope
+from .grants import permission_names as _names
 
 __all__ = ["CHANNEL_ACTS"]
 
@@ -244,7 +245,8 @@ def _invite(connection: Connection, actor: Actor, request: Invite, at: At) -> Do
         raise InvalidArgument(what=f"An invitation has 1 to {INVITATION_USES_MAX} uses, not {request.uses}.")
     invitations.check_inviter(connection, request.channel, actor.owner, permissions)
     expires = at.now_ms + int(request.days * _DAY_MS)
-    code = invitations.create_invitation(connection, request.channel, permissions, request.uses, expires, at.now_ms)
+    code = invitations.create_invitation(
+        connection, request.channel, actor.owner, permissions, request.uses, expires, at.now_ms)
     return Done(InvitationMade(
         channel=request.channel, code=code, link=f"{at.hub_url}/join/{code}", permissions=_names(permissions),
         uses=request.uses, expires=expires))
@@ -300,7 +302,3 @@ def _member(member: grants.MemberRecord) -> MemberStanding:
         node=grant.node_id, owner=grant.owner_id, label=member.label, version=member.version,
         last_seen=member.last_seen, state=member.state, requested=_names(grant.requested),
         granted=_names(grant.granted), permissions=_names(grant.permissions))
-
-
-def _names(permissions: frozenset[Permission]) -> list[str]:
-    return sorted(permission.value for permission in permissions)

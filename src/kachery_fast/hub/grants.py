@@ -18,13 +18,13 @@ from .actions import Answer
 from .tables import channels, damage_reports, memberships, nodes
 
 __all__ = [
-    "ASKED", "LEFT", "MEMBER", "REMOVED", "DamageLine", "MemberRecord", "change_granted", "find_grant", "in_force",
-    "join_names", "leave_channel", "list_damage", "list_members", "list_node_grants", "record_damage",
-    "remove_member", "resolve_member", "row_of", "split_names", "to_grant",
+    "ASKED", "ID_PREFIX_LENGTH_MIN", "LEFT", "MEMBER", "REMOVED", "DamageLine", "MemberRecord", "change_granted",
+    "find_grant", "in_force", "join_names", "leave_channel", "list_damage", "list_members", "list_node_grants",
+    "permission_names", "record_damage", "remove_member", "resolve_member", "row_of", "split_names", "to_grant",
 ]
 
 DAMAGE_REPORTS_PER_CHANNEL_MAX = 1_000
-_ID_PREFIX_LENGTH_MIN = 6
+ID_PREFIX_LENGTH_MIN = 6
 # "asked": the node's owner asks to be let in, and nobody has decided yet.
 MEMBER, LEFT, REMOVED, ASKED = "member", "left", "removed", "asked"
 
@@ -50,7 +50,12 @@ class DamageLine(Answer):
 
 def join_names(permissions: Iterable[Permission]) -> str:
     """As a column holds them."""
-    return " ".join(sorted(permission.value for permission in permissions))
+    return " ".join(permission_names(permissions))
+
+
+def permission_names(permissions: Iterable[Permission]) -> list[str]:
+    """As answers list them."""
+    return sorted(permission.value for permission in permissions)
 
 
 def split_names(text: str) -> frozenset[Permission]:
@@ -64,7 +69,8 @@ def to_grant(row: Any) -> Grant:
 
 
 # A membership counts while the node still is registered under the owner who holds it.
-_same_owner = sa.and_(memberships.c.node == nodes.c.id, memberships.c.owner == nodes.c.owner)
+_same_owner = sa.and_(
+    memberships.c.node == nodes.c.id, memberships.c.owner == nodes.c.owner, nodes.c.forgotten.is_(None))
 in_force = sa.and_(_same_owner, memberships.c.state == MEMBER)
 _known = sa.and_(_same_owner, memberships.c.state.in_([MEMBER, ASKED]))
 
@@ -104,7 +110,7 @@ def resolve_member(connection: Connection, channel: str, text: str) -> Grant:
     matches = [member for member in members if member.grant.node_id == text]
     if not matches:
         matches = [member for member in members if member.label == text or (
-            len(text) >= _ID_PREFIX_LENGTH_MIN and member.grant.node_id.startswith(text))]
+            len(text) >= ID_PREFIX_LENGTH_MIN and member.grant.node_id.startswith(text))]
     if not matches:
         raise NotOnHub(kind=f"node on {channel!r} called", name=text,
                        advice=f"See: kachery-fast channel show {channel}")

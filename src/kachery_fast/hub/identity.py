@@ -17,8 +17,8 @@ from .actions import Actor, Scope
 from .tables import nodes, owner_tokens, owners
 
 __all__ = [
-    "TOKEN_ID_LENGTH", "NodeRecord", "ensure_owner", "find_node", "find_token", "hash_code", "issue_owner_token",
-    "register_node", "touch_node",
+    "TOKEN_ID_LENGTH", "NodeRecord", "clean_text", "ensure_owner", "find_node", "find_token", "hash_code",
+    "issue_owner_token", "register_node", "touch_node",
 ]
 
 # A node asks for its configuration every half minute; its row is not rewritten more often than this.
@@ -83,7 +83,9 @@ def find_token(connection: Connection, token: str, now_ms: int) -> Actor | None:
 
 def find_node(connection: Connection, node_id: str) -> NodeRecord | None:
     """Return the registration of a node, None when it has none."""
-    row = connection.execute(sa.select(nodes.c.id, nodes.c.owner, nodes.c.label).where(nodes.c.id == node_id)).first()
+    row = connection.execute(
+        sa.select(nodes.c.id, nodes.c.owner, nodes.c.label)
+        .where(nodes.c.id == node_id, nodes.c.forgotten.is_(None))).first()
     return None if row is None else NodeRecord(row.id, row.owner, row.label)
 
 
@@ -93,11 +95,14 @@ def register_node(connection: Connection, node_id: str, owner: str, label: str, 
     :raises InvalidName: the id is not a public key.
     """
     check_node_id(node_id)
-    label = _clean(label)
+    label = clean_text(label)
     found = find_node(connection, node_id)
     if found is None:
-        connection.execute(nodes.insert().values(
-            id=node_id, owner=owner, label=label, version="", created=now_ms, last_seen=now_ms))
+        values = {"owner": owner, "label": label, "version": "", "created": now_ms, "last_seen": now_ms}
+        known = connection.execute(
+            nodes.update().where(nodes.c.id == node_id).values(forgotten=None, **values)).rowcount
+        if not known:
+            connection.execute(nodes.insert().values(id=node_id, **values))
         return NodeRecord(node_id, owner, label)
     if label and label != found.label:
         connection.execute(nodes.update().where(nodes.c.id == node_id).values(label=label))
@@ -110,13 +115,13 @@ def touch_node(connection: Connection, node_id: str, label: str, version: str, n
     row = connection.execute(
         sa.select(nodes.c.label, nodes.c.version, nodes.c.last_seen).where(nodes.c.id == node_id)
     ).one()
-    changed = {"label": _clean(label) or row.label, "version": _clean(version) or row.version}
+    changed = {"label": clean_text(label) or row.label, "version": clean_text(version) or row.version}
     recent = 0 <= now_ms - row.last_seen < _LAST_SEEN_STEP_MS
     if recent and changed == {"label": row.label, "version": row.version}:
         return
     connection.execute(nodes.update().where(nodes.c.id == node_id).values(last_seen=now_ms, **changed))
 
 
-def _clean(text: str) -> str:
-    """What a node calls itself is shown on other people's terminals: no control characters, bounded."""
+def clean_text(text: str) -> str:
+    """Return what a node calls itself as other people's terminals can show it: no control characters, bounded."""
     return "".join(character for character in text if character.isprintable())[:_LABEL_LENGTH_MAX]

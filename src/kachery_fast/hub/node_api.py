@@ -20,8 +20,10 @@ from ..config import Settings
 from ..errors import BadMessage, InvalidArgument, NotPermitted, StaleMessage, TooLarge
 from ..protocol.access import Action, Deny, Grant, band_capability, decide, parse_permissions
 from ..protocol.hub_bodies import (
+    AskApproval,
     ChannelInfo,
     ClaimTask,
+    FindApproval,
     FindTask,
     FinishTask,
     GetNodeConfig,
@@ -43,6 +45,7 @@ from ..protocol.messages import decode_hub_request
 from ..protocol.names import check_channel_name
 from ..protocol.signing import FreshnessGuard
 from . import channels, grants, identity, invitations
+from .approvals import Approvals
 from .damage import Damage
 from .engines import BucketEngine, PubsubEngine
 from .gate import require
@@ -75,11 +78,14 @@ class _BucketQuestion(msgspec.Struct, rename="camel"):
 
 
 class NodeApi:
-    """Answers nodes. One for each hub, used on its event loop."""
+    """Answers nodes. One for each hub, used on its event loop.
+
+    :param public_url: returns the hub's address as other machines know it, for links.
+    """
 
     def __init__(
         self, registry: Registry, bucket: BucketEngine, pubsub: PubsubEngine, quotas: Quotas, settings: Settings,
-        clock: Callable[[], float],
+        clock: Callable[[], float], public_url: Callable[[], str],
     ) -> None:
         self._registry = registry
         self._bucket_url = bucket.url_base
@@ -87,6 +93,7 @@ class NodeApi:
         self._quotas = quotas
         self._damage = Damage(registry, bucket, settings, clock)
         self._tasks = Tasks(registry, settings, clock)
+        self._approvals = Approvals(registry, clock, public_url)
         self._pubsub = pubsub
         self._settings = settings
         self._clock = clock
@@ -139,11 +146,13 @@ class NodeApi:
         self._check_fresh(body, node_id, registered=node is not None)
         if isinstance(body, JoinChannel):
             return await self._join(body, node_id, address)
+        if isinstance(body, AskApproval | FindApproval):
+            return await self._approvals.answer(body, node_id, address)
         action = _action_of(body)
         if node is None:
             raise NotPermitted(who=f"node {node_id[:16]}", channel=body.channel or "(any)",
                                action=action.value if action is not None else "leave",
-                               why="it is not registered with this hub; join a channel by an invitation first")
+                               why="it is not registered with this hub; run kachery-fast node join first")
         if isinstance(body, GetNodeConfig):
             return await self._node_config(body, node)
         if isinstance(body, LeaveChannel):
@@ -200,9 +209,9 @@ class NodeApi:
         now = self._clock()
         if not 16 <= len(body.id) <= 64:
             raise InvalidArgument(what="A request's id is 16 to 64 random characters.")
-        # A join is remembered where it was seen first, before its node was registered.
+        # What a node may say before it is registered is remembered where it was seen first.
         guard = self._fresh_strangers
-        if registered and not isinstance(body, JoinChannel):
+        if registered and not isinstance(body, JoinChannel | AskApproval | FindApproval):
             guard = self._fresh.get(node_id) or FreshnessGuard(
                 self._settings.message_age_seconds_max, REQUESTS_REMEMBERED_PER_NODE_MAX,
                 signer_entries_max=REQUESTS_REMEMBERED_PER_NODE_MAX)
@@ -272,7 +281,7 @@ _ACTIONS: dict[type, Action] = {
 
 
 def _action_of(body: HubBody) -> Action | None:
-    """What a request is for; None for the two by which a node comes and goes."""
+    """What a request is for; None for those by which a node comes and goes."""
     if isinstance(body, ReportCorrupt):
         return Action.REPORT_SEGMENT if body.feed_id or body.subfeed else Action.REPORT_CORRUPT
     return _ACTIONS.get(type(body))

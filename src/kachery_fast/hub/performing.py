@@ -15,6 +15,8 @@ from .actions import Act, Actor, Answer, At, Done, Outside, Request
 from .bucket_actions import BUCKET_ACTS
 from .channel_actions import CHANNEL_ACTS
 from .engines import PubsubEngine
+from .limits import RateLimiter
+from .node_actions import NODE_ACTS
 from .registry import Registry
 from .tables import owners
 
@@ -22,7 +24,10 @@ __all__ = ["ACTS", "Performer"]
 
 _log = logging.getLogger("kachery_fast.hub")
 
-ACTS: dict[type[Request], Act] = {act.request: act for act in (*CHANNEL_ACTS, *BUCKET_ACTS, *ACCOUNT_ACTS)}
+ACTS: dict[type[Request], Act] = {
+    act.request: act for act in (*CHANNEL_ACTS, *BUCKET_ACTS, *NODE_ACTS, *ACCOUNT_ACTS)}
+
+CODE_FAILURES_PER_MINUTE_MAX = 10
 
 
 class Performer:
@@ -41,17 +46,23 @@ class Performer:
         self._pubsub = pubsub
         self._clock = clock
         self._public_url = public_url
+        self._guesses = RateLimiter(CODE_FAILURES_PER_MINUTE_MAX / 60, 60.0)
 
     async def perform(self, actor: Actor, request: Request) -> Answer:
         """Do what somebody, known by now, asks.
 
         :raises ActionRefused: the token is for something else, the account is closed, or it is not an admin's.
-        :raises KacheryError: it cannot be done.
+        :raises RateLimited: too many wrong codes. :raises KacheryError: it cannot be done.
         """
         act = ACTS[type(request)]
         _check_scope(act, actor, request)
         at = At(int(self._clock() * 1000), self._public_url())
+        if act.by_code:  # taken beforehand, so that many guesses at once are counted too
+            self._guesses.spend(actor.owner, 1, self._clock(), who=actor.owner,
+                                limit=f"{CODE_FAILURES_PER_MINUTE_MAX} wrong codes are allowed in a minute")
         done = await self._registry.call(_perform, act, actor, request, at)
+        if act.by_code:
+            self._guesses.refund(actor.owner, 1, self._clock())
         for node_id in done.cut:
             await self._pubsub.revoke(node_id)
         answer = done.answer if isinstance(done.answer, Answer) else await done.answer(self._outside)
@@ -75,5 +86,5 @@ def _perform(connection: Connection, act: Act, actor: Actor, request: Request, a
         raise ActionRefused(who=actor.owner, action=act.name, why="that is for the hub's admins")
     done = act.perform(connection, actor, request, at)
     if act.changes:
-        audit.note(connection, actor, act.name, request, at.now_ms)
+        audit.note(connection, actor, act.name, request, at.now_ms, done.node)
     return done

@@ -1,7 +1,8 @@
 """The tables of the registry. A change here takes a migration (``migrations/``); a test compares the two.
 
 Times are milliseconds since the epoch. What is a secret of somebody else's (tokens, invitations, sessions, links) is
-kept as its SHA-256: it is made of 128 random bits or more, so one round is enough (nothing to guess at).
+kept as its SHA-256: it is made of 128 random bits or more, so one round is enough (nothing to guess at). The code of an
+approval has 43, so who reads the registry can find it; it is worth something for a quarter of an hour, to an account.
 """
 
 from __future__ import annotations
@@ -82,6 +83,7 @@ owner_tokens = sa.Table(
 
 # --- nodes and channels
 
+# ``forgotten``: since when nobody owns the node. Its row stays while a channel's owner has decided on it.
 nodes = sa.Table(
     "nodes", metadata,
     sa.Column("id", sa.String(64), primary_key=True),
@@ -90,8 +92,10 @@ nodes = sa.Table(
     sa.Column("version", sa.String(100), nullable=False, default=""),
     sa.Column("created", sa.BigInteger, nullable=False),
     sa.Column("last_seen", sa.BigInteger, nullable=False),
+    sa.Column("forgotten", sa.BigInteger, nullable=True),
 )
-# A node that waits for somebody, signed in, to say that it is his (as RFC 8628 does for devices).
+# A node that waits for somebody, signed in, to say that it is his (as RFC 8628 does for devices). ``address``: where it
+# asked from (``limits.address_group``).
 approvals = sa.Table(
     "approvals", metadata,
     sa.Column("code", sa.String(64), primary_key=True),
@@ -100,6 +104,7 @@ approvals = sa.Table(
     sa.Column("version", sa.String(100), nullable=False),
     sa.Column("channel", sa.String(64), **_text()),
     sa.Column("requested", sa.String(200), **_text()),
+    sa.Column("address", sa.String(50), **_text()),
     sa.Column("state", sa.String(10), nullable=False),
     sa.Column("created", sa.BigInteger, nullable=False),
     sa.Column("expires", sa.BigInteger, nullable=False),
@@ -138,7 +143,7 @@ memberships = sa.Table(
     sa.Column("decided", sa.BigInteger, nullable=False),
     sa.Index("memberships_by_node", "node"),
 )
-# ``uses_left`` is null for any number. ``node_owner``: under whose name a new node is registered.
+# ``uses_left`` is null for any number. ``node_owner``: who invites, and under whose name a new node is registered.
 invitations = sa.Table(
     "invitations", metadata,
     sa.Column("hash", sa.String(64), primary_key=True),

@@ -22,8 +22,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from ..config import Settings
 from ..errors import HubError, InvalidArgument, StaleMessage
 from ..protocol.hub_bodies import (
+    ApprovalAsked,
+    ApprovalState,
+    AskApproval,
     ChannelInfo,
     ClaimTask,
+    FindApproval,
     FindTask,
     FinishTask,
     GetNodeConfig,
@@ -113,6 +117,21 @@ class HubClient:
                                 permissions=permissions or ["all"])
         info.bucket_url = self.absolute(info.bucket_url)
         return info
+
+    async def ask_approval(
+        self, label: str = "", version: str = "", channel: str = "", permissions: list[str] | None = None
+    ) -> ApprovalAsked:
+        """Return a code by which somebody, signed in at the hub, takes this node for his; the one before is void.
+
+        :param channel: one to be asked for as well, with ``permissions`` on it.
+        :raises NotOnHub: there is no such channel. :raises RateLimited: too many ask, or this one too often.
+        """
+        return await self._call(AskApproval, ApprovalAsked, label=label, version=version, channel=channel,
+                                permissions=permissions or [])
+
+    async def find_approval(self) -> ApprovalState:
+        """Return what became of ``ask_approval``. :raises RateLimited: asked more often than its ``interval``."""
+        return await self._call(FindApproval, ApprovalState)
 
     async def leave(self, channel: str) -> None:
         """End the membership. :raises NotPermitted: there is none."""

@@ -9,9 +9,10 @@ import msgspec
 from .bodies import Body
 
 __all__ = [
-    "ChannelInfo", "ClaimTask", "FindTask", "FinishTask", "GetNodeConfig", "GetPubsubToken", "HubBody", "JoinChannel",
-    "KeepTasks", "LeaveChannel", "Member", "NodeConfig", "ObjectSpec", "PubsubInfo", "PubsubToken", "ReportBadResult",
-    "ReportCorrupt", "SignFeedUploads", "SignTaskResult", "SignUploads", "SignedObject", "SignedUploads", "TaskClaim",
+    "ApprovalAsked", "ApprovalState", "AskApproval", "ChannelInfo", "ClaimTask", "FindApproval", "FindTask",
+    "FinishTask", "GetNodeConfig", "GetPubsubToken", "HubBody", "JoinChannel", "KeepTasks", "LeaveChannel", "Member",
+    "NodeConfig", "ObjectSpec", "PubsubInfo", "PubsubToken", "ReportBadResult", "ReportCorrupt", "SignFeedUploads",
+    "SignTaskResult", "SignUploads", "SignedObject", "SignedUploads", "TaskClaim",
 ]
 
 # --- requests
@@ -27,6 +28,21 @@ class JoinChannel(Body, tag="joinChannel"):
 
 class LeaveChannel(Body, tag="leaveChannel"):
     """Take me off ``channel``."""
+
+
+class AskApproval(Body, tag="askApproval"):
+    """Give me a code by which somebody, signed in, can say that I am his; it takes the place of the one before.
+
+    With ``channel``, whoever approves also asks for these permissions there, in my name.
+    """
+
+    label: str = ""
+    version: str = ""
+    permissions: list[str] = msgspec.field(default_factory=list)
+
+
+class FindApproval(Body, tag="findApproval"):
+    """What became of my asking for approval?"""
 
 
 class GetNodeConfig(Body, tag="getNodeConfig"):
@@ -137,8 +153,9 @@ class FindTask(Body, tag="findTask"):
     task: str
 
 
-HubBody = (JoinChannel | LeaveChannel | GetNodeConfig | GetPubsubToken | SignUploads | SignFeedUploads
-           | SignTaskResult | ReportCorrupt | ReportBadResult | ClaimTask | KeepTasks | FinishTask | FindTask)
+HubBody = (JoinChannel | LeaveChannel | AskApproval | FindApproval | GetNodeConfig | GetPubsubToken | SignUploads
+           | SignFeedUploads | SignTaskResult | ReportCorrupt | ReportBadResult | ClaimTask | KeepTasks | FinishTask
+           | FindTask)
 
 
 # --- answers
@@ -179,6 +196,30 @@ class NodeConfig(msgspec.Struct, rename="camel"):
     time: int
     owner: str
     channels: list[ChannelInfo]
+
+
+class ApprovalAsked(msgspec.Struct, rename="camel"):
+    """Answer to ``AskApproval``. ``link``: where the code is entered. ``expires``: milliseconds since the epoch, by the
+    hub's clock. ``interval``: seconds to wait between two ``FindApproval``."""
+
+    code: str
+    link: str
+    expires: int
+    interval: float
+
+
+class ApprovalState(msgspec.Struct, rename="camel"):
+    """Answer to ``FindApproval``.
+
+    ``state``: ``waiting``, ``approved``, ``denied``, or ``expired`` (also when nothing was asked, or long ago).
+    ``owner``: whose the node is now, whichever way it became that; empty for nobody's. ``channel``: the one that was
+    asked for; ``standing``: the node's there, ``asked``, ``member``, ``left``, ``removed``, or empty for none.
+    """
+
+    state: str
+    owner: str = ""
+    channel: str = ""
+    standing: str = ""
 
 
 class PubsubToken(msgspec.Struct, rename="camel"):

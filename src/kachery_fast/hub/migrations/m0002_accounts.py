@@ -41,6 +41,7 @@ def upgrade() -> None:
             sa.Column("size_bytes_max", sa.BigInteger), sa.Column("unread_days_max", sa.Integer),
             sa.Column("node_day_bytes_max", sa.BigInteger), sa.Column("bucket", sa.String(32)),
             sa.Column("pubsub", sa.String(32))],
+        "nodes": [_time("forgotten", nullable=True)],
     }
     for table, columns in added.items():
         for column in columns:
@@ -63,8 +64,8 @@ def upgrade() -> None:
         "approvals", sa.Column("code", sa.String(64), primary_key=True),
         sa.Column("node", sa.String(64), nullable=False, unique=True),
         sa.Column("label", sa.String(100), nullable=False), sa.Column("version", sa.String(100), nullable=False),
-        _text("channel", 64), _text("requested", 200), sa.Column("state", sa.String(10), nullable=False),
-        _time("created"), _time("expires"))
+        _text("channel", 64), _text("requested", 200), _text("address", 50),
+        sa.Column("state", sa.String(10), nullable=False), _time("created"), _time("expires"))
     op.create_table(
         "engines", sa.Column("id", sa.String(32), primary_key=True),
         sa.Column("owner", sa.String(254), sa.ForeignKey("owners.id"), nullable=False, index=True),

@@ -61,7 +61,7 @@ def test_a_node_is_somebodys_once_he_has_entered_its_code(tmp_path: Path, loop_k
             assert (answer["membership"], answer["refused"]) == (None, "")
 
             found = await node.find_approval()
-            assert (found.state, found.owner, found.channel, found.standing) == ("approved", ANNA, "", "")
+            assert (found.state, found.owner, found.standing) == ("approved", ANNA, "")
             config = await node.node_config("rig-2", "1.2.3")
             assert (config.owner, config.channels) == (ANNA, [])
             (line,) = (await anna.call("listNodes"))["nodes"]
@@ -84,8 +84,8 @@ def test_approving_asks_for_the_channel_in_the_owners_name_and_grants_nothing(tm
 
             membership = (await anna.call("approveNode", code=asked.code))["membership"]
             assert (membership["state"], membership["permissions"]) == ("asked", [])
-            found = await node.find_approval()
-            assert (found.state, found.channel, found.standing) == ("approved", CHANNEL, "asked")
+            found = await node.find_approval(CHANNEL)
+            assert (found.state, found.standing) == ("approved", "asked")
             with pytest.raises(NotPermitted, match="not a member"):
                 await node.pubsub_token(CHANNEL)
             (member,) = (await world.owner.call("showChannel", channel=CHANNEL))["members"]
@@ -93,7 +93,7 @@ def test_approving_asks_for_the_channel_in_the_owners_name_and_grants_nothing(tm
             assert member["requested"] == ["provideFiles", "requestFiles"]
 
             await world.owner.call("grant", channel=CHANNEL, node="rig-2", permissions=["requestFiles", "requestTasks"])
-            assert (await node.find_approval()).standing == "member"
+            assert (await node.find_approval(CHANNEL)).standing == "member"
             (info,) = (await node.node_config()).channels
             assert info.permissions == ["requestFiles"]
 
@@ -321,7 +321,7 @@ def test_a_channel_that_went_away_keeps_nobody_from_approving_the_node(tmp_path:
             answer = await anna.call("approveNode", code=asked.code)
             assert answer["membership"] is None
             assert "no channel 'lab'" in answer["refused"]
-            found = await world.node("A").find_approval()
+            found = await world.node("A").find_approval(CHANNEL)
             assert (found.state, found.owner, found.standing) == ("approved", ANNA, "")
 
     run_on("asyncio-debug", scenario())

@@ -15,7 +15,6 @@ from kachery_fast.protocol.names import object_name
 from ..network import LOOPS, run_on
 from ..node.support import until
 from .support import CHANNEL, OWNER, Clock, World, running_world
-from .test_owner_api import second_owner
 
 DAY = 24 * 3600.0
 
@@ -102,7 +101,7 @@ def test_a_name_that_is_no_object_of_the_channel_removes_nothing(
 def test_a_bucket_is_its_owner_s_to_look_into(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with running_world(tmp_path) as world:
-            other = await second_owner(world)
+            other = await world.person("second@lab.org")
             for kind, fields in (("listObjects", {}), ("removeObjects", {"names": [name_of(b"x")]})):
                 with pytest.raises(NotPermitted):
                     await other.call(kind, channel=CHANNEL, **fields)

@@ -409,7 +409,9 @@ def test_a_node_that_comes_by_an_invitation_belongs_to_its_owner_or_else_to_who_
             shown = await world.owner.call("showChannel", channel=CHANNEL)
             assert [line["owner"] for line in shown["invitations"]] == [ANNA]
             await world.approved("B", boris)
-            await world.node("B").join(code, "B")
+            await boris.call("requestPermissions", node="B", channel=CHANNEL, permissions=["all"])
+            # Who asks is let in by an invitation too, with what that gives.
+            assert (await world.node("B").join(code, "B")).permissions == FILES
             await world.node("guest").join(code, "guest")
             await world.node("other").join(await world.invite(), "other")
             assert {label: member["owner"] for label, member in (await members(world)).items()} == {

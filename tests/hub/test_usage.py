@@ -19,7 +19,6 @@ from kachery_fast.hub.usage import KEPT_DAYS, Moved, Place, Usage, day_of
 
 from ..network import LOOPS, run_on
 from .support import CHANNEL, Clock, World, node_id, running_world
-from .test_owner_api import second_owner
 
 DAY = 24 * 3600.0
 
@@ -95,7 +94,7 @@ def test_what_moved_is_kept_over_a_restart_and_goes_with_the_channel(tmp_path: P
 def test_usage_is_for_the_owner_of_the_channel(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with running_world(tmp_path) as world:
-            other = await second_owner(world)
+            other = await world.person("second@lab.org")
             with pytest.raises(NotPermitted):
                 await other.call("showUsage", channel=CHANNEL)
 

@@ -45,6 +45,7 @@ _COMMANDS = {
     "mutable": _Entry("mutable", "mutable", "Keep small values on this machine, by keys."),
     "node": _Entry("node", "node", "Start, stop and connect the node of this machine."),
     "hub": _Entry("hub", "hub", "Run a hub, with its embedded bucket and broker."),
+    "nodes": _Entry("nodes", "nodes", "Say which nodes are yours at a hub, and what they ask for."),
     "channel": _Entry("channel", "channel", "Make channels on a hub, and say who may do what on them."),
     "demo": _Entry("demo", "demo", "Show what it does on this machine: a hub, two nodes, a recording, a feed, a task."),
     "bench": _Entry("bench", "bench", "Measure what this machine can do."),

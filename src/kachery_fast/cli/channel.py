@@ -7,12 +7,11 @@ from typing import Any
 import click
 
 from ..errors import InvalidArgument
-from .asking import ask_hub, count_of, hub_options, moment
 from .channel_care import limits, objects, usage
 from .output import command_errors, emit
+from .owner import ask_hub, count_text, hub_options, moment_text, split_list
 
 __all__ = ["channel"]
-
 
 @click.group()
 def channel() -> None:
@@ -48,7 +47,7 @@ def list_(hub_url: str | None, token: str | None, as_json: bool) -> None:
     def human() -> str:
         if not answer["channels"]:
             return f"{answer['owner']} has no channels yet. Make one with: kachery-fast channel create NAME"
-        return "\n".join(f"{item['name']}  {count_of(item['members'], 'node')}" for item in answer["channels"])
+        return "\n".join(f"{item['name']}  {count_text(item['members'], 'node')}" for item in answer["channels"])
 
     emit(answer, human, as_json)
 
@@ -79,10 +78,10 @@ def invite(
         raise InvalidArgument(what=f'--uses takes a number or "any", not {uses!r}.')
     answer = ask_hub(
         hub_url, token, "invite", channel=name, days=days, uses=None if uses == "any" else int(uses),
-        permissions=[word.strip() for word in permissions.split(",") if word.strip()])
+        permissions=split_list(permissions))
     emit(answer, f"On the machine that is to join:\n    kachery-fast node join {answer['link']}\n"
-                 f"It holds until {moment(answer['expires'])}, for "
-                 + ("any number of nodes." if uses == "any" else f"{count_of(int(uses), 'node')}."), as_json)
+                 f"It holds until {moment_text(answer['expires'])}, for "
+                 + ("any number of nodes." if uses == "any" else f"{count_text(int(uses), 'node')}."), as_json)
 
 
 @channel.command()
@@ -92,7 +91,7 @@ def invite(
 def uninvite(name: str, hub_url: str | None, token: str | None, as_json: bool) -> None:
     """Make all invitations to the channel NAME useless."""
     answer = ask_hub(hub_url, token, "closeInvitations", channel=name)
-    emit(answer, f"{count_of(answer['closed'], 'invitation')} closed.", as_json)
+    emit(answer, f"{count_text(answer['closed'], 'invitation')} closed.", as_json)
 
 
 @channel.command()
@@ -104,7 +103,7 @@ def uninvite(name: str, hub_url: str | None, token: str | None, as_json: bool) -
 def grant(
     name: str, node: str, permissions: tuple[str, ...], hub_url: str | None, token: str | None, as_json: bool
 ) -> None:
-    """Grant NODE permissions on the channel NAME."""
+    """Grant NODE permissions on the channel NAME; who asks to be let in, is then."""
     answer = ask_hub(hub_url, token, "grant", channel=name, node=node, permissions=list(permissions))
     emit(answer, lambda: _standing(answer), as_json)
 
@@ -129,7 +128,7 @@ def revoke(
 @hub_options
 @command_errors
 def remove_node(name: str, node: str, hub_url: str | None, token: str | None, as_json: bool) -> None:
-    """Take NODE off the channel NAME; only a new invitation lets it in again."""
+    """Take NODE off the channel NAME, or decline its asking; only a new invitation lets it in again."""
     answer = ask_hub(hub_url, token, "removeNode", channel=name, node=node)
     emit(answer, f"The node {answer['node'][:16]} is no longer on {name!r}.", as_json)
 
@@ -142,23 +141,30 @@ def remove_node(name: str, node: str, hub_url: str | None, token: str | None, as
 def delete(name: str, hub_url: str | None, token: str | None, as_json: bool) -> None:
     """Delete the channel NAME and the objects in its bucket. The nodes keep their own files."""
     answer = ask_hub(hub_url, token, "deleteChannel", channel=name)
-    objects = count_of(answer["objectsRemoved"], "object")
+    objects = count_text(answer["objectsRemoved"], "object")
     emit(answer, f"The channel {name!r} was deleted, and {objects} with it.", as_json)
 
 
 def _describe(answer: dict[str, Any]) -> list[str]:
-    lines = [f"{answer['channel']}, owned by {answer['owner']}: {count_of(len(answer['members']), 'node')}"]
+    members = [member for member in answer["members"] if member["state"] != "asked"]
+    lines = [f"{answer['channel']}, owned by {answer['owner']}: {count_text(len(members), 'node')}"]
     for member in answer["members"]:
-        lines.append(f"  {member['node'][:16]}  {member['label'] or '(no label)'}  "
-                     f"{' '.join(member['permissions']) or 'nothing permitted'}  seen {moment(member['lastSeen'])}")
+        who = f"  {member['node'][:16]}  {member['label'] or '(no label)'}  "
+        if member["state"] == "asked":
+            lines.append(f"{who}of {member['owner']}, asks to be let in: {' '.join(member['requested'])}")
+            continue
+        lines.append(f"{who}{' '.join(member['permissions']) or 'nothing permitted'}  "
+                     f"seen {moment_text(member['lastSeen'])}")
         withheld = sorted(set(member["requested"]) - set(member["granted"]))
         if withheld:
             lines.append(f"    asks for, and is not granted: {' '.join(withheld)}")
     for item in answer["invitations"]:
-        uses = "any number of nodes" if item["usesLeft"] is None else count_of(item["usesLeft"], "node")
-        lines.append(f"  open invitation for {uses} until {moment(item['expires'])}: {' '.join(item['permissions'])}")
+        uses = "any number of nodes" if item["usesLeft"] is None else count_text(item["usesLeft"], "node")
+        by = "" if item["owner"] == answer["owner"] else f" by {item['owner']}"
+        lines.append(f"  open invitation{by} for {uses} until {moment_text(item['expires'])}: "
+                     f"{' '.join(item['permissions'])}")
     for item in answer["damage"]:
-        lines.append(f"  damaged and removed {moment(item['time'])}: {item['sha1']}")
+        lines.append(f"  damaged and removed {moment_text(item['time'])}: {item['sha1']}")
     return lines
 
 

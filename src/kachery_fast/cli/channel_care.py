@@ -7,8 +7,8 @@ from typing import Any
 import click
 
 from ..errors import InvalidArgument
-from .asking import ask_hub, count_of, hub_options, moment
 from .output import command_errors, emit, human_size
+from .owner import ask_hub, count_text, hub_options, moment_text
 
 __all__ = ["limits", "objects", "usage"]
 
@@ -33,7 +33,7 @@ def usage(name: str, days: int, hub_url: str | None, token: str | None, as_json:
 
     def human() -> str:
         lines = [f"{day['date']}  {_moved(day)}" for day in answer["days"] if day["uploads"] or day["downloads"]]
-        lines = lines or [f"Nothing was uploaded or downloaded in {count_of(days, 'day')}."]
+        lines = lines or [f"Nothing was uploaded or downloaded in {count_text(days, 'day')}."]
         lines += [f"  {_node(node)}  {_moved(node)}" for node in answer["nodes"]]
         return "\n".join([*lines, _stored(answer)])
 
@@ -59,15 +59,15 @@ def objects(
     """
     if removed:
         answer = ask_hub(hub_url, token, "removeObjects", channel=name, names=list(removed))
-        text = f"{count_of(answer['removed'], 'object')} removed ({human_size(answer['sizeBytes'])})."
+        text = f"{count_text(answer['removed'], 'object')} removed ({human_size(answer['sizeBytes'])})."
         emit(answer, "\n".join([text, *(f"Not there: {missing}" for missing in answer["missing"])]), as_json)
         return
     answer = ask_hub(hub_url, token, "listObjects", channel=name, kind=_KINDS[kind] if kind else "", after=after,
                      limit=limit)
 
     def human() -> str:
-        lines = [f"{line['name']}  {human_size(line['sizeBytes'])}  came {moment(line['created'])}  "
-                 + ("" if line["lastRead"] is None else f"used {moment(line['lastRead'])}")
+        lines = [f"{line['name']}  {human_size(line['sizeBytes'])}  came {moment_text(line['created'])}  "
+                 + ("" if line["lastRead"] is None else f"used {moment_text(line['lastRead'])}")
                  for line in answer["objects"]]
         if answer["next"] is not None:
             lines.append(f"More with: --after {answer['next']}")
@@ -99,7 +99,7 @@ def limits(
 
     def human() -> str:
         days = answer["unreadDaysMax"]
-        stay = "stay" if days is None else "go after " + count_of(days, "day")
+        stay = "stay" if days is None else "go after " + count_text(days, "day")
         return "\n".join([
             f"bucket: {_limit(answer['sizeBytesMax'])}",
             f"unread objects: {stay}",
@@ -134,8 +134,8 @@ def _limit(size_bytes: int | None) -> str:
 
 
 def _moved(line: dict[str, Any]) -> str:
-    return (f"{count_of(line['uploads'], 'upload')} ({human_size(line['uploadBytes'])}), "
-            f"{count_of(line['downloads'], 'download')} ({human_size(line['downloadBytes'])})")
+    return (f"{count_text(line['uploads'], 'upload')} ({human_size(line['uploadBytes'])}), "
+            f"{count_text(line['downloads'], 'download')} ({human_size(line['downloadBytes'])})")
 
 
 def _node(line: dict[str, Any]) -> str:
@@ -143,6 +143,6 @@ def _node(line: dict[str, Any]) -> str:
 
 
 def _stored(answer: dict[str, Any]) -> str:
-    parts = [f"{count_of(kind['objects'], 'object')} of {_WORDS[kind['kind']]} ({human_size(kind['sizeBytes'])})"
+    parts = [f"{count_text(kind['objects'], 'object')} of {_WORDS[kind['kind']]} ({human_size(kind['sizeBytes'])})"
              for kind in answer["stored"]]
     return "In the bucket: " + ", ".join(parts) + ("" if answer["counted"] else "; still being counted")

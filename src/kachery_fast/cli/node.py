@@ -16,10 +16,12 @@ from ..client.access import check_online
 from ..client.connection import NodeConnection
 from ..client.place import client_settings
 from ..config import Settings, load_settings
-from ..errors import AlreadyExists, KacheryError, NodeError
+from ..errors import AlreadyExists, InvalidArgument, KacheryError, NodeError
 from .background import start_detached
+from .node_approval import join_by_approval, joined_text
 from .node_run import key, run
-from .output import command_errors, emit, human_size, json_option
+from .output import command_errors, emit, human_size, json_line, json_option
+from .owner import split_list
 
 __all__ = ["info", "node"]
 
@@ -96,29 +98,49 @@ def node_info(as_json: bool) -> None:
     emit(found, lambda: "\n".join(_node_lines(found)), as_json)
 
 
-@node.command(short_help="Join a channel by a link from its owner.")
-@click.argument("link")
+@node.command(short_help="Join a channel by a link from its owner, or a hub by a code that you enter there.")
+@click.argument("link", metavar="LINK|HUB_URL")
 @click.option("--label", help="The node's name for people; remembered.")
+@click.option("--channel", metavar="NAME", help="With a hub's address: the channel to be let in to.")
 @click.option("--permissions", metavar="LIST",
               help="What this node wants to do there, separated by commas; without it everything that is granted.")
 @json_option
 @command_errors
-def join(link: str, label: str | None, permissions: str | None, as_json: bool) -> None:
-    """Join a channel by a link from its owner. Works with the node running or not."""
+def join(link: str, label: str | None, channel: str | None, permissions: str | None, as_json: bool) -> None:
+    """Join a channel by a link from its owner, or a hub by a code that you enter there.
+
+    LINK is an invitation, and the node is on the channel at once. With the address of a hub, a code is shown; who
+    enters it at the hub, signed in, owns the node, which then waits for the channel's owner. The command waits for the
+    code to be entered; run again it goes on. Works with the node running or not. With --json and a hub's address,
+    there is a line with the code, and one with the result.
+    """
     from ..node import membership
 
     settings = load_settings()
     check_online(settings, "Joining a channel")
-    wanted = None
-    if permissions is not None:
-        wanted = [name.strip() for name in permissions.split(",") if name.strip()]
-    joined = membership.join(settings, link, label=label, permissions=wanted)
+    wanted = None if permissions is None else split_list(permissions)
+    by_link = "/join/" in link
+    if not by_link and "://" not in link:
+        raise InvalidArgument(what=f"{link!r} is neither an invitation (http://hub.example.org:20440/join/CODE) nor "
+                                   "the address of a hub (http://hub.example.org:20440).")
+    if by_link and channel is not None:
+        raise InvalidArgument(what="An invitation names its channel. Pass --channel with the address of a hub alone.")
+    if not by_link and channel is None and wanted is not None:
+        raise InvalidArgument(what="Permissions are for a channel. Name it with --channel.")
+    if by_link:
+        joined = membership.join(settings, link, label=label, permissions=wanted)
+        text = (f"This node is on the channel {joined['channel']} of {joined['owner']} "
+                f"({_permissions(joined['permissions'])}).")
+    else:
+        joined = join_by_approval(settings, link, label=label, channel=channel, permissions=wanted, as_json=as_json)
+        text = joined_text(joined)
     then = _reload(settings)
     if not then["running"]:
         then["note"] = "Start the node with: kachery-fast node start"
-    emit({**joined, **then},
-         f"This node is on the channel {joined['channel']} of {joined['owner']} "
-         f"({_permissions(joined['permissions'])}).{_note(then)}", as_json)
+    if by_link or not as_json:
+        emit({**joined, **then}, f"{text}{_note(then)}", as_json)
+    else:
+        click.echo(json_line({**joined, **then}))
 
 
 @node.command(short_help="Leave a channel.")

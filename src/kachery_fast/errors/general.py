@@ -10,9 +10,9 @@ __all__ = [
     "DiskError", "DiskFull", "FileChanged", "FileElsewhere", "HubError", "HubUnreachable", "InvalidArgument",
     "InvalidFeedUri", "InvalidName", "InvalidSetting", "InvalidUri", "LinkInvalid", "LocalFileMissing",
     "LocalFileUnreadable", "ManifestInvalid", "MutableMissing", "NoChannel", "NodeError", "NodeNotRunning",
-    "NotADataFile", "NotAvailable", "NotInStore", "NotOnHub", "NotPermitted", "ObjectExists", "ObjectMissing",
-    "OwnerTokenRefused", "PartialTransfer", "RateLimited", "SignInRefused", "SignatureInvalid", "StaleMessage",
-    "Stalled", "TooLarge", "UnsafePickle", "UploadRefused", "UrlExpired", "WrongFormat", "WrongSize",
+    "NotADataFile", "NotApproved", "NotAvailable", "NotInStore", "NotOnHub", "NotPermitted", "ObjectExists",
+    "ObjectMissing", "OwnerTokenRefused", "PartialTransfer", "RateLimited", "SignInRefused", "SignatureInvalid",
+    "StaleMessage", "Stalled", "TooLarge", "UnsafePickle", "UploadRefused", "UrlExpired", "WrongFormat", "WrongSize",
 ]
 
 # --- 2: the call itself is wrong
@@ -162,6 +162,13 @@ class NotPermitted(KacheryError):
 class QuotaExceeded(NotPermitted):
     """{what} may have {limit} bytes: {used} are stored or on their way, {needed} more were to come, and {why}.
     {advice}"""
+
+
+class NotApproved(KacheryError):
+    """This node was not approved at the hub {hub}: {why}. Run the command again for a new code."""
+
+    exit_code = 4
+    http_status = 403
 
 
 class ClientAuthRefused(KacheryError):

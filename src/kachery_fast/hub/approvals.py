@@ -86,7 +86,7 @@ class Approvals:
                               limit=f"{_FINDS_PER_SECOND_MAX} questions about approvals a second are allowed")
             self._finds_of_node.spend(node_id, 1, now, who=f"node {node_id[:16]}",
                                       limit=f"a node is to wait {INTERVAL_SECONDS:g} s between two questions")
-            return await self._registry.call(_state_of, node_id, int(now * 1000))
+            return await self._registry.call(_state_of, node_id, body.channel, int(now * 1000))
         self._asks.spend(address, 1, now, who=f"address {address}",
                          limit=f"{ASKS_PER_MINUTE_MAX} requests for approval are allowed in a minute")
         code, expires = await self._registry.call(_open, node_id, body, address, int(now * 1000))
@@ -143,16 +143,15 @@ def _open(connection: Connection, node_id: str, body: AskApproval, address: str,
     return code, expires
 
 
-def _state_of(connection: Connection, node_id: str, now_ms: int) -> ApprovalState:
+def _state_of(connection: Connection, node_id: str, channel: str, now_ms: int) -> ApprovalState:
     node = find_node(connection, node_id)
     owner = node.owner if node is not None else ""
-    row = connection.execute(sa.select(approvals).where(approvals.c.node == node_id)).first()
-    if row is None:
-        return ApprovalState(state=EXPIRED, owner=owner)
-    state = EXPIRED if row.state == WAITING and row.expires <= now_ms else row.state
     standing = connection.execute(sa.select(memberships.c.state).where(
-        memberships.c.channel == row.channel, memberships.c.node == node_id, memberships.c.owner == owner)).scalar()
-    return ApprovalState(state=state, owner=owner, channel=row.channel, standing=standing or "")
+        memberships.c.channel == channel, memberships.c.node == node_id, memberships.c.owner == owner)).scalar()
+    row = connection.execute(sa.select(approvals.c.state, approvals.c.expires).where(
+        approvals.c.node == node_id)).first()
+    over = row is None or (row.state == WAITING and row.expires <= now_ms)
+    return ApprovalState(state=EXPIRED if over or row is None else row.state, owner=owner, standing=standing or "")
 
 
 def _make_code() -> str:

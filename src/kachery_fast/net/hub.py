@@ -129,9 +129,12 @@ class HubClient:
         return await self._call(AskApproval, ApprovalAsked, label=label, version=version, channel=channel,
                                 permissions=permissions or [])
 
-    async def find_approval(self) -> ApprovalState:
-        """Return what became of ``ask_approval``. :raises RateLimited: asked more often than its ``interval``."""
-        return await self._call(FindApproval, ApprovalState)
+    async def find_approval(self, channel: str = "") -> ApprovalState:
+        """Return what became of ``ask_approval``, and this node's standing on a channel.
+
+        :raises RateLimited: asked more often than its ``interval``.
+        """
+        return await self._call(FindApproval, ApprovalState, channel=channel)
 
     async def leave(self, channel: str) -> None:
         """End the membership. :raises NotPermitted: there is none."""

@@ -23,7 +23,7 @@ from ..protocol.access import Permission
 from ..protocol.hub_bodies import ChannelInfo
 from .identity import load_identity, write_whole
 
-__all__ = ["NodeFile", "join", "leave", "read_node_file", "set_label", "use_hub"]
+__all__ = ["NodeFile", "join", "leave", "read_node_file", "remember_hub", "set_label", "use_hub"]
 
 
 class HubEntry(msgspec.Struct):
@@ -79,12 +79,13 @@ def join(settings: Settings, link: str, *, label: str | None = None,
             await hub.close()
 
     joined = asyncio.run(ask())
-    _remember(settings, name, url)
+    remember_hub(settings, name, url)
     return {"hub": url, "owner": joined.owner, "channel": joined.name, "permissions": joined.permissions,
             "nodeId": identity.node_id}
 
 
-def _remember(settings: Settings, label: str, url: str) -> None:
+def remember_hub(settings: Settings, label: str, url: str) -> None:
+    """Note that this node is registered at a hub. :raises NodeError, DiskError: as ``read_node_file``."""
     with _changed(settings.storage_dir) as node_file:
         node_file.label = label
         if all(entry.url != url for entry in node_file.hubs):
@@ -109,7 +110,7 @@ def use_hub(settings: Settings, url: str, *, label: str | None = None) -> list[s
             await hub.close()
 
     found = asyncio.run(ask())
-    _remember(settings, name, url)
+    remember_hub(settings, name, url)
     return found
 
 

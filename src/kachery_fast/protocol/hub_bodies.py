@@ -42,7 +42,7 @@ class AskApproval(Body, tag="askApproval"):
 
 
 class FindApproval(Body, tag="findApproval"):
-    """What became of my asking for approval?"""
+    """What became of my asking for approval? With ``channel``: and where do I stand there?"""
 
 
 class GetNodeConfig(Body, tag="getNodeConfig"):
@@ -212,13 +212,12 @@ class ApprovalState(msgspec.Struct, rename="camel"):
     """Answer to ``FindApproval``.
 
     ``state``: ``waiting``, ``approved``, ``denied``, or ``expired`` (also when nothing was asked, or long ago).
-    ``owner``: whose the node is now, whichever way it became that; empty for nobody's. ``channel``: the one that was
-    asked for; ``standing``: the node's there, ``asked``, ``member``, ``left``, ``removed``, or empty for none.
+    ``owner``: whose the node is now, whichever way it became that; empty for nobody's. ``standing``: on the channel
+    that was named, ``asked``, ``member``, ``left``, ``removed``, or empty for none.
     """
 
     state: str
     owner: str = ""
-    channel: str = ""
     standing: str = ""
 
 

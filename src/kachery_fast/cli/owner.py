@@ -1,8 +1,7 @@
-"""Asking a hub as the owner of channels: which hub, whose token, and how its answers are worded."""
+"""What the commands for people with an account at a hub share: which hub, whose token, and how it is asked."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -14,7 +13,7 @@ from ..config import Settings, load_settings
 from ..errors import DiskError, InvalidArgument
 from .output import json_option
 
-__all__ = ["ask_hub", "count_of", "hub_options", "moment"]
+__all__ = ["ask_hub", "count_text", "hub_options", "moment_text", "split_list"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -32,10 +31,13 @@ def hub_options(function: _Function) -> _Function:
 
 
 def ask_hub(hub_url: str | None, token: str | None, action: str, /, **fields: Any) -> dict[str, Any]:
-    """Perform an action at the hub that was named, or at the one on this machine; return its answer.
+    """Have an action performed, and return its answer.
 
-    :raises InvalidArgument: there is no hub, or no token for it. :raises KacheryError: it could not be done.
+    :param hub_url: as of ``--hub``; None for this machine's. :param token: as of ``--token``.
+    :raises InvalidArgument: no hub or no token is known. :raises KacheryError: as of ``net.hub.OwnerClient.call``.
     """
+    import asyncio  # here, as "node --help" has no use for it
+
     settings = load_settings(hub_token=token)
     url, token = _find_hub(settings, hub_url)
 
@@ -74,11 +76,16 @@ def _read(path: Path) -> str | None:
         raise DiskError(action="reading", path=str(path), why=error.strerror) from None
 
 
-def count_of(number: int, what: str) -> str:
-    """As "1 node", "2 nodes"."""
+def count_text(number: int, what: str) -> str:
+    """Return ``1 node`` or ``3 nodes``."""
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
-def moment(time_ms: int) -> str:
-    """A time, given in ms since the epoch, for people of this machine."""
+def moment_text(time_ms: int) -> str:
+    """Return a time, in ms since the epoch, by this machine's clock."""
     return datetime.fromtimestamp(time_ms / 1000).astimezone().strftime("%Y-%m-%d %H:%M")
+
+
+def split_list(text: str) -> list[str]:
+    """Return what stands between commas."""
+    return [word.strip() for word in text.split(",") if word.strip()]

@@ -341,6 +341,65 @@ def test_pages_keep_to_themselves(tmp_path: Path, loop_kind: str) -> None:
     run_on(loop_kind, scenario())
 
 
+@parametrized
+def test_a_node_is_approved_by_who_is_signed_in_and_asks_for_permissions(tmp_path: Path, loop_kind: str) -> None:
+    async def scenario() -> None:
+        async with running_world(tmp_path) as world, browser(world) as mine, browser(world) as other, (
+                browser(world)) as stranger:
+            await sign_in(world, mine)
+            await sign_in(world, other, OTHER)
+            node = world.node("A")
+            asked = await node.ask_approval("rig <1>", "0.2", channel=CHANNEL, permissions=["requestFiles"])
+            path = f"/approve?code={asked.code}"
+            assert asked.link == world.url + path
+            assert (await stranger.get(path)).path == "/sign-in"
+            page = await other.get(path)  # to look is not to approve
+            assert "rig &lt;1&gt;" in page.text
+            assert node_id("A") in page.text
+            assert (await node.find_approval()).state == "waiting"
+            page = await other.submit(page.form("/do/approveNode"))
+            assert (page.path, "is yours now" in page.note()) == ("/nodes", True)
+            assert (await node.find_approval()).state == "approved"
+            page = await other.get(f"/nodes/{node_id('A')}")
+            assert "waits for its owner" in page.text
+            assert (await mine.get(f"/nodes/{node_id('A')}")).status == 404
+            page = await mine.get("/channels/lab")
+            assert "asks to join" in page.text
+            grants = [form for form in page.forms if form.action == "/do/grant"]
+            await mine.submit(grants[0], ("permissions", "requestFiles"))
+            (info,) = (await node.node_config()).channels
+            assert info.permissions == ["requestFiles"]
+            page = await other.get(f"/nodes/{node_id('A')}")
+            assert "<td>no: " in page.text
+            page = await other.submit(page.form("/do/withdraw"))
+            assert page.note() == f"The node {node_id('A')[:8]} is not on lab any more."
+            page = await other.submit(page.form("/do/forgetNode"))
+            assert (page.path, "is nobody&#39;s now" in page.note()) == ("/nodes", True)
+
+    run_on(loop_kind, scenario())
+
+
+@parametrized
+def test_what_is_in_the_bucket_is_listed_and_removed_on_a_page(tmp_path: Path, loop_kind: str) -> None:
+    async def scenario() -> None:
+        async with running_world(tmp_path) as world, browser(world) as mine:
+            node = await world.member("A")
+            for number in range(3):
+                assert await world.upload(node, bytes([number]) * 1000) == 200
+            await sign_in(world, mine)
+            page = await mine.get("/channels/lab/objects")
+            assert page.text.count('name="names"') == 3
+            name = page.text.partition('name="names" value="')[2].partition('"')[0]
+            page = await mine.submit(page.form("/do/removeObjects"), ("names", name))
+            assert page.note() == "1 objects were removed."
+            assert name not in page.text
+            assert "2 objects of files" in page.text
+            assert "2 objects of files" in (await mine.get("/channels/lab")).text
+            assert (await mine.get("/channels/lab/objects?kind=feeds&after=x")).text.count('name="names"') == 0
+
+    run_on(loop_kind, scenario())
+
+
 # --- people
 
 

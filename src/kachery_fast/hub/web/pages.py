@@ -11,7 +11,9 @@ from ...errors import NotOnHub
 from .. import channels
 from ..account_actions import ListAccounts, ShowAccount, ShowAudit
 from ..actions import Actor, Answer, Request
+from ..bucket_actions import ListObjects, ShowUsage, UsageView
 from ..channel_actions import ChannelList, ListChannels, ShowChannel
+from ..node_actions import FindApproval, ListNodes, ShowNode
 from ..performing import ACTS, Performer
 from ..registry import Registry
 from .visitors import Visitor
@@ -36,6 +38,7 @@ class Look(NamedTuple):
 
 
 _Page = tuple[str, dict[str, Any]]
+_KINDS = {"sha1": "files", "feeds": "feeds", "task_results": "results of tasks"}
 
 
 async def _home(look: Look) -> _Page:
@@ -61,13 +64,36 @@ async def _channel(look: Look) -> _Page:
         raise
     if signed_in is not None and settings.owner == signed_in.owner:
         view: Answer = await look.ask(ShowChannel(channel=name))
-        return "channel.html", {"view": view, "hub_url": look.hub_url}
+        usage: UsageView = await look.ask(ShowUsage(channel=name))
+        return "channel.html", {"view": view, "usage": usage, "kinds": _KINDS, "hub_url": look.hub_url}
     if not settings.listed:
         # The same as of one that is not there: who may not see it does not learn that it is.
         look.visitor.must_be_signed_in()
         raise channels.unknown_channel(name)
     (line,) = [line for line in await look.registry.call(channels.list_channels, settings.owner) if line.name == name]
     return "public_channel.html", {"settings": settings, "members": line.members, "hub_url": look.hub_url}
+
+
+async def _objects(look: Look) -> _Page:
+    kind = look.request.query.get("kind", "")
+    asked = ListObjects(channel=look.request.match_info["name"], kind=kind if kind in _KINDS else "",  # type: ignore[arg-type]
+                        after=look.request.query.get("after", "")[:1000])
+    return "objects.html", {"found": await look.ask(asked), "asked": asked, "kinds": _KINDS}
+
+
+async def _nodes(look: Look) -> _Page:
+    return "nodes.html", {"found": await look.ask(ListNodes()), "hub_url": look.hub_url}
+
+
+async def _node(look: Look) -> _Page:
+    return "node.html", {"view": await look.ask(ShowNode(node=look.request.match_info["node"]))}
+
+
+async def _approve(look: Look) -> _Page:
+    """Ask before anything is done: the link to here can be from anybody."""
+    code = look.request.query.get("code", "").strip()[:20]
+    look.visitor.must_be_signed_in()
+    return "approve.html", {"code": code, "waiting": await look.ask(FindApproval(code=code)) if code else None}
 
 
 async def _audit(look: Look) -> _Page:
@@ -101,6 +127,10 @@ PAGES: dict[str, Callable[[Look], Awaitable[_Page]]] = {
     "/": _home,
     "/channels": _channels,
     "/channels/{name}": _channel,
+    "/channels/{name}/objects": _objects,
+    "/nodes": _nodes,
+    "/nodes/{node}": _node,
+    "/approve": _approve,
     "/audit": _audit,
     "/account": _account,
     "/accounts": _accounts,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
+from urllib.parse import quote
 
 from aiohttp import web
 
@@ -106,7 +107,7 @@ class Site:
     def _failed(self, request: web.Request, visitor: Visitor, error: KacheryError) -> web.StreamResponse:
         if isinstance(error, SignInRefused) and visitor.signed_in is None and request.method == "GET" and (
                 not request.path.startswith("/sign-in")):
-            return _see(f"/sign-in?next={request.path}")
+            return _see(f"/sign-in?next={quote(request.path_qs)}")
         return self._show(request, visitor, "error.html", status=error.http_status, error=error)
 
     def _show(self, request: web.Request, visitor: Visitor, template: str, status: int = 200,
@@ -179,7 +180,7 @@ class Site:
         form = await request.post()
         to = _local(str(form.get("next", "/")))
         if visitor.signed_in is None:
-            return _see(f"/sign-in?next={to}")
+            return _see(f"/sign-in?next={quote(to)}")
         self._visitors.check_form(request, visitor, str(form.get("csrf", "")))
         act = _BY_NAME.get(request.match_info["action"])
         if act is None:
@@ -216,6 +217,12 @@ _SAID = {
     "removeNode": "The node {node} is no longer on {channel}.",
     "closeInvitations": "{closed} invitations were closed.",
     "deleteChannel": "The channel {channel} was deleted, and {objects_removed} objects with it.",
+    "approveNode": "The node {label} is yours now. {refused}",
+    "denyNode": "The node {node} was not approved.",
+    "requestPermissions": "Asked for on {channel}. What its owner grants of it is in force.",
+    "withdraw": "The node {node} is not on {channel} any more.",
+    "forgetNode": "The node {node} is nobody's now.",
+    "removeObjects": "{removed} objects were removed.",
     "changeAccount": "Your name was changed.",
     "revokeToken": "{ended} token was revoked.",
     "endSession": "{ended} session was ended.",

@@ -327,6 +327,8 @@ def test_a_node_that_is_forgotten_is_a_strangers_node(tmp_path: Path, loop_kind:
             assert await members(world) == {}
             assert (await world.owner.call("listChannels"))["channels"][0]["members"] == 0
             assert (await anna.call("listNodes"))["nodes"] == []
+            assert {account["owner"]: account["nodes"] for account in (
+                await world.owner.call("listAccounts"))["accounts"]}[ANNA] == 0
             with pytest.raises(NotOnHub):
                 await anna.call("showNode", node=node_id("A"))
             assert (await node.find_approval()).state == "expired"

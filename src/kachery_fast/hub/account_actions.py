@@ -275,11 +275,12 @@ def _audit(connection: Connection, actor: Actor, request: ShowAudit, at: At) -> 
 
 
 def _list_accounts(connection: Connection, actor: Actor, request: ListAccounts, at: At) -> Done:
-    def count(table: sa.Table) -> sa.Label[int]:
+    def count(table: sa.Table, *which: sa.ColumnElement[bool]) -> sa.Label[int]:
         return sa.select(sa.func.count()).select_from(table).where(
-            table.c.owner == owners.c.id).scalar_subquery().label(table.name)
+            table.c.owner == owners.c.id, *which).scalar_subquery().label(table.name)
 
-    rows = connection.execute(sa.select(owners, count(channel_rows), count(nodes)).order_by(owners.c.id))
+    rows = connection.execute(sa.select(
+        owners, count(channel_rows), count(nodes, nodes.c.forgotten.is_(None))).order_by(owners.c.id))
     return Done(AccountList(accounts=[AccountLine(
         owner=row.id, name=row.name, admin=bool(row.admin), created=row.created, closed=row.closed,
         channels=row.channels, nodes=row.nodes) for row in rows]))

@@ -28,6 +28,8 @@ _log = logging.getLogger("kachery_fast.hub")
 WRITE_SECONDS = 5.0
 KEPT_DAYS = 400
 _DAY_SECONDS = 24 * 3600
+# Of one statement: SQLite takes 32,766 values.
+_ROWS_MAX = 500
 
 
 class Place(NamedTuple):
@@ -164,15 +166,16 @@ def _record(connection: Connection, batch: dict[Place, Moved], today: int) -> No
     known = set(connection.execute(sa.select(channels.c.name).where(
         channels.c.name.in_({place.channel for place in batch}))).scalars())
     rows = [{**place._asdict(), **moved._asdict()} for place, moved in sorted(batch.items()) if place.channel in known]
+    for start in range(0, len(rows), _ROWS_MAX):
+        connection.execute(_increment(connection, rows[start:start + _ROWS_MAX]))
     if rows:
-        connection.execute(_increment(connection), rows)
         connection.execute(usage.delete().where(usage.c.day < today - KEPT_DAYS))
 
 
-def _increment(connection: Connection) -> Any:
-    """The statement that adds to a row, or makes it; both dialects have the same with a name of their own."""
+def _increment(connection: Connection, rows: list[dict[str, Any]]) -> Any:
+    """The statement that adds to rows, or makes them; both dialects have the same with a name of their own."""
     insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    statement: Any = insert(usage)
+    statement: Any = insert(usage).values(rows)
     return statement.on_conflict_do_update(
         index_elements=[usage.c.channel, usage.c.day, usage.c.node],
         set_={name: usage.c[name] + statement.excluded[name] for name in Moved._fields})

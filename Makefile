@@ -10,6 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 STAMP_2022 := .venv-2022/.installed
+STAMP_OIDC := tests/hub/oidc_provider/node_modules/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
 SOURCES := pyproject.toml setup.py $(wildcard src/kachery_fast/*.pyx src/kachery_fast/*.pxd \
              src/kachery_fast/*.c src/kachery_fast/*.h)
@@ -31,7 +32,7 @@ test: lint run-tests
 
 # Most tests wait for processes and sockets, so one more runs at once than there are CPUs, up to four; a file's in turn.
 # Two for each CPU took as long, and more CPU time.
-run-tests: $(STAMP) $(STAMP_2022)
+run-tests: $(STAMP) $(STAMP_2022) $(STAMP_OIDC)
 	workers=$$($(BIN)/python -c 'import os; print(min((os.cpu_count() or 1) + 1, 4))') && \
 	$(BIN)/python -m pytest --numprocesses $$workers --dist loadfile --benchmark-disable $$ARGS
 
@@ -45,7 +46,7 @@ bench: $(BENCH_STAMP)
 	$(BIN)/python -m benchmarks $$ARGS
 
 clean:
-	rm -rf $(VENV) .venv-2022 build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage src/*.egg-info
+	rm -rf $(VENV) .venv-2022 tests/hub/oidc_provider/node_modules build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage src/*.egg-info
 	rm -f src/kachery_fast/*.so
 	find src tests benchmarks -type d -name __pycache__ -prune -exec rm -rf {} +
 
@@ -71,3 +72,9 @@ $(STAMP_2022): .ci/find-python
 	@.venv-2022/bin/python -m pip --disable-pip-version-check --no-input install --quiet kachery-client==1.2.0 'numpy<2; python_version<"3.13"' \
 	  'numpy; python_version>="3.13"'
 	@touch $@
+
+# The OpenID provider that sign-in is tested with. Without npm its tests are skipped, with the reason.
+$(STAMP_OIDC): tests/hub/oidc_provider/package-lock.json
+	@if ! command -v npm >/dev/null || ! command -v node >/dev/null; then echo "There is no npm: sign-in will not be tested"; \
+	else echo "Installing oidc-provider into tests/hub/oidc_provider/node_modules" && \
+	  npm ci --prefix tests/hub/oidc_provider --ignore-scripts --no-audit --no-fund --silent && touch $@; fi

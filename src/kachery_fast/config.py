@@ -7,45 +7,17 @@ A setting has a name (units last), a default, a unit, an environment variable an
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from .errors import InvalidSetting
+from .setting import Setting, convert
 
 __all__ = ["SETTINGS", "Setting", "Settings", "load_settings"]
 
 MIB = 1024 * 1024
-
-# What numbers of a unit may be at most: 65535 is the last port, a socket takes no timeout of 2**63 ns, and what counts
-# anything else stays exact in a float.
-_MAXIMA = {"port": 65535, "seconds": 1e8, "days": 1e5}
-_MAXIMUM = 2**53
-
-# A host's name (RFC 1123, and the underscore that many networks use), or an address, where of IPv6 with its zone.
-_HOST = re.compile(r"(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}\.?|[0-9a-f:]*:[0-9a-f:.]*(?:%[a-z0-9_.-]+)?",
-                   re.IGNORECASE | re.ASCII)
-
-_SEED = re.compile(r"[0-9a-f]{64}", re.IGNORECASE | re.ASCII)
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One row of the table. ``minimum`` bounds numbers from below, ``maximum``, which goes by the unit, from above."""
-
-    name: str
-    default: Any
-    unit: str
-    env: str
-    help: str
-    minimum: float = 0
-
-    @property
-    def maximum(self) -> float:
-        """The largest number that is allowed; no setting is infinite."""
-        return _MAXIMA.get(self.unit, _MAXIMUM)
 
 
 @dataclass(frozen=True)
@@ -65,6 +37,11 @@ class Settings:
     hub_port: int
     hub_token: str
     hub_database: str
+    hub_oidc_issuer: str
+    hub_oidc_client_id: str
+    hub_oidc_client_secret: str = field(repr=False)
+    hub_oidc_name: str
+    hub_oidc_allowed: str
     sha1_kernel: str
     chunk_size_bytes: int
     upload_concurrency: int
@@ -154,6 +131,18 @@ SETTINGS: tuple[Setting, ...] = (
             "The owner's token for channel commands; found in the hub's directory when on its machine."),
     Setting("hub_database", "", "secret URL", "KACHERY_HUB_DATABASE",
             "The hub's registry: postgresql://USER:PASSWORD@HOST/DATABASE. Empty: hub.db in the hub's directory."),
+    Setting("hub_oidc_issuer", "", "URL", "KACHERY_HUB_OIDC_ISSUER",
+            "The OpenID Connect provider that people sign in by, such as https://accounts.google.com. Empty: they sign "
+            "in by links of the hub."),
+    Setting("hub_oidc_client_id", "", "name", "KACHERY_HUB_OIDC_CLIENT_ID",
+            "What the provider calls this hub; it was told when the hub was registered there."),
+    Setting("hub_oidc_client_secret", "", "secret", "KACHERY_HUB_OIDC_CLIENT_SECRET",
+            "By which the provider knows the hub. Empty: it is registered without one."),
+    Setting("hub_oidc_name", "", "name", "KACHERY_HUB_OIDC_NAME",
+            "What the button for signing in calls the provider. Empty: its host name."),
+    Setting("hub_oidc_allowed", "", "addresses", "KACHERY_HUB_OIDC_ALLOWED",
+            "Who may make an account: e-mail addresses, or @example.org for all of a domain; with spaces or commas. "
+            "Empty: everybody whom the provider knows."),
     Setting("sha1_kernel", "", "name", "KACHERY_SHA1_KERNEL",
             "Demand one SHA-1 kernel: sha-ni, armv8 or portable. Empty: the best that this CPU has."),
     Setting("chunk_size_bytes", 20 * MIB, "bytes", "KACHERY_CHUNK_SIZE_BYTES",
@@ -303,16 +292,16 @@ def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) ->
     for setting in SETTINGS:
         text = environ.get(setting.env, "")
         if overrides.get(setting.name) is not None:
-            value = _convert(setting, overrides[setting.name], "a call")
+            value = convert(setting, overrides[setting.name], "a call")
         elif text != "":
-            value = _convert(setting, text, f"the environment variable {setting.env}")
+            value = convert(setting, text, f"the environment variable {setting.env}")
         elif setting.unit == "path":  # with the home directory of now
-            value = _convert(setting, setting.default, "the defaults")
+            value = convert(setting, setting.default, "the defaults")
         else:
             value = setting.default
         values[setting.name] = value
     if values["offline_storage_dir"] and overrides.get("storage_dir") is None:
-        values["storage_dir"] = _convert(_OFFLINE_STORE, values["offline_storage_dir"],
+        values["storage_dir"] = convert(_OFFLINE_STORE, values["offline_storage_dir"],
                                          "the setting offline_storage_dir")
         _check_offline_store(values["offline_storage_dir"], values["storage_dir"])
     settings = Settings(**values)
@@ -349,48 +338,6 @@ def _check_offline_store(value: str, path: Path) -> None:
         raise InvalidSetting(name=_OFFLINE_STORE.name, value=value, source=f"the environment variable "
                              f"{_OFFLINE_STORE.env}", why="there is no such directory. Is its disk mounted? A new "
                              "store begins as an empty directory that you make")
-
-
-def _convert(setting: Setting, value: Any, source: str) -> Any:
-    wanted = f"a number of {setting.unit}"
-    try:
-        if setting.unit == "path":
-            wanted = "a path"
-            return Path(str(value)).expanduser().absolute()
-        if setting.unit == "host":
-            wanted = "a host's name or address"
-            return _host(str(value))
-        if setting.unit == "secret key":
-            return _secret_key(setting, str(value), source)
-        if isinstance(setting.default, str):
-            return str(value)
-        number = type(setting.default)(value)
-    except (TypeError, ValueError, OverflowError, RuntimeError):
-        raise InvalidSetting(name=setting.name, value=value, source=source, why=f"it must be {wanted}") from None
-    if not number >= setting.minimum:  # so that NaN is refused too
-        raise InvalidSetting(name=setting.name, value=value, source=source,
-                             why=f"it must be at least {setting.minimum:g} {setting.unit}")
-    if number > setting.maximum:
-        raise InvalidSetting(name=setting.name, value=value, source=source,
-                             why=f"it must be at most {setting.maximum:.16g} {setting.unit}")
-    return number
-
-
-def _secret_key(setting: Setting, text: str, source: str) -> str:
-    """Return the seed of an Ed25519 key, 32 bytes as hex digits. What is wrong with it is told without showing it."""
-    if not _SEED.fullmatch(text.strip()):
-        raise InvalidSetting(name=setting.name, value="(not shown)", source=source,
-                             why="it must be 64 hex digits; make a key with: kachery-fast node key")
-    return text.strip().lower()
-
-
-def _host(text: str) -> str:
-    """Return a host's name or address, an IPv6 address without its brackets. :raises ValueError: it is neither."""
-    host = text[1:-1] if text.startswith("[") and text.endswith("]") else text
-    name = host if host.isascii() else host.encode("idna").decode("ascii")  # as the resolver does; may raise
-    if not _HOST.fullmatch(name):
-        raise ValueError(text)
-    return host
 
 
 if {setting.name for setting in SETTINGS} != {field.name for field in fields(Settings)}:  # pragma: no cover

@@ -84,6 +84,7 @@ from .general import (
     WrongFormat,
     WrongSize,
 )
+from .sign_in import AccountTaken, IdentityRefused, IdTokenRefused, ProviderUnusable
 from .tasks import (
     ResultRefused,
     TaskCrashed,
@@ -97,16 +98,17 @@ from .tasks import (
 from .tree import KacheryError
 
 __all__ = [
-    "ActionRefused", "AlreadyExists", "BadMessage", "BandUnreachable", "BucketUnreachable", "CacheConfigInvalid",
-    "CacheElsewhere", "CacheOfAnother", "Cancelled", "CannotLink", "ChannelUnknown", "ClientAuthRefused",
-    "ClientOffline", "CorruptFile", "CorruptObject", "DatabaseUnusable", "DiskError", "DiskFull", "FeedChainBroken",
-    "FeedForked", "FeedInvalid", "FeedNotWritable", "FeedUnknown", "FileChanged", "FileElsewhere", "FilePinned",
-    "HeadInvalid", "HubError", "HubUnreachable", "InvalidArgument", "InvalidFeedUri", "InvalidName", "InvalidSetting",
-    "InvalidUri", "KacheryError", "LinkInvalid", "LocalFileMissing", "LocalFileUnreadable", "ManifestInvalid",
-    "MutableMissing", "NoChannel", "NodeError", "NodeNotRunning", "NotADataFile", "NotApproved", "NotAvailable",
-    "NotInStore", "NotInTrash", "NotOnHub", "NotPermitted", "ObjectExists", "ObjectMissing", "OnlyCopyHere",
-    "OwnerTokenRefused", "PartialTransfer", "QuotaExceeded", "RateLimited", "ResultRefused", "SignInRefused",
-    "SignatureInvalid", "StaleMessage", "Stalled", "StoredMeanwhile", "SubfeedNotAvailable", "TaskCrashed",
-    "TaskFailed", "TaskHung", "TaskNotTaken", "TaskOutcomeUnknown", "TaskPending", "TaskUnknown", "TooLarge",
-    "UnsafePickle", "UploadRefused", "UrlExpired", "WrongFormat", "WrongSize",
+    "AccountTaken", "ActionRefused", "AlreadyExists", "BadMessage", "BandUnreachable", "BucketUnreachable",
+    "CacheConfigInvalid", "CacheElsewhere", "CacheOfAnother", "Cancelled", "CannotLink", "ChannelUnknown",
+    "ClientAuthRefused", "ClientOffline", "CorruptFile", "CorruptObject", "DatabaseUnusable", "DiskError", "DiskFull",
+    "FeedChainBroken", "FeedForked", "FeedInvalid", "FeedNotWritable", "FeedUnknown", "FileChanged", "FileElsewhere",
+    "FilePinned", "HeadInvalid", "HubError", "HubUnreachable", "IdTokenRefused", "IdentityRefused", "InvalidArgument",
+    "InvalidFeedUri", "InvalidName", "InvalidSetting", "InvalidUri", "KacheryError", "LinkInvalid", "LocalFileMissing",
+    "LocalFileUnreadable", "ManifestInvalid", "MutableMissing", "NoChannel", "NodeError", "NodeNotRunning",
+    "NotADataFile", "NotApproved", "NotAvailable", "NotInStore", "NotInTrash", "NotOnHub", "NotPermitted",
+    "ObjectExists", "ObjectMissing", "OnlyCopyHere", "OwnerTokenRefused", "PartialTransfer", "ProviderUnusable",
+    "QuotaExceeded", "RateLimited", "ResultRefused", "SignInRefused", "SignatureInvalid", "StaleMessage", "Stalled",
+    "StoredMeanwhile", "SubfeedNotAvailable", "TaskCrashed", "TaskFailed", "TaskHung", "TaskNotTaken",
+    "TaskOutcomeUnknown", "TaskPending", "TaskUnknown", "TooLarge", "UnsafePickle", "UploadRefused", "UrlExpired",
+    "WrongFormat", "WrongSize",
 ]

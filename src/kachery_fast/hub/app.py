@@ -14,7 +14,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from aiohttp import web
@@ -38,6 +38,9 @@ from .performing import ACTS, Performer
 from .registry import Registry, registry_url
 from .sessions import Seal
 from .web.site import Site
+
+if TYPE_CHECKING:
+    from .oidc import OpenIdSignIn
 
 __all__ = ["EXPIRY_SECONDS", "Hub", "local_url", "public_url", "run_hub"]
 
@@ -74,6 +77,7 @@ class Hub:
         # What was opened, to be closed in reverse.
         self._parts = AsyncExitStack()
         self._port: Port | None = None
+        self._sign_in: OpenIdSignIn | None = None
 
     @property
     def port(self) -> int:
@@ -114,6 +118,10 @@ class Hub:
 
     async def _open(self) -> None:
         settings, directory, parts = self._settings, self._directory, self._parts
+        if settings.hub_oidc_issuer:
+            from .oidc import sign_in_of  # takes a quarter of a second
+
+            self._sign_in = sign_in_of(settings, self._clock)
         registry = Registry(registry_url(settings.hub_database, directory.path))
         parts.push_async_callback(registry.close)
         await registry.open()

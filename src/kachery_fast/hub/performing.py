@@ -11,6 +11,7 @@ from sqlalchemy.engine import Connection
 from ..errors import ActionRefused
 from . import audit
 from .account_actions import ACCOUNT_ACTS
+from .accounts import IDENTITY_ACTS
 from .actions import Act, Actor, Answer, At, Done, Outside, Request
 from .bucket_actions import BUCKET_ACTS
 from .channel_actions import CHANNEL_ACTS
@@ -25,7 +26,7 @@ __all__ = ["ACTS", "Performer"]
 _log = logging.getLogger("kachery_fast.hub")
 
 ACTS: dict[type[Request], Act] = {
-    act.request: act for act in (*CHANNEL_ACTS, *BUCKET_ACTS, *NODE_ACTS, *ACCOUNT_ACTS)}
+    act.request: act for act in (*CHANNEL_ACTS, *BUCKET_ACTS, *NODE_ACTS, *ACCOUNT_ACTS, *IDENTITY_ACTS)}
 
 CODE_FAILURES_PER_MINUTE_MAX = 10
 

@@ -108,5 +108,7 @@ class Browser:
 @asynccontextmanager
 async def browser(redirect_uri: str = REDIRECT_URI) -> AsyncIterator[Browser]:
     """A browser in which nobody is signed in."""
-    async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as session:
+    # Unsafe are cookies of an address. A connection for each request: the provider ends without a word to kept ones.
+    async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True),
+                                     connector=aiohttp.TCPConnector(force_close=True)) as session:
         yield Browser(session, redirect_uri)

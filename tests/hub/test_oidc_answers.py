@@ -37,7 +37,8 @@ from .support import Clock, hub_settings
 KEY = RSAKey.generate_key(2048, {"kid": "one", "use": "sig", "alg": "RS256"})
 OTHER_KEY = RSAKey.generate_key(2048, {"kid": "one", "use": "sig", "alg": "RS256"})
 HEADER = {"alg": "RS256", "kid": "one"}
-SECRET_KEY = OctKey.import_key(CLIENT_SECRET + "-which-is-long-enough-for-hs256", {"kid": "one"})
+SECRET_KEY = OctKey.import_key(CLIENT_SECRET + "-which-is-long-enough-for-hs256", {"kid": "secret"})
+CURVE_KEY = ECKey.generate_key("P-256", {"kid": "two", "use": "sig", "alg": "ES256"})
 
 
 class Maker:
@@ -129,7 +130,8 @@ def test_a_token_that_holds_is_taken_and_nothing_is_asked_twice(loop_kind: str) 
     ({"aud": "another hub"}, "aud"), ({"aud": ["another hub"]}, "aud"), ({"aud": None}, "aud"),
     ({"aud": [CLIENT_ID, "another hub"]}, "azp"), ({"azp": "another hub"}, "azp"),
     ({"exp": 1}, "expired"), ({"exp": None}, "exp"), ({"exp": "9999999999"}, "exp"),
-    ({"iat": 99_999_999_999}, "future"), ({"iat": None}, "iat"), ({"nbf": 99_999_999_999}, "not yet valid"),
+    ({"iat": 99_999_999_999}, "future|not valid yet"), ({"iat": None}, "iat"),
+    ({"nbf": 99_999_999_999}, "not yet valid|not valid yet"),
     ({"nonce": "of another sign-in"}, "nonce"), ({"nonce": None}, "nonce"), ({"nonce": ""}, "nonce"),
     ({"sub": None}, "sub"), ({"sub": ""}, "sub"), ({"sub": 1}, "sub"), ({"sub": "1" * 256}, "sub"),
     ({"sub": "a\nb"}, "subject"), ({"at_hash": "AAAAAAAAAAAAAAAAAAAAAA"}, "at_hash"),
@@ -148,7 +150,7 @@ def test_a_token_whose_claims_do_not_hold_is_refused(claims: dict[str, Any], why
     unsigned,
     lambda claims: unsigned(claims, "None"),
     lambda claims: unsigned(claims, "RS256"),
-    lambda claims: jwt.encode({"alg": "HS256", "kid": "one"}, claims, SECRET_KEY),
+    lambda claims: jwt.encode({"alg": "HS256", "kid": "secret"}, claims, SECRET_KEY),
     lambda claims: jwt.encode(HEADER, claims, OTHER_KEY),
     lambda claims: jwt.encode({"alg": "RS256", "kid": "two"}, claims, KEY),
     lambda claims: jwt.encode({"alg": "RS256", "kid": "one", "crit": ["b64"], "b64": False}, claims, KEY)[:-8],
@@ -166,8 +168,21 @@ def test_a_token_that_is_not_signed_by_a_key_of_the_provider_is_refused(
             maker.token = make
             maker.metadata = {"id_token_signing_alg_values_supported": offered}
             # A key that is published, as a provider might by mistake: whoever reads it could sign with it.
-            maker.keys = {"keys": [*maker.keys["keys"], {**SECRET_KEY.as_dict(private=True), "kid": "secret"}]}
+            maker.keys = {"keys": [*maker.keys["keys"], SECRET_KEY.as_dict(private=True)]}
             with pytest.raises(IdTokenRefused, match="does not hold"):
+                await maker.finish(sign_in(maker.issuer, maker.clock))
+
+    run_on("asyncio-debug", scenario())
+
+
+@pytest.mark.parametrize("offered", [["RS256"], ["HS256"], []])
+def test_a_token_of_an_algorithm_that_is_not_announced_is_refused(offered: list[str]) -> None:
+    async def scenario() -> None:
+        async with running_maker() as maker:
+            maker.metadata = {"id_token_signing_alg_values_supported": offered}
+            maker.keys = {"keys": [CURVE_KEY.as_dict(private=False)]}
+            maker.token = lambda claims: jwt.encode({"alg": "ES256", "kid": "two"}, claims, CURVE_KEY)
+            with pytest.raises(IdTokenRefused, match="unsupported_algorithm"):
                 await maker.finish(sign_in(maker.issuer, maker.clock))
 
     run_on("asyncio-debug", scenario())
@@ -178,12 +193,11 @@ def test_a_key_that_is_published_later_or_of_another_kind_is_found() -> None:
         async with running_maker() as maker:
             hub = sign_in(maker.issuer, maker.clock)
             await maker.finish(hub)
-            curve = ECKey.generate_key("P-256", {"kid": "two", "use": "sig", "alg": "ES256"})
             maker.metadata = {"id_token_signing_alg_values_supported": ["RS256", "ES256"]}
             maker.clock.now += 3600
             await maker.finish(hub)
-            maker.keys["keys"] += [curve.as_dict(private=False), {"kty": "of another age", "kid": "three"}]
-            maker.token = lambda claims: jwt.encode({"alg": "ES256", "kid": "two"}, claims, curve)
+            maker.keys["keys"] += [CURVE_KEY.as_dict(private=False), {"kty": "of another age", "kid": "three"}]
+            maker.token = lambda claims: jwt.encode({"alg": "ES256", "kid": "two"}, claims, CURVE_KEY)
             assert (await maker.finish(hub)).subject == "1"
             # Under the name of the old one, as after a move of the provider to another machine.
             maker.keys = {"keys": [OTHER_KEY.as_dict(private=False)]}
@@ -325,7 +339,8 @@ def test_a_provider_that_is_silent_is_not_waited_for(loop_kind: str) -> None:
 
 
 @pytest.mark.parametrize("keys", [
-    {}, {"keys": []}, {"keys": 5}, {"keys": [{"kty": "RSA"}]}, {"keys": ["RSA"]}], ids=str)
+    {}, {"keys": []}, {"keys": 5}, {"keys": [{"kty": "RSA"}]}, {"keys": ["RSA"]},
+    {"keys": [{"kty": "oct", "k": "AAAA"}]}], ids=str)
 def test_keys_that_are_none_are_refused(keys: dict[str, Any]) -> None:
     async def scenario() -> None:
         async with running_maker() as maker:

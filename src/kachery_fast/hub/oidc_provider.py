@@ -97,8 +97,14 @@ class Provider:
         """
         address = (await self.metadata()).jwks_uri
         _, found = await self._exchange("GET", address)
+        keys = found.get("keys")
+        # RFC 7517, 5: others are not looked at. Secret ones ("oct") are no keys that somebody else can publish.
+        known = [key for key in (keys if isinstance(keys, list) else [])
+                 if isinstance(key, dict) and key.get("kty") in ("RSA", "EC", "OKP")]
         try:
-            self._keys = KeySet.import_key_set(cast(KeySetSerialization, found))
+            if not known:
+                raise ValueError("there is none that is known here")
+            self._keys = KeySet.import_key_set(cast(KeySetSerialization, {"keys": known}))
         except (JoseError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise self._unusable(f"its keys at {address} are not usable: {shown(str(error))}") from None
         return self._keys

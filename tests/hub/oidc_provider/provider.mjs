@@ -10,8 +10,6 @@ import { Provider } from 'oidc-provider';
 
 const wanted = JSON.parse(process.argv[2]);
 const server = createServer();
-// Kept connections would be of no use to a test, and outlive it.
-server.keepAliveTimeout = 1;
 await new Promise((resolve) => server.listen(wanted.port ?? 0, '127.0.0.1', resolve));
 const issuer = `http://127.0.0.1:${server.address().port}`;
 

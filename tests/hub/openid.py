@@ -14,7 +14,8 @@ from urllib.parse import parse_qsl, urljoin, urlsplit
 import aiohttp
 import pytest
 
-from kachery_fast.hub.oidc import REDIRECT_PATH, OpenIdSignIn
+from kachery_fast.hub.oidc import OpenIdSignIn
+from kachery_fast.hub.web.site import REDIRECT_PATH
 
 from ..programs import need_program
 from .support import Clock

@@ -77,7 +77,6 @@ class Hub:
         # What was opened, to be closed in reverse.
         self._parts = AsyncExitStack()
         self._port: Port | None = None
-        self._sign_in: OpenIdSignIn | None = None
 
     @property
     def port(self) -> int:
@@ -118,10 +117,11 @@ class Hub:
 
     async def _open(self) -> None:
         settings, directory, parts = self._settings, self._directory, self._parts
+        sign_in: OpenIdSignIn | None = None
         if settings.hub_oidc_issuer:
             from .oidc import sign_in_of  # takes a quarter of a second
 
-            self._sign_in = sign_in_of(settings, self._clock)
+            sign_in = sign_in_of(settings, self._clock)
         registry = Registry(registry_url(settings.hub_database, directory.path))
         parts.push_async_callback(registry.close)
         await registry.open()
@@ -143,7 +143,7 @@ class Hub:
         performer = Performer(registry, Outside(bucket, care.usage), pubsub, self._clock, lambda: self.public_url)
         self._owner_api = OwnerApi(registry, performer, self._clock)
         seal = Seal(bytes.fromhex(directory.secret("session-key")))
-        self._site = Site(registry, performer, seal, self._clock, lambda: self.public_url)
+        self._site = Site(registry, performer, seal, self._clock, lambda: self.public_url, sign_in)
         runner = web.AppRunner(self._application(), access_log=None, shutdown_timeout=STOP_SECONDS)
         parts.push_async_callback(runner.cleanup)
         await runner.setup()

@@ -29,10 +29,8 @@ from ..errors import IdentityRefused, IdTokenRefused, InvalidSetting
 from .accounts import Person, allowed_addresses
 from .oidc_provider import Provider, shown
 
-__all__ = ["REDIRECT_PATH", "Begun", "OpenIdSignIn", "sign_in_of"]
+__all__ = ["Begun", "OpenIdSignIn", "sign_in_of"]
 
-# Where at the hub the provider sends people back to; it has to be told this address when the hub is registered there.
-REDIRECT_PATH = "/sign-in/provider"
 SCOPES = "openid email profile"
 
 # How long somebody may take at the provider.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from aiohttp import web
@@ -13,6 +13,7 @@ from ..._version import __version__
 from ...errors import InvalidArgument, KacheryError, NodeError, NotOnHub, SignInRefused
 from .. import sessions
 from ..account_actions import SignInLink, TokenMade
+from ..accounts import owner_of
 from ..actions import Actor, Answer
 from ..channel_actions import InvitationMade
 from ..limits import RateLimiter, address_group
@@ -23,11 +24,16 @@ from .pages import PAGES, Look
 from .render import STATIC, Pages
 from .visitors import Note, Visitor, Visitors
 
+if TYPE_CHECKING:
+    from ..oidc import OpenIdSignIn
+
 __all__ = ["Site"]
 
 _log = logging.getLogger("kachery_fast.hub")
 
 SIGN_INS_PER_MINUTE_MAX = 10
+# Where a provider sends people back to; it was told of this address.
+REDIRECT_PATH = "/sign-in/provider"
 _Handler = Callable[[web.Request, Visitor], Awaitable[web.StreamResponse]]
 
 _BY_NAME = {act.name: act for act in ACTS.values()}
@@ -39,10 +45,12 @@ class Site:
     """The website. One for each hub, used on its event loop.
 
     :param public_url: returns the hub's address as browsers know it.
+    :param provider: by whom people sign in, besides links of the hub; None for nobody.
     """
 
     def __init__(self, registry: Registry, performer: Performer, seal: sessions.Seal, clock: Callable[[], float],
-                 public_url: Callable[[], str]) -> None:
+                 public_url: Callable[[], str], provider: OpenIdSignIn | None = None) -> None:
+        self._provider = provider
         self._registry = registry
         self._performer = performer
         self._clock = clock
@@ -57,6 +65,8 @@ class Site:
         return [
             *pages,
             web.get("/sign-in", self._handler(self._sign_in)),
+            *([web.get("/sign-in/at-provider", self._handler(self._go_to_provider)),
+               web.get(REDIRECT_PATH, self._handler(self._back_from_provider))] if self._provider else []),
             web.get("/sign-in/{code}", self._handler(self._confirm)),
             web.post("/sign-in/{code}", self._handler(self._use_link)),
             web.post("/sign-out", self._handler(self._sign_out)),
@@ -127,7 +137,31 @@ class Site:
     # --- signing in and out
 
     async def _sign_in(self, request: web.Request, visitor: Visitor) -> web.StreamResponse:
-        return self._show(request, visitor, "sign_in.html", next=_local(request.query.get("next", "/")))
+        return self._show(request, visitor, "sign_in.html", next=_local(request.query.get("next", "/")),
+                          provider=self._provider.name if self._provider else "")
+
+    async def _go_to_provider(self, request: web.Request, visitor: Visitor) -> web.StreamResponse:
+        assert self._provider is not None, "there is no such page without one"
+        begun = await self._provider.begin(self._public_url() + REDIRECT_PATH)
+        response = _see(begun.url)
+        self._visitors.keep_begun(response, begun.kept, _local(request.query.get("next", "/")))
+        return response
+
+    async def _back_from_provider(self, request: web.Request, visitor: Visitor) -> web.StreamResponse:
+        assert self._provider is not None, "there is no such page without one"
+        kept, to = self._visitors.begun(request)
+        try:
+            person = await self._provider.finish(kept, request.query, self._public_url() + REDIRECT_PATH)
+            owner = await self._registry.call(
+                owner_of, person, int(self._clock() * 1000), self._provider.allowed)
+        except KacheryError as error:
+            _log.info("%s: %s", request.path, error.message)
+            response: web.StreamResponse = self._show(
+                request, visitor, "error.html", status=error.http_status, error=error)
+        else:
+            response = await self._begin(request, owner, _local(to))
+        self._visitors.forget_begun(response)
+        return response
 
     async def _confirm(self, request: web.Request, visitor: Visitor) -> web.StreamResponse:
         """Ask before the link is used: programs that look at links must not use it up."""

@@ -18,6 +18,8 @@ __all__ = ["Note", "Visitor", "Visitors"]
 _SESSION = "kachery_session"
 _NOTE = "kachery_note"
 _NOTE_SECONDS = 60
+_BEGUN = "kachery_sign_in"
+BEGUN_SECONDS = 600
 _NOTE_LENGTH_MAX = 1000
 
 
@@ -71,6 +73,19 @@ class Visitors:
         """Have the browser keep a session."""
         # Lax: a link to the hub in a message finds its reader signed in; forms of other sites bring no cookie.
         self._keep(response, _SESSION, self._seal.seal("session", token), SESSION_SECONDS)
+
+    def keep_begun(self, response: web.StreamResponse, kept: str, to: str) -> None:
+        """Have the browser keep what it takes to finish a sign-in at a provider, and where it wanted to go."""
+        self._keep(response, _BEGUN, self._seal.seal("begun", f"{kept}|{to.encode().hex()}"), BEGUN_SECONDS)
+
+    def begun(self, request: web.Request) -> tuple[str, str]:
+        """What was kept by ``keep_begun``; "" and "/" when there is nothing."""
+        kept, _, to = (self._seal.open("begun", request.cookies.get(self._name(_BEGUN), "")) or "").rpartition("|")
+        return kept, bytes.fromhex(to).decode() or "/"
+
+    def forget_begun(self, response: web.StreamResponse) -> None:
+        """It is over, in whichever way."""
+        response.del_cookie(self._name(_BEGUN), path="/")
 
     def end(self, response: web.StreamResponse) -> None:
         """Have the browser forget the session."""

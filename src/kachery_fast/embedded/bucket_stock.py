@@ -49,12 +49,12 @@ def walk(root: Path, prefix: str = "", after: str = "") -> Iterator[StoredObject
     """
     folder = prefix[:prefix.rfind("/") + 1]
     if os.path.realpath(root / folder) == str(root / folder):
-        yield from _walk(root, folder, prefix, after)
+        yield from _walk(f"{root}/", folder, prefix, after)
 
 
-def _walk(root: Path, folder: str, prefix: str, after: str) -> Iterator[StoredObject]:
+def _walk(root: str, folder: str, prefix: str, after: str) -> Iterator[StoredObject]:
     try:
-        with os.scandir(root / folder) as entries:
+        with os.scandir(root + folder) as entries:
             # With the slash a folder stands among files where the names in it do.
             found = sorted(((f"{folder}{entry.name}/" if entry.is_dir(follow_symlinks=False) else
                              f"{folder}{entry.name}", entry) for entry in entries), key=lambda pair: pair[0])

@@ -112,10 +112,10 @@ def take_apart(data: bytes, *, head_only: bool = False) -> Answer:
 
 @contextlib.contextmanager
 def running_bucket(root: Path, **options: Any) -> Iterator[Bucket]:
-    """Serve ``root``; ``options`` are settings, or ``rate_limit_bytes_per_second`` and ``fsync``."""
+    """Serve ``root``; ``options`` are settings, or ``gate``, ``rate_limit_bytes_per_second`` and ``fsync``."""
     clock = Clock()
     signer = UploadSigner(SECRET, clock=clock)
-    more = {name: options.pop(name) for name in ("rate_limit_bytes_per_second", "fsync") if name in options}
+    more = {name: options.pop(name) for name in ("gate", "rate_limit_bytes_per_second", "fsync") if name in options}
     server = BucketServer(root, signer, load_settings({}, **{"stall_seconds": 10.0, **options}), **more)
     listener = socket.create_server(("127.0.0.1", 0))
 

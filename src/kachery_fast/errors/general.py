@@ -159,6 +159,15 @@ class NotPermitted(KacheryError):
     http_status = 403
 
 
+class ChannelPrivate(KacheryError):
+    """The channel {channel!r} is private: only its nodes can read what is in its bucket. Load through a node that is on
+    the channel (kachery-fast node join), without direct mode; or have its owner make it public: kachery-fast channel
+    set {channel} --public"""
+
+    exit_code = 4
+    http_status = 403
+
+
 class ClientAuthRefused(KacheryError):
     """The node refused this client: {why}. A client must be able to read {path}."""
 

@@ -55,11 +55,16 @@ class At(NamedTuple):
 
 
 class Done(NamedTuple):
-    """What an action came to. ``cut``: nodes whose connections end. ``emptied``: a channel whose objects go."""
+    """What an action came to.
+
+    ``cut``: nodes whose connections end. ``emptied``: a channel whose objects go. ``channels_changed``: a channel came,
+    went, or may have become public or private.
+    """
 
     answer: Answer
     cut: tuple[str, ...] = ()
     emptied: str = ""
+    channels_changed: bool = False
 
 
 class Act(NamedTuple):

@@ -23,6 +23,7 @@ from .._version import __version__
 from ..config import Settings
 from ..embedded.broker import Broker, TokenKey, is_websocket
 from ..embedded.bucket import BucketServer, UploadSigner
+from ..embedded.bucket_reads import DownloadSigner, ReadGate
 from ..errors import InvalidArgument, InvalidSetting, KacheryError, NodeError, NotOnHub, TooLarge
 from ..net.port import Port, serve_port
 from . import identity
@@ -30,6 +31,7 @@ from .directory import HubDirectory
 from .engines.embedded import EmbeddedBucket, EmbeddedPubsub
 from .limits import address_group
 from .node_api import NodeApi
+from .open_channels import OpenChannels
 from .openapi import describe_api
 from .owner_api import OwnerApi
 from .performing import ACTS, Performer
@@ -109,17 +111,22 @@ class Hub:
         registry = Registry(registry_url(settings.hub_database, directory.path))
         parts.push_async_callback(registry.close)
         await registry.open()
-        signer = UploadSigner(bytes.fromhex(directory.secret("upload-secret")), clock=self._clock)
-        server = BucketServer(directory.path / "bucket", signer, settings,
+        secret = bytes.fromhex(directory.secret("upload-secret"))
+        signer, reads = UploadSigner(secret, clock=self._clock), DownloadSigner(secret, clock=self._clock)
+        gate = ReadGate(reads)
+        open_channels = OpenChannels(registry, gate.open)
+        parts.push_async_callback(open_channels.close)
+        await open_channels.start()
+        server = BucketServer(directory.path / "bucket", signer, settings, gate=gate,
                               rate_limit_bytes_per_second=settings.bucket_rate_bytes_max or None)
         parts.push_async_callback(asyncio.to_thread, server.close)
         broker = Broker(keys=TokenKey("kachery.hub", directory.secret("broker-key")), clock=self._clock)
-        bucket, pubsub = EmbeddedBucket(server, signer), EmbeddedPubsub(broker)
+        bucket, pubsub = EmbeddedBucket(server, signer, reads), EmbeddedPubsub(broker)
         node_api = NodeApi(registry, bucket, pubsub, settings, self._clock)
         parts.push_async_callback(asyncio.to_thread, node_api.close)
         await node_api.start()
         self._registry, self._broker, self._node_api = registry, broker, node_api
-        performer = Performer(registry, bucket, pubsub, self._clock, lambda: self.public_url)
+        performer = Performer(registry, bucket, pubsub, self._clock, lambda: self.public_url, open_channels.refresh)
         self._owner_api = OwnerApi(registry, performer, self._clock)
         seal = Seal(bytes.fromhex(directory.secret("session-key")))
         self._site = Site(registry, performer, seal, self._clock, lambda: self.public_url)

@@ -17,7 +17,7 @@ import msgspec
 from sqlalchemy.engine import Connection
 
 from ..config import Settings
-from ..errors import BadMessage, InvalidArgument, NotPermitted, StaleMessage, TooLarge
+from ..errors import BadMessage, ChannelPrivate, InvalidArgument, NotPermitted, StaleMessage, TooLarge
 from ..protocol.access import Action, Deny, Grant, band_capability, decide, parse_permissions
 from ..protocol.hub_bodies import (
     ChannelInfo,
@@ -34,6 +34,7 @@ from ..protocol.hub_bodies import (
     NodeConfig,
     ReportBadResult,
     ReportCorrupt,
+    SignDownloads,
     SignFeedUploads,
     SignTaskResult,
     SignUploads,
@@ -43,6 +44,7 @@ from ..protocol.names import check_channel_name
 from ..protocol.signing import FreshnessGuard
 from . import channels, grants, identity, invitations
 from .damage import Damage
+from .downloads import Downloads
 from .engines import BucketEngine, PubsubEngine
 from .gate import require
 from .limits import RateLimiter
@@ -81,6 +83,7 @@ class NodeApi:
         self._registry = registry
         self._bucket_url = bucket.url_base
         self._uploads = Uploads(bucket, settings, clock)
+        self._downloads = Downloads(bucket, settings, clock)
         self._damage = Damage(registry, bucket, settings, clock)
         self._tasks = Tasks(registry, settings, clock)
         self._pubsub = pubsub
@@ -99,12 +102,12 @@ class NodeApi:
         await self._tasks.start()
 
     async def bucket_of(self, data: bytes, address: str) -> str:
-        """Answer ``{"channelName"}``, asked without a signature: the base of the channel's object URLs, which everybody
-        may read; relative to the hub if it begins with a slash (WIRE-2022.md, part A).
+        """Answer ``{"channelName"}``, asked without a signature: the base of the object URLs of a public channel, which
+        everybody may read; relative to the hub if it begins with a slash (WIRE-2022.md, part A).
 
         :param address: whom to count the question against.
         :raises InvalidArgument, InvalidName: it is not such a question. :raises NotOnHub: there is no such channel.
-        :raises RateLimited: too many in the last seconds.
+        :raises ChannelPrivate: it is. :raises RateLimited: too many in the last seconds.
         """
         self._bucket_questions.spend(
             address, 1, self._clock(), who=f"address {address}",
@@ -113,7 +116,9 @@ class NodeApi:
             asked = msgspec.json.decode(data, type=_BucketQuestion)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise InvalidArgument(what=f"The question for a channel's bucket could not be read: {error}") from None
-        await self._registry.call(channels.find_channel_owner, check_channel_name(asked.channel_name))
+        found = await self._registry.call(channels.find_settings, check_channel_name(asked.channel_name))
+        if found.private:
+            raise ChannelPrivate(channel=found.channel)
         return self._bucket_url
 
     def close(self) -> None:
@@ -165,6 +170,8 @@ class NodeApi:
             return self._pubsub.token(grant.node_id, band_capability(grant), self._settings.token_life_seconds)
         if isinstance(body, SignUploads | SignFeedUploads | SignTaskResult):
             return self._uploads.sign(body, grant.node_id)
+        if isinstance(body, SignDownloads):
+            return self._downloads.sign(body, grant.node_id)
         if isinstance(body, ReportCorrupt):
             return await self._damage.report(body, grant)
         if isinstance(body, ReportBadResult):
@@ -201,7 +208,8 @@ class NodeApi:
             invitations.join_channel, node_id, body.invitation, body.label, requested, int(now * 1000))
         self._join_failures.refund(address, 1, self._clock())
         _log.info("node %s joined %s", node_id[:16], grant.channel)
-        return await self._channel_info(grant, await self._registry.call(channels.find_channel_owner, grant.channel))
+        found = await self._registry.call(channels.find_settings, grant.channel)
+        return await self._channel_info(grant, found.owner, private=found.private)
 
     async def _leave(self, body: LeaveChannel, node_id: str, grant: Grant | None) -> dict[str, Any]:
         if grant is None:
@@ -215,10 +223,10 @@ class NodeApi:
     async def _node_config(self, body: GetNodeConfig, node: identity.NodeRecord) -> NodeConfig:
         await self._registry.call(identity.touch_node, node.id, body.label, body.version, int(self._clock() * 1000))
         standings = await self._registry.call(grants.list_node_grants, node.id)
-        infos = [await self._channel_info(grant, owner) for grant, owner in standings]
+        infos = [await self._channel_info(grant, owner, private=private) for grant, owner, private in standings]
         return NodeConfig(time=int(self._clock() * 1000), owner=node.owner, channels=infos)
 
-    async def _channel_info(self, grant: Grant, channel_owner: str) -> ChannelInfo:
+    async def _channel_info(self, grant: Grant, channel_owner: str, *, private: bool) -> ChannelInfo:
         members: list[Member] = []
         if not isinstance(decide(grant, Action.SEE_CHANNEL), Deny):
             records = await self._registry.call(grants.list_members, grant.channel)
@@ -229,7 +237,7 @@ class NodeApi:
             ]
         return ChannelInfo(
             name=grant.channel, owner=channel_owner, permissions=_names(grant), bucket_url=self._bucket_url,
-            pubsub=self._pubsub.info(), members=members)
+            pubsub=self._pubsub.info(), members=members, private=private)
 
 
 _ACTIONS: dict[type, Action] = {
@@ -250,6 +258,11 @@ def _action_of(body: HubBody) -> Action | None:
     """What a request is for; None for the two by which a node comes and goes."""
     if isinstance(body, ReportCorrupt):
         return Action.REPORT_SEGMENT if body.feed_id or body.subfeed else Action.REPORT_CORRUPT
+    if isinstance(body, SignDownloads):
+        if body.object_kind == "file":
+            return Action.LOOK_FOR_FILE if body.head else Action.READ_FILE
+        return {"segment": Action.READ_SEGMENT, "index": Action.READ_INDEX, "result": Action.READ_RESULT}[
+            body.object_kind]
     return _ACTIONS.get(type(body))
 
 

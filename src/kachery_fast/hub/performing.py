@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import msgspec
 import sqlalchemy as sa
@@ -30,17 +30,19 @@ class Performer:
     """Performs actions. One for each hub, used on its event loop.
 
     :param public_url: returns the hub's address as other machines know it, for links.
+    :param channels_changed: awaited when channels came, went, or became public or private.
     """
 
     def __init__(
         self, registry: Registry, bucket: BucketEngine, pubsub: PubsubEngine, clock: Callable[[], float],
-        public_url: Callable[[], str],
+        public_url: Callable[[], str], channels_changed: Callable[[], Awaitable[None]],
     ) -> None:
         self._registry = registry
         self._bucket = bucket
         self._pubsub = pubsub
         self._clock = clock
         self._public_url = public_url
+        self._channels_changed = channels_changed
 
     async def perform(self, actor: Actor, request: Request) -> Answer:
         """Do what somebody, known by now, asks.
@@ -52,6 +54,8 @@ class Performer:
         _check_scope(act, actor, request)
         at = At(int(self._clock() * 1000), self._public_url())
         done = await self._registry.call(_perform, act, actor, request, at)
+        if done.channels_changed:
+            await self._channels_changed()  # before the objects of one that is gone are removed, which takes a while
         for node_id in done.cut:
             await self._pubsub.revoke(node_id)
         answer = done.answer

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 
 from ...protocol.hub_bodies import PubsubInfo, PubsubToken
 
-__all__ = ["BucketEngine", "PubsubEngine", "SignedUrl"]
+__all__ = ["BucketEngine", "PubsubEngine", "SignedRead", "SignedUrl"]
 
 
 class SignedUrl(NamedTuple):
@@ -15,6 +15,13 @@ class SignedUrl(NamedTuple):
 
     url: str
     headers: dict[str, str]
+
+
+class SignedRead(NamedTuple):
+    """Where to read one object, and until when, milliseconds since the epoch."""
+
+    url: str
+    expires_ms: int
 
 
 class BucketEngine(Protocol):
@@ -27,6 +34,9 @@ class BucketEngine(Protocol):
         self, object_name: str, size_bytes: int, life_seconds: float, *, replace: bool = False
     ) -> SignedUrl:
         """Sign one upload of exactly ``size_bytes`` bytes, create-only unless ``replace``. Quick: no I/O."""
+
+    def sign_get(self, object_name: str, life_seconds: float, *, head: bool = False) -> SignedRead:
+        """Sign reads of one object by GET, or by HEAD, there or not. Quick: no I/O."""
 
     def sha1(self, object_name: str) -> str:
         """Return the SHA-1 of an object's bytes.

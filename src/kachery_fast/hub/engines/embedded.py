@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 
 from ...embedded.broker import Broker
 from ...embedded.bucket import BucketServer, UploadSigner
+from ...embedded.bucket_reads import DownloadSigner
 from ...errors import ObjectMissing
 from ...protocol.hub_bodies import PubsubInfo, PubsubToken
-from . import SignedUrl
+from . import SignedRead, SignedUrl
 
 __all__ = ["EmbeddedBucket", "EmbeddedPubsub"]
 
@@ -19,9 +20,10 @@ __all__ = ["EmbeddedBucket", "EmbeddedPubsub"]
 class EmbeddedBucket:
     """A ``BucketEngine`` over the embedded object server."""
 
-    def __init__(self, server: BucketServer, signer: UploadSigner) -> None:
+    def __init__(self, server: BucketServer, signer: UploadSigner, reads: DownloadSigner) -> None:
         self._server = server
         self._signer = signer
+        self._reads = reads
         self.url_base = server.prefix
 
     def sign_put(
@@ -29,6 +31,11 @@ class EmbeddedBucket:
     ) -> SignedUrl:
         """See ``BucketEngine``."""
         return SignedUrl(*self._signer.sign(object_name, size_bytes, life_seconds, self.url_base, replace=replace))
+
+    def sign_get(self, object_name: str, life_seconds: float, *, head: bool = False) -> SignedRead:
+        """See ``BucketEngine``."""
+        signed = self._reads.sign(object_name, life_seconds, self.url_base, method="HEAD" if head else "GET")
+        return SignedRead(signed.url, signed.expires * 1000)
 
     def sha1(self, object_name: str) -> str:
         """See ``BucketEngine``."""

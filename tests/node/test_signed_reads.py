@@ -19,7 +19,7 @@ from kachery_fast.protocol.names import ObjectName, object_name
 from tests.hub.support import CHANNEL, World, running_world
 from tests.network import LOOPS, run_on
 from tests.node.running import Client, enroll, node_settings, running_node
-from tests.node.support import CHUNK, data_of, nothing_left, until
+from tests.node.support import CHUNK, data_of, nothing_left, sha1_of, until
 
 pytestmark = pytest.mark.parametrize("loop_kind", LOOPS)
 
@@ -191,6 +191,25 @@ def test_short_files_ranges_and_the_question_why_work_on_a_private_channel(loop_
             assert await b.read(uri, CHUNK - 5, 3 * CHUNK) == data[CHUNK - 5:3 * CHUNK]
             _, answer = await b.ask("POST", "/api/why", {"uri": uri})
             assert "has the manifest and 3 of the 6 chunks" in str(answer)
+
+    run(loop_kind, tmp_path, work())
+
+
+def test_a_client_of_2022_needs_nothing_new(loop_kind: str, tmp_path: Path) -> None:
+    async def work() -> None:
+        async with two_nodes(tmp_path) as (_, a, b):
+            uri, data = put(a, 4 * CHUNK)
+            key = {"sha1": uri[7:47], "manifestSha1": uri[-40:]}
+            # A chunk is a file of its own to that client: taken from the bucket when it is there, else from a node.
+            start, end = CHUNK, 2 * CHUNK
+            chunk = {"sha1": sha1_of(data[start:end]), "chunkOf": {"fileKey": key, "startByte": start, "endByte": end}}
+            assert (await a.ask("POST", "/api/upload", {"uri": uri}))[0] == 200
+            for asked, expected in ((chunk, data[start:end]), (key, data)):
+                body = {"fileKey": asked, "channelName": CHANNEL}
+                async with b.session.post(f"{b.url}/loadFile", json=body, headers=b.headers()) as answer:
+                    text = await answer.text()
+                assert '"type":"finished"' in text, text
+                assert b.node.store.find(asked["sha1"]).path.read_bytes() == expected
 
     run(loop_kind, tmp_path, work())
 

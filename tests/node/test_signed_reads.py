@@ -204,7 +204,8 @@ def test_a_client_of_2022_needs_nothing_new(loop_kind: str, tmp_path: Path) -> N
             start, end = CHUNK, 2 * CHUNK
             chunk = {"sha1": sha1_of(data[start:end]), "chunkOf": {"fileKey": key, "startByte": start, "endByte": end}}
             assert (await a.ask("POST", "/api/upload", {"uri": uri}))[0] == 200
-            for asked, expected in ((chunk, data[start:end]), (key, data)):
+            wanted: list[tuple[dict[str, Any], bytes]] = [(chunk, data[start:end]), (key, data)]
+            for asked, expected in wanted:
                 body = {"fileKey": asked, "channelName": CHANNEL}
                 async with b.session.post(f"{b.url}/loadFile", json=body, headers=b.headers()) as answer:
                     text = await answer.text()

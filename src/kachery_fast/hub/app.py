@@ -240,11 +240,12 @@ class Hub:
         return _json(await self._node_api.answer(await request.read(), address_group(request.remote)))
 
     async def _bucket_url(self, request: web.Request) -> web.Response:
-        url = (await self._node_api.bucket_of(await request.read(), address_group(request.remote))).rstrip("/")
+        base, private = await self._node_api.bucket_of(await request.read(), address_group(request.remote))
+        url = base.rstrip("/")
         if url.startswith("/"):  # by the name that the client knows the hub by
             host = request.headers.get("Host", "")
             url = (f"http://{host}" if host and self._given_url is None else self.public_url) + url
-        return _json({"url": url})
+        return _json({"url": url, "private": private})
 
     async def _owner(self, request: web.Request) -> web.Response:
         authorization = request.headers.get("Authorization", "")

@@ -17,7 +17,7 @@ import msgspec
 from sqlalchemy.engine import Connection
 
 from ..config import Settings
-from ..errors import BadMessage, ChannelPrivate, InvalidArgument, NotPermitted, StaleMessage, TooLarge
+from ..errors import BadMessage, InvalidArgument, NotPermitted, StaleMessage, TooLarge
 from ..protocol.access import Action, Deny, Grant, band_capability, decide, parse_permissions
 from ..protocol.hub_bodies import (
     ChannelInfo,
@@ -101,13 +101,14 @@ class NodeApi:
         """Take up what was going on when the hub stopped."""
         await self._tasks.start()
 
-    async def bucket_of(self, data: bytes, address: str) -> str:
-        """Answer ``{"channelName"}``, asked without a signature: the base of the object URLs of a public channel, which
-        everybody may read; relative to the hub if it begins with a slash (WIRE-2022.md, part A).
+    async def bucket_of(self, data: bytes, address: str) -> tuple[str, bool]:
+        """Answer ``{"channelName"}``, asked without a signature: the base of the channel's object URLs, relative to the
+        hub if it begins with a slash (WIRE-2022.md, part A), and whether it is private: it is told then too, as clients
+        of 2022 that upload, through a node, ask for it.
 
         :param address: whom to count the question against.
         :raises InvalidArgument, InvalidName: it is not such a question. :raises NotOnHub: there is no such channel.
-        :raises ChannelPrivate: it is. :raises RateLimited: too many in the last seconds.
+        :raises RateLimited: too many in the last seconds.
         """
         self._bucket_questions.spend(
             address, 1, self._clock(), who=f"address {address}",
@@ -117,9 +118,7 @@ class NodeApi:
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise InvalidArgument(what=f"The question for a channel's bucket could not be read: {error}") from None
         found = await self._registry.call(channels.find_settings, check_channel_name(asked.channel_name))
-        if found.private:
-            raise ChannelPrivate(channel=found.channel)
-        return self._bucket_url
+        return self._bucket_url, found.private
 
     def close(self) -> None:
         """Finish the checks that were begun."""

@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import msgspec
 import psutil
 import pytest
 from click.testing import CliRunner, Result
 
 from kachery_fast.cli import program
 from kachery_fast.config import load_settings
+from kachery_fast.hub.channel_actions import ChangeChannel
 from kachery_fast.net.hub import HubClient, split_invitation
 from kachery_fast.protocol.signing import private_key, public_id
 
@@ -99,8 +101,36 @@ def test_each_command_says_in_words_what_it_did(hub_dir: Path) -> None:
     assert "0 objects" in run(hub_dir, "channel", "delete", "words", "--yes").stdout
 
 
+def test_every_setting_of_a_channel_is_changed_by_itself_and_shown(hub_dir: Path) -> None:
+    run_json(hub_dir, "channel", "create", "set")
+    assert "  public, unlisted, its owner invites\n" in run(hub_dir, "channel", "show", "set").stdout
+    before = run_json(hub_dir, "channel", "show", "set")
+    changes: list[tuple[tuple[str, ...], str, Any]] = [
+        (("--private",), "private", True), (("--listed",), "listed", True), (("--description", "of rigs"),
+                                                                             "description", "of rigs"),
+        (("--inviters", "members"), "inviters", "members"), (("--size-max", "2TB"), "sizeBytesMax", 2 * 10**12),
+        (("--unread-days-max", "30"), "unreadDaysMax", 30), (("--node-day-max", "1.5GiB"), "nodeDayBytesMax", 3 << 29)]
+    for options, field, value in changes:
+        before[field] = value
+        answer = run_json(hub_dir, "channel", "set", "set", *options)
+        assert answer == {name: before[name] for name in answer}
+        assert answer[field] == value
+    assert {field for _, field, _ in changes} == {
+        field.encode_name for field in msgspec.structs.fields(ChangeChannel)} - {"channel"}
+    shown = run(hub_dir, "channel", "show", "set").stdout
+    assert ("  private, listed, its members invite, up to 2.0 TB, objects go unread for 30 days, a node uploads up to "
+            "1.6 GB a day\n  of rigs\n") in shown
+    text = run(hub_dir, "channel", "set", "set", "--public", "--unlisted", "--description", "", "--inviters", "owner",
+               "--size-max", "none", "--unread-days-max", "none", "--node-day-max", "none").stdout
+    assert text == "set: public, unlisted, its owner invites\n"
+
+
 @pytest.mark.parametrize(("arguments", "exit_code"), [
     (["create", "two words"], 2),
+    (["set", "nope"], 2),
+    (["set", "nope", "--private"], 3),
+    (["set", "nope", "--size-max", "much"], 2),
+    (["set", "nope", "--unread-days-max", "-1"], 2),
     (["show", "nope"], 3),
     (["grant", "nope", "A", "all"], 3),
     (["invite", "nope", "--uses", "many"], 2),

@@ -304,14 +304,31 @@ def test_the_commands_take_the_hub_as_an_option_or_from_the_environment(shelf: S
 
 
 def test_a_hub_tells_a_channel_s_bucket_as_in_2022(shelf: Shelf) -> None:
-    def ask(body: bytes) -> dict[str, str]:
+    def ask(body: bytes) -> dict[str, Any]:
         request = urllib.request.Request(f"{shelf.lab.hub_url}/api/getChannelBucketBaseUrl", body)
         with urllib.request.urlopen(request) as answer:
             return dict(json.load(answer))
 
-    assert ask(json.dumps({"channelName": shelf.lab.channel}).encode()) == {"url": f"{shelf.lab.hub_url}/bucket"}
+    assert ask(json.dumps({"channelName": shelf.lab.channel}).encode()) == {
+        "url": f"{shelf.lab.hub_url}/bucket", "private": False}
     for body, status in ((b"{}", 400), (b"[", 400), (b'{"channelName":"no"}', 404), (b'{"channelName":"../x"}', 400)):
         with pytest.raises(urllib.error.HTTPError) as caught:
             ask(body)
         assert caught.value.code == status
         caught.value.close()
+
+
+def test_a_channel_that_has_become_private_is_called_that(shelf: Shelf, reader: Program) -> None:
+    where: dict[str, Any] = {"channel": shelf.lab.channel, "direct": shelf.lab.hub_url}
+    assert kf.load_bytes(shelf.long, start=0, end=5, **where) == shelf.data[:5]
+    shelf.lab.owner("set", shelf.lab.channel, "--private")
+    try:
+        for start in (3 * CHUNK_SIZE_BYTES, 0):  # the first still knows where the bucket is, the second asks anew
+            with pytest.raises(errors.ChannelPrivate):
+                kf.load_bytes(shelf.long, start=start, end=start + 5, **where)
+            direct._recent.clear()
+        with pytest.raises(errors.ChannelPrivate):
+            kf.load_file(shelf.long, **where)
+    finally:
+        shelf.lab.owner("set", shelf.lab.channel, "--public")
+    assert kf.load_bytes(shelf.long, start=0, end=5, **where) == shelf.data[:5]

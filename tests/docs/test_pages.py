@@ -109,7 +109,8 @@ def check_call(words: list[str]) -> None:
             found = command.get_command(context, words[0])
             assert found is not None, f"there is no command {' '.join(words)}"
             command, words = found, words[1:]
-    options = {name for parameter in command.params for name in parameter.opts} | {"--help"}
+    options = {"--help", *(name for parameter in command.params
+                           for name in (*parameter.opts, *parameter.secondary_opts))}
     for word in words:
         if word == "--":
             break  # what follows is another program's

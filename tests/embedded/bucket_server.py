@@ -112,10 +112,10 @@ def take_apart(data: bytes, *, head_only: bool = False) -> Answer:
 
 @contextlib.contextmanager
 def running_bucket(root: Path, **options: Any) -> Iterator[Bucket]:
-    """Serve ``root``; ``options`` are settings, or ``rate_limit_bytes_per_second``, ``fsync`` and ``observer``."""
+    """Serve ``root``; ``options`` are settings, or those of ``BucketServer`` that are named below."""
     clock = Clock()
     signer = UploadSigner(SECRET, clock=clock)
-    more = {name: options.pop(name) for name in ("rate_limit_bytes_per_second", "fsync", "observer")
+    more = {name: options.pop(name) for name in ("gate", "rate_limit_bytes_per_second", "fsync", "observer")
             if name in options}
     server = BucketServer(root, signer, load_settings({}, **{"stall_seconds": 10.0, **options}), clock=clock, **more)
     listener = socket.create_server(("127.0.0.1", 0))

@@ -12,6 +12,7 @@ import pytest
 
 from kachery_fast.errors import NotPermitted
 from kachery_fast.net.hub import HubClient
+from kachery_fast.protocol.names import ObjectName
 
 from ..network import LOOPS, run_on
 from .support import ALL, CHANNEL, World, node_id, running_world
@@ -31,6 +32,10 @@ SUBSCRIBE = {
 OPENED_BY = {
     "segment": {"provideFeeds"}, "index": {"provideFeeds"}, "report segment": {"requestFeeds"},
     "result": {"provideTasks"}, "replaced result": {"provideTasks"},
+    "GET file": {"requestFiles"}, "HEAD file": {"requestFiles", "provideFiles"},
+    "GET segment": {"requestFeeds"}, "HEAD segment": {"requestFeeds"},
+    "GET index": {"requestFeeds", "provideFeeds"}, "HEAD index": {"requestFeeds", "provideFeeds"},
+    "GET result": {"requestTasks", "provideTasks"}, "HEAD result": {"requestTasks", "provideTasks"},
     "report result": {"requestTasks", "provideTasks"}, "find": {"requestTasks", "provideTasks"},
     "claim": {"provideTasks"}, "claim query": {"provideTasks"}, "keep": {"provideTasks"}, "finish": {"provideTasks"},
 }
@@ -118,7 +123,11 @@ async def tries(world: World, client: HubClient, name: str) -> dict[str, bool]:
     theirs = hashlib.sha1(number.encode()).hexdigest()[:32]
     await other.claim_task(CHANNEL, theirs, "action", "f")
     segment = await client_upload(world, client.sign_feed_uploads(CHANNEL, FEED, number, [(SHA1, len(CONTENT))], 3))
+    reads = [ObjectName(CHANNEL, "file", SHA1), ObjectName(CHANNEL, "result", number),
+             ObjectName(CHANNEL, "index", number, FEED), ObjectName(CHANNEL, "segment", SHA1, FEED, number)]
     return {
+        **{f"{method} {name.kind}": await client_read(world, client, name, method)
+           for name in reads for method in ("GET", "HEAD")},
         "segment": segment,
         "index": await client_upload(world, client.sign_feed_uploads(CHANNEL, FEED, number, [], len(CONTENT))),
         "report segment": await allowed(
@@ -146,6 +155,17 @@ async def client_upload(world: World, signing: Any) -> bool:
     for body, status in ((CONTENT + b"!", 413), (CONTENT, 200)):
         async with world.session.put(first.url, data=body, headers=first.headers) as response:
             assert response.status == status
+    return True
+
+
+async def client_read(world: World, client: HubClient, name: ObjectName, method: str) -> bool:
+    """Whether a URL was signed (``test_downloads.py`` tries what it opens)."""
+    try:
+        (url,) = (await client.sign_downloads(name, [name.sha1], head=method == "HEAD")).urls
+    except NotPermitted:
+        return False
+    async with world.session.request(method, url) as response:
+        assert response.status in (200, 404)
     return True
 
 
@@ -246,6 +266,7 @@ def test_who_is_no_member_can_do_nothing(tmp_path: Path, loop_kind: str) -> None
                 for request in (
                     client.pubsub_token(CHANNEL), client.sign_uploads(CHANNEL, [(SHA1, 1)]),
                     client.report_corrupt(CHANNEL, SHA1, "0" * 40), client.leave(CHANNEL),
+                    client.sign_downloads(ObjectName("no-such-channel", "file", SHA1), [SHA1]),
                     client.pubsub_token("no-such-channel"), client.sign_uploads("no-such-channel", [(SHA1, 1)]),
                 ):
                     assert not await allowed(request)

@@ -119,6 +119,17 @@ def test_a_file_is_uploaded_to_a_channel_and_read_from_it_directly(lab: Lab, on_
     """) == {"a": 1}
 
 
+def test_on_a_private_channel_files_go_through_the_node_as_ever(lab: Lab, on_a: Client2022, on_b: Client2022) -> None:
+    path = make_recording(on_a.directory / "private.bin", 25 * MEGABYTE, seed=5)
+    lab.owner("set", "ch1", "--private")
+    try:
+        uri = on_a.command("kachery-store", path.name, "--upload-to-channel", "ch1").decode().splitlines()[-1]
+        loaded = on_b.command("kachery-load", uri, "--channel", "ch1").decode().splitlines()[-1]
+        assert Path(loaded).read_bytes() == path.read_bytes()
+    finally:
+        lab.owner("set", "ch1", "--public")
+
+
 def test_feeds_are_made_appended_read_watched_and_deleted(on_a: Client2022, on_b: Client2022) -> None:
     made = on_a.run("""
         feed = kc.create_feed('notebook')

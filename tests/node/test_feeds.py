@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -328,7 +328,7 @@ def test_long_indexes_that_somebody_put_are_read_one_at_a_time_and_forgotten(
     async def work(net: Network, a: FeedPeer, b: FeedPeer, feed_id: str) -> None:
         read = net.bucket.get_small
 
-        async def get_small(name: str, limit_bytes: int, *, fresh: bool = False) -> bytes:
+        async def get_small(name: str, limit_bytes: int, *, fresh: bool = False, ahead: Iterable[str] = ()) -> bytes:
             nonlocal reading, most
             if limit_bytes < len(long) or not name.endswith("subfeed.json"):
                 return await read(name, limit_bytes, fresh=fresh)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,6 +12,8 @@ from kachery_fast.errors import InvalidName, InvalidUri
 from kachery_fast.protocol.names import (
     BAND_KINDS,
     FileUri,
+    ObjectKind,
+    ObjectName,
     band_name,
     check_channel_name,
     check_node_id,
@@ -18,6 +22,7 @@ from kachery_fast.protocol.names import (
     is_sha1,
     object_name,
     parse_file_uri,
+    parse_object_name,
 )
 
 SHA1 = "025b4666424a0116c45970c27af4e2f90177af69"
@@ -124,3 +129,26 @@ def test_no_object_name_leaves_its_channel(channel: str, sha1: str) -> None:
     assert name.startswith(channel + "/sha1/")
     assert name.count("/") == 5
     assert ".." not in name.split("/")
+
+
+feeds = st.text("0123456789abcdef", min_size=64, max_size=64)
+channels = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", fullmatch=True)
+kinds: list[ObjectKind] = ["file", "result", "index", "segment"]
+
+
+@given(channels, st.sampled_from(kinds), sha1s, feeds, sha1s)
+def test_the_name_of_an_object_comes_apart_into_what_it_was_made_of(
+    channel: str, kind: ObjectKind, sha1: str, feed: str, subfeed: str
+) -> None:
+    in_feed = kind in ("index", "segment")
+    name = ObjectName(channel, kind, sha1, feed if in_feed else "", subfeed if kind == "segment" else "")
+    assert parse_object_name(str(name)) == name
+    for wrong in (f"{name}/", f"/{name}", f"{name}0", str(name)[:-1], str(name).replace("/", "//", 1)):
+        with pytest.raises(InvalidName):
+            parse_object_name(wrong)
+
+
+@given(st.text() | st.lists(st.sampled_from(["lab", "sha1", "feeds", "..", "", "02", SHA1]), max_size=14).map("/".join))
+def test_any_text_is_the_name_of_an_object_or_refused(text: str) -> None:
+    with contextlib.suppress(InvalidName):
+        assert str(parse_object_name(text)) == text

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 import time
 from collections.abc import Callable
@@ -12,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import CacheElsewhere, CacheOfAnother, DiskError, InvalidArgument
-from .output import command_errors, emit, human_size, json_option
+from ..errors import CacheElsewhere, CacheOfAnother, DiskError
+from .output import command_errors, emit, human_size, json_option, size_of
 
 if TYPE_CHECKING:
     from ..config import Settings
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["gc", "ls", "pin", "rm", "trash", "unpin"]
 
 _DAY_SECONDS = 86400.0
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30,
-          "TIB": 2**40}
 
 uris_argument = click.argument("uris", nargs=-1, required=True, metavar="URI...")
 
@@ -72,7 +69,7 @@ def gc(dry_run: bool, size: str | None, at_once: bool, as_json: bool) -> None:
     from ..store.quota import quota_of
 
     settings, keeper = _keeper()
-    bound = quota_of(settings.storage_dir, settings.cache_size_bytes_max) if size is None else _size_of(size)
+    bound = quota_of(settings.storage_dir, settings.cache_size_bytes_max) if size is None else size_of(size, "--to")
     before = keeper.index.totals().bytes
     if bound is None:
         emit({"files": 0, "bytes": 0, "cachedBytes": before, "boundBytes": None, "dryRun": dry_run, "copies": [],
@@ -235,11 +232,3 @@ def _row(found: Listed) -> str:
 
 def _moment(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, timezone.utc).astimezone().strftime("%Y-%m-%d %H:%M")
-
-
-def _size_of(text: str) -> int:
-    found = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([a-zA-Z]*)\s*", text)
-    unit = None if found is None else _UNITS.get(found[2].upper())
-    if found is None or unit is None:
-        raise InvalidArgument(what=f"--to {text!r} is no size; write bytes, or a number with MB, GB, MiB or GiB.")
-    return int(float(found[1]) * unit)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import click
 
 from ..errors import InvalidArgument
 from .channel_care import limits, objects, usage
-from .output import command_errors, emit
+from .output import command_errors, emit, human_size, size_of
 from .owner import ask_hub, count_text, hub_options, moment_text, split_list
 
 __all__ = ["channel"]
+
+_NONE = "none"
 
 @click.group()
 def channel() -> None:
@@ -57,9 +60,41 @@ def list_(hub_url: str | None, token: str | None, as_json: bool) -> None:
 @hub_options
 @command_errors
 def show(name: str, hub_url: str | None, token: str | None, as_json: bool) -> None:
-    """Show the nodes on the channel NAME, their permissions, and its open invitations."""
+    """Show the settings of the channel NAME, its nodes, their permissions, and its open invitations."""
     answer = ask_hub(hub_url, token, "showChannel", channel=name)
     emit(answer, lambda: "\n".join(_describe(answer)), as_json)
+
+
+@channel.command("set")
+@click.argument("name")
+@click.option("--private/--public", default=None, help="Whether objects are read by the channel's nodes alone, by "
+                                                       "signed URLs, or by everybody who knows their names.")
+@click.option("--listed/--unlisted", default=None, help="Whether it has a public page.")
+@click.option("--description", metavar="TEXT", help="What people are told about it.")
+@click.option("--inviters", type=click.Choice(["owner", "members"]), help="Who may invite: the owner alone, or every "
+                                                                           "owner of a node on it.")
+@click.option("--size-max", metavar="SIZE|none", help="How much its objects may take together, such as 2TB.")
+@click.option("--unread-days-max", metavar="N|none", help="Objects that nobody has read for as long go.")
+@click.option("--node-day-max", metavar="SIZE|none", help="How much one node may upload in a day (UTC).")
+@hub_options
+@command_errors
+def set_(
+    name: str, private: bool | None, listed: bool | None, description: str | None, inviters: str | None,
+    size_max: str | None, unread_days_max: str | None, node_day_max: str | None, hub_url: str | None,
+    token: str | None, as_json: bool,
+) -> None:
+    """Change settings of the channel NAME; what is not named stays as it is."""
+    named = {
+        "private": private, "listed": listed, "description": description, "inviters": inviters,
+        "sizeBytesMax": _limit(size_max, "--size-max", size_of),
+        "unreadDaysMax": _limit(unread_days_max, "--unread-days-max", _days_of),
+        "nodeDayBytesMax": _limit(node_day_max, "--node-day-max", size_of),
+    }
+    fields = {field: None if value == _NONE else value for field, value in named.items() if value is not None}
+    if not fields:
+        raise InvalidArgument(what="Name at least one setting. See: kachery-fast channel set --help")
+    answer = ask_hub(hub_url, token, "changeChannel", channel=name, **fields)
+    emit(answer, lambda: f"{answer['channel']}: {_settings(answer)}", as_json)
 
 
 @channel.command()
@@ -147,7 +182,10 @@ def delete(name: str, hub_url: str | None, token: str | None, as_json: bool) -> 
 
 def _describe(answer: dict[str, Any]) -> list[str]:
     members = [member for member in answer["members"] if member["state"] != "asked"]
-    lines = [f"{answer['channel']}, owned by {answer['owner']}: {count_text(len(members), 'node')}"]
+    lines = [f"{answer['channel']}, owned by {answer['owner']}: {count_text(len(members), 'node')}",
+             f"  {_settings(answer)}"]
+    if answer["description"]:
+        lines.append(f"  {answer['description']}")
     for member in answer["members"]:
         who = f"  {member['node'][:16]}  {member['label'] or '(no label)'}  "
         if member["state"] == "asked":
@@ -166,6 +204,29 @@ def _describe(answer: dict[str, Any]) -> list[str]:
     for item in answer["damage"]:
         lines.append(f"  damaged and removed {moment_text(item['time'])}: {item['sha1']}")
     return lines
+
+
+def _limit(text: str | None, option: str, read: Callable[[str, str], int]) -> int | str | None:
+    """A limit, ``_NONE`` for no limit, None where none was named."""
+    return text if text is None or text == _NONE else read(text, option)
+
+
+def _days_of(text: str, option: str) -> int:
+    if not text.isdecimal():
+        raise InvalidArgument(what=f'{option} takes a number of days or "{_NONE}", not {text!r}.')
+    return int(text[:9])
+
+
+def _settings(answer: dict[str, Any]) -> str:
+    parts = ["private" if answer["private"] else "public", "listed" if answer["listed"] else "unlisted",
+             "its members invite" if answer["inviters"] == "members" else "its owner invites"]
+    if answer["sizeBytesMax"] is not None:
+        parts.append(f"up to {human_size(answer['sizeBytesMax'])}")
+    if answer["unreadDaysMax"] is not None:
+        parts.append(f"objects go unread for {count_text(answer['unreadDaysMax'], 'day')}")
+    if answer["nodeDayBytesMax"] is not None:
+        parts.append(f"a node uploads up to {human_size(answer['nodeDayBytesMax'])} a day")
+    return ", ".join(parts)
 
 
 def _standing(answer: dict[str, Any]) -> str:

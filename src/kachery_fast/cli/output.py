@@ -11,6 +11,7 @@ import functools
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ..errors import DiskError, KacheryError
+from ..errors import DiskError, InvalidArgument, KacheryError
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -37,11 +38,15 @@ __all__ = [
     "progress_bar",
     "quiet_option",
     "show_error",
+    "size_of",
 ]
 
 # What a shell reports for a program ended by SIGINT and by SIGPIPE.
 INTERRUPTED = 130
 BROKEN_PIPE = 141
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30,
+          "TIB": 2**40}
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -175,6 +180,15 @@ def human_size(size_bytes: float) -> str:
         if size_bytes < 999.95 or unit == "TB":
             break
     return f"{size_bytes:.1f} {unit}"
+
+
+def size_of(text: str, option: str) -> int:
+    """Read a length in bytes, such as ``50GiB``. :raises InvalidArgument: it is none; the error names ``option``."""
+    found = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([a-zA-Z]*)\s*", text)
+    unit = None if found is None else _UNITS.get(found[2].upper())
+    if found is None or unit is None:
+        raise InvalidArgument(what=f"{option} {text!r} is no size; write bytes, or a number with MB, GB, MiB or GiB.")
+    return int(float(found[1]) * unit)
 
 
 def _printable(text: str) -> str:

@@ -74,7 +74,7 @@ def _section(path: str, command: click.Command) -> list[str]:
     options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
     if options:
         lines += ["| option | what it does |", "|---|---|"]
-        lines += [f"| `{_option(option)}` | {_cell(_option_help(option))} |" for option in options]
+        lines += [f"| `{_cell(_option(option))}` | {_cell(_option_help(option))} |" for option in options]
         lines.append("")
     return lines
 

@@ -1,4 +1,4 @@
-"""Files straight from a channel's bucket, without a node: what the bucket has, anybody may read.
+"""Files straight from a public channel's bucket, without a node: what the bucket has, anybody may read.
 
 The manifest comes first, then the chunks that are wanted, each verified by its SHA-1; a whole file is put together
 beside its place in the local store, where a broken download goes on the next time, and adopted once the SHA-1 of the
@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 from .._chunker import ChunkMemory
 from ..config import Settings
 from ..errors import (
+    ChannelPrivate,
     CorruptObject,
     DiskError,
     KacheryError,
@@ -26,6 +27,7 @@ from ..errors import (
     NotAvailable,
     NotInStore,
     ObjectMissing,
+    UploadRefused,
     WrongSize,
 )
 from ..net.bucket import FileSpan, HttpBucket
@@ -52,7 +54,7 @@ def load_directly(uri: FileUri, hub_url: str, channel: str, store: FileStore, se
     """Bring a whole file into the local store.
 
     :param progress: called in this thread, about four times a second; what it raises ends the download.
-    :raises NotAvailable: the bucket does not have all of it.
+    :raises NotAvailable: the bucket does not have all of it. :raises ChannelPrivate: not everybody may read there.
     :raises CorruptObject, ManifestInvalid: what the bucket has is damaged.
     :raises HubUnreachable, HubError, NotOnHub, BucketUnreachable, Stalled: hub or bucket could not be asked.
     :raises DiskFull, DiskError: the store takes no more.
@@ -186,6 +188,10 @@ class _Download:
         url = await find_bucket_url(hub_url, self._channel, self._settings)
         self._bucket = HttpBucket(url, self._ranges, self._settings)
         self.waiting = "looking in the bucket"
+        with self._refusals():
+            return await self._look(url, self._bucket)
+
+    async def _look(self, url: str, bucket: HttpBucket) -> Found:
         self._manifest = await self._find_manifest()
         if self._uri.sha1 == _EMPTY_SHA1:  # nobody uploads an empty file
             size = 0
@@ -193,7 +199,7 @@ class _Download:
             size, self.chunks = self._manifest.size, self._manifest.chunks
         else:
             try:
-                size = await self._bucket.size(self._name(self._uri.sha1))
+                size = await bucket.size(self._name(self._uri.sha1))
             except ObjectMissing as error:
                 raise self._absent("the bucket does not have it") from error
             if size > CHUNK_SIZE_BYTES_MAX:
@@ -311,7 +317,8 @@ class _Download:
             raise AssertionError("the bucket is found first")
         before = self.received
         try:
-            await self._bucket.get_into(self._name(chunk.sha1), target, progress=self._moved)
+            with self._refusals():
+                await self._bucket.get_into(self._name(chunk.sha1), target, progress=self._moved)
         except ObjectMissing as error:
             raise self._absent(f"the bucket has it in part, without the bytes {chunk.start} to {chunk.end}"
                                if before or self._manifest is not None else "the bucket does not have it") from error
@@ -326,6 +333,16 @@ class _Download:
 
     def _name(self, sha1: str) -> str:
         return object_name(self._channel, sha1)
+
+    @contextmanager
+    def _refusals(self) -> Generator[None, None, None]:
+        """The hub said a moment ago that everybody may read: that has changed."""
+        try:
+            yield
+        except UploadRefused as error:
+            if error.details.get("status") not in (401, 403):
+                raise
+            raise ChannelPrivate(channel=self._channel) from error
 
     def _absent(self, why: str) -> NotAvailable:
         return NotAvailable(uri=str(self._uri), channel=self._channel, why=why, tried=f"the bucket ({_NEVER})")

@@ -1,8 +1,8 @@
 """The embedded bucket: an object server with Google Cloud Storage's semantics over a directory.
 
-Reads are public; an object is created once, by a PUT to a signed URL that binds its name, its exact size, create-only
-(or, for the two kinds of object that may be, replacing) and a short life. One thread serves one connection; bytes go by
-``sendfile`` and ``splice``, past Python.
+Reads are public, or let in by a gate (``bucket_reads``); an object is created once, by a PUT to a signed URL that binds
+its name, its exact size, create-only (or, for the two kinds of object that may be, replacing) and a short life. One
+thread serves one connection; bytes go by ``sendfile`` and ``splice``, past Python.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from ..errors import InvalidArgument, InvalidName, UploadRefused, UrlExpired
 from .bucket_files import ObjectFiles
 from .bucket_http import ConnectionLimits, Observer, PutLeave, RateLimit, RequestHandler, refuse_busy
 from .bucket_names import is_object_name, is_replaceable
+from .bucket_reads import ReadGate
 from .bucket_stock import StoredObject, Total
 
 __all__ = ["BucketServer", "SignedPut", "UploadSigner"]
@@ -115,7 +116,7 @@ class UploadSigner:
 class BucketServer:
     """Serves the objects below ``root`` on sockets that somebody else accepts (``net.port``).
 
-    :param prefix: where objects begin in a URL's path.
+    :param prefix: where objects begin in a URL's path. :param gate: lets reads in; None: all of them.
     :param rate_limit_bytes_per_second: holds all uploads together, and all downloads together, to this rate.
     :param fsync, clock: see ``ObjectFiles``. :param observer: is told what moves.
     :param recount_seconds: how often to count anew what is there, as others may change it too; None: once is enough.
@@ -123,13 +124,14 @@ class BucketServer:
     """
 
     def __init__(self, root: Path, signer: UploadSigner, settings: Settings, *, prefix: str = "/bucket/",
-                 rate_limit_bytes_per_second: int | None = None, fsync: bool = False,
-                 clock: Callable[[], float] = time.time, observer: Observer | None = None,
+                 gate: ReadGate | None = None, rate_limit_bytes_per_second: int | None = None,
+                 fsync: bool = False, clock: Callable[[], float] = time.time, observer: Observer | None = None,
                  recount_seconds: float | None = None) -> None:
         self.prefix = prefix
         self._files = ObjectFiles(root, fsync=fsync, clock=clock)
         self._observer = observer
         self._signer = signer
+        self._check_read = None if gate is None else gate.check
         self._limits = ConnectionLimits(_IDLE_SECONDS, settings.stall_seconds)
         rate = rate_limit_bytes_per_second
         self._upload_rate, self._download_rate = (RateLimit(rate) if rate else None for _ in range(2))
@@ -161,7 +163,8 @@ class BucketServer:
             elif len(self._served) < self._connections_max or self._drop_idle():
                 handler = RequestHandler(sock, self._files, self._signer.verify, prefix=self.prefix,
                                          limits=self._limits, upload_rate=self._upload_rate,
-                                         download_rate=self._download_rate, observer=self._observer)
+                                         download_rate=self._download_rate, observer=self._observer,
+                                         check_read=self._check_read)
                 self._served[sock] = handler
                 self._threads.submit(self._run, sock, handler.run)
             else:

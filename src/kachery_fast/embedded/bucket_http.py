@@ -26,6 +26,7 @@ from ..errors import (
     DiskFull,
     InvalidName,
     KacheryError,
+    NotPermitted,
     ObjectExists,
     ObjectMissing,
     UploadRefused,
@@ -110,6 +111,7 @@ _STATUS: Mapping[type[KacheryError], tuple[int, str]] = {
     InvalidName: (400, "InvalidObjectName"),
     ObjectMissing: (404, "NoSuchKey"),
     ObjectExists: (412, "PreconditionFailed"),
+    NotPermitted: (403, "AccessDenied"),
     UrlExpired: (403, "ExpiredToken"),
     UploadRefused: (403, "SignatureDoesNotMatch"),
     DiskFull: (507, "InsufficientStorage"),
@@ -122,15 +124,19 @@ class RequestHandler:
 
     :param verify: ``(object name, query) -> what was signed``; raises UrlExpired or UploadRefused.
     :param observer: is told what moves.
+    :param check_read: ``(method, object name, query) -> whether it needed a signature``; raises what refuses the read.
+        None: everybody may read everything.
     """
 
     def __init__(self, sock: socket.socket, files: ObjectFiles, verify: Callable[[str, str], PutLeave], *, prefix: str,
                  limits: ConnectionLimits, upload_rate: RateLimit | None, download_rate: RateLimit | None,
-                 observer: Observer | None = None) -> None:
+                 observer: Observer | None = None,
+                 check_read: Callable[[str, str, str], bool] | None = None) -> None:
         self.idle_since: float | None = None  # waiting for a request since then, by time.monotonic
         self._sock = sock
         self._files = files
         self._verify = verify
+        self._check_read = check_read
         self._prefix = prefix
         self._limits = limits
         self._upload_rate = upload_rate
@@ -206,7 +212,9 @@ class RequestHandler:
                 raise _Refusal(421, "MisdirectedRequest", "Only objects are served on this connection.")
             name = path[len(self._prefix):]
             if method in ("GET", "HEAD"):
-                self._get(name, headers, head_only=method == "HEAD")
+                # First of all, so that a refusal does not tell whether there is such an object.
+                signed = self._check_read is not None and self._check_read(method, name, query)
+                self._get(name, headers, head_only=method == "HEAD", signed=signed)
             elif method == "PUT":
                 self._put(name, query, headers, chunked=chunked)
             else:
@@ -217,7 +225,7 @@ class RequestHandler:
         except _Refusal as refusal:
             self._refuse(refusal, head_only=method == "HEAD")
 
-    def _get(self, name: str, headers: Mapping[str, str], *, head_only: bool) -> None:
+    def _get(self, name: str, headers: Mapping[str, str], *, head_only: bool, signed: bool) -> None:
         with self._files.reading(name) as found:
             size = found.size_bytes
             span = None
@@ -225,7 +233,9 @@ class RequestHandler:
                 span = _range(headers.get("range", ""), size)
             fields = {"Content-Type": "application/octet-stream", "X-Content-Type-Options": "nosniff",
                       "Accept-Ranges": "bytes", "ETag": found.etag}
-            if is_replaceable(name):
+            if signed:
+                fields["Cache-Control"] = "private, max-age=0"  # no cache on the way hands it to others
+            elif is_replaceable(name):
                 fields["Cache-Control"] = "no-cache"
             start, length = span if span is not None else (0, size)
             if span is not None:

@@ -164,6 +164,15 @@ class QuotaExceeded(NotPermitted):
     {advice}"""
 
 
+class ChannelPrivate(KacheryError):
+    """The channel {channel!r} is private: only its nodes can read what is in its bucket. Load through a node that is on
+    the channel (kachery-fast node join), without direct mode; or have its owner make it public: kachery-fast channel
+    set {channel} --public"""
+
+    exit_code = 4
+    http_status = 403
+
+
 class NotApproved(KacheryError):
     """This node was not approved at the hub {hub}: {why}. Run the command again for a new code."""
 

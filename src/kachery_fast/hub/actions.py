@@ -69,12 +69,14 @@ class Done(NamedTuple):
     that returns the answer.
 
     ``cut``: nodes whose connections end, before the second step. ``node``: the id of the node that it was about, for
-    the audit log, where the request names it in another way.
+    the audit log, where the request names it in another way. ``channels_changed``: a channel came, went, or may have
+    become public or private.
     """
 
     answer: Answer | Callable[[Outside], Awaitable[Answer]]
     cut: tuple[str, ...] = ()
     node: str = ""
+    channels_changed: bool = False
 
 
 class Act(NamedTuple):

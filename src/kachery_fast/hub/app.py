@@ -23,6 +23,7 @@ from .._version import __version__
 from ..config import Settings
 from ..embedded.broker import Broker, TokenKey, is_websocket
 from ..embedded.bucket import BucketServer, UploadSigner
+from ..embedded.bucket_reads import DownloadSigner, ReadGate
 from ..errors import InvalidArgument, InvalidSetting, KacheryError, NodeError, NotOnHub, TooLarge
 from ..net.port import Port, serve_port
 from . import identity
@@ -32,6 +33,7 @@ from .directory import HubDirectory
 from .engines.embedded import EmbeddedBucket, EmbeddedPubsub
 from .limits import address_group
 from .node_api import NodeApi
+from .open_channels import OpenChannels
 from .openapi import describe_api
 from .owner_api import OwnerApi
 from .performing import ACTS, Performer
@@ -126,11 +128,16 @@ class Hub:
         parts.push_async_callback(registry.close)
         await registry.open()
         care = Care(registry, settings.url_life_seconds, self._expiry_seconds, self._clock)
-        signer = UploadSigner(bytes.fromhex(directory.secret("upload-secret")), clock=self._clock)
-        server = BucketServer(directory.path / "bucket", signer, settings, clock=self._clock, observer=care,
+        secret = bytes.fromhex(directory.secret("upload-secret"))
+        signer, reads = UploadSigner(secret, clock=self._clock), DownloadSigner(secret, clock=self._clock)
+        gate = ReadGate(reads)
+        open_channels = OpenChannels(registry, gate.open)
+        parts.push_async_callback(open_channels.close)
+        await open_channels.start()
+        server = BucketServer(directory.path / "bucket", signer, settings, gate=gate, clock=self._clock, observer=care,
                               rate_limit_bytes_per_second=settings.bucket_rate_bytes_max or None,
                               recount_seconds=RECOUNT_SECONDS if registry.shared else None)
-        bucket = EmbeddedBucket(server, signer)
+        bucket = EmbeddedBucket(server, signer, reads)
         care.start(bucket)
         parts.push_async_callback(care.stop)
         parts.push_async_callback(asyncio.to_thread, server.close)
@@ -140,7 +147,8 @@ class Hub:
         parts.push_async_callback(asyncio.to_thread, node_api.close)
         await node_api.start()
         self._registry, self._broker, self._node_api = registry, broker, node_api
-        performer = Performer(registry, Outside(bucket, care.usage), pubsub, self._clock, lambda: self.public_url)
+        performer = Performer(registry, Outside(bucket, care.usage), pubsub, self._clock, lambda: self.public_url,
+                              open_channels.refresh)
         self._owner_api = OwnerApi(registry, performer, self._clock)
         seal = Seal(bytes.fromhex(directory.secret("session-key")))
         self._site = Site(registry, performer, seal, self._clock, lambda: self.public_url, sign_in)
@@ -254,11 +262,12 @@ class Hub:
         return _json(await self._node_api.answer(await request.read(), address_group(request.remote)))
 
     async def _bucket_url(self, request: web.Request) -> web.Response:
-        url = (await self._node_api.bucket_of(await request.read(), address_group(request.remote))).rstrip("/")
+        base, private = await self._node_api.bucket_of(await request.read(), address_group(request.remote))
+        url = base.rstrip("/")
         if url.startswith("/"):  # by the name that the client knows the hub by
             host = request.headers.get("Host", "")
             url = (f"http://{host}" if host and self._given_url is None else self.public_url) + url
-        return _json({"url": url})
+        return _json({"url": url, "private": private})
 
     async def _owner(self, request: web.Request) -> web.Response:
         authorization = request.headers.get("Authorization", "")

@@ -17,7 +17,7 @@ from sqlalchemy.engine import Connection
 from ..errors import InvalidArgument, NotOnHub, RateLimited
 from ..protocol.access import Permission, parse_permissions
 from ..protocol.hub_bodies import ApprovalAsked, ApprovalState, AskApproval, FindApproval
-from .channels import find_channel_owner
+from .channels import find_settings
 from .grants import join_names, split_names
 from .identity import clean_text, find_node, hash_code
 from .limits import RateLimiter
@@ -123,7 +123,7 @@ def _open(connection: Connection, node_id: str, body: AskApproval, address: str,
     if bool(body.channel) != bool(requested):
         raise InvalidArgument(what="Who asks for a channel names permissions on it, and who asks for none names none.")
     if body.channel:
-        find_channel_owner(connection, body.channel)
+        find_settings(connection, body.channel)
     over = sa.or_(approvals.c.created < now_ms - _KEPT_MS,
                   sa.and_(approvals.c.state == WAITING, approvals.c.expires <= now_ms))
     connection.execute(approvals.delete().where(sa.or_(approvals.c.node == node_id, over)))

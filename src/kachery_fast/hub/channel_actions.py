@@ -192,7 +192,7 @@ class ChannelDeleted(Answer):
 
 def _create(connection: Connection, actor: Actor, request: CreateChannel, at: At) -> Done:
     channels.create_channel(connection, request.name, actor.owner, at.now_ms)
-    return Done(ChannelMade(channel=request.name, owner=actor.owner))
+    return Done(ChannelMade(channel=request.name, owner=actor.owner), channels_changed=True)
 
 
 def _list(connection: Connection, actor: Actor, request: ListChannels, at: At) -> Done:
@@ -213,7 +213,7 @@ def _change(connection: Connection, actor: Actor, request: ChangeChannel, at: At
     channels.require_channel(connection, request.channel, actor.owner, "change its settings")
     changed = {name: value for name in channels.CHANGEABLE
                if (value := getattr(request, name)) is not UNSET}
-    return Done(channels.change_channel(connection, request.channel, changed))
+    return Done(channels.change_channel(connection, request.channel, changed), channels_changed="private" in changed)
 
 
 def _grant(connection: Connection, actor: Actor, request: GrantPermissions, at: At) -> Done:
@@ -261,7 +261,7 @@ def _close_invitations(connection: Connection, actor: Actor, request: CloseInvit
 def _delete(connection: Connection, actor: Actor, request: DeleteChannel, at: At) -> Done:
     channels.require_channel(connection, request.channel, actor.owner, "delete it")
     members = channels.delete_channel(connection, request.channel)
-    return Done(partial(_empty, request.channel), cut=tuple(members))
+    return Done(partial(_empty, request.channel), cut=tuple(members), channels_changed=True)
 
 
 async def _empty(channel: str, outside: Outside) -> ChannelDeleted:

@@ -15,7 +15,7 @@ from .tables import channels, invitations, memberships, nodes, task_claims, usag
 
 __all__ = [
     "CHANGEABLE", "ChannelLine", "ChannelSettings", "change_channel", "create_channel", "delete_channel",
-    "find_channel_owner", "find_settings", "list_channels", "require_channel", "unknown_channel",
+    "find_settings", "list_channels", "list_public", "require_channel", "unknown_channel",
 ]
 
 CHANNELS_PER_OWNER_MAX = 1_000
@@ -88,14 +88,6 @@ def find_settings(connection: Connection, name: str) -> ChannelSettings:
     return _settings(row)
 
 
-def find_channel_owner(connection: Connection, name: str) -> str:
-    """Return the owner of a channel. :raises NotOnHub: there is no such channel."""
-    found = connection.execute(sa.select(channels.c.owner).where(channels.c.name == name)).scalar()
-    if found is None:
-        raise unknown_channel(name)
-    return str(found)
-
-
 def list_channels(connection: Connection, owner: str) -> list[ChannelLine]:
     """Return the channels of ``owner``, by name."""
     count = sa.select(sa.func.count()).select_from(memberships.join(nodes, in_force)).where(
@@ -104,6 +96,11 @@ def list_channels(connection: Connection, owner: str) -> list[ChannelLine]:
         sa.select(channels.c.name, channels.c.created, count.label("members"))
         .where(channels.c.owner == owner).order_by(channels.c.name))
     return [ChannelLine(name=row.name, created=row.created, members=row.members) for row in rows]
+
+
+def list_public(connection: Connection) -> frozenset[str]:
+    """Return the names, in lower case, of the channels that everybody may read."""
+    return frozenset(connection.execute(sa.select(channels.c.folded).where(~channels.c.private)).scalars())
 
 
 def change_channel(connection: Connection, name: str, changed: dict[str, Any]) -> ChannelSettings:

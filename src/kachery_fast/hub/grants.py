@@ -83,13 +83,14 @@ def find_grant(connection: Connection, node_id: str, channel: str) -> Grant | No
     return None if row is None else to_grant(row)
 
 
-def list_node_grants(connection: Connection, node_id: str) -> list[tuple[Grant, str]]:
-    """Return a node's standing on each of its channels with the channel's owner, by the channel's name."""
+def list_node_grants(connection: Connection, node_id: str) -> list[tuple[Grant, str, bool]]:
+    """Return a node's standing on each of its channels, by the channel's name, with the channel's owner and whether it
+    is private."""
     rows = connection.execute(
-        sa.select(memberships, channels.c.owner.label("channel_owner"))
+        sa.select(memberships, channels.c.owner.label("channel_owner"), channels.c.private)
         .select_from(memberships.join(nodes, in_force).join(channels, channels.c.name == memberships.c.channel))
         .where(memberships.c.node == node_id).order_by(memberships.c.channel))
-    return [(to_grant(row), str(row.channel_owner)) for row in rows]
+    return [(to_grant(row), str(row.channel_owner), bool(row.private)) for row in rows]
 
 
 def list_members(connection: Connection, channel: str, *, asking: bool = False) -> list[MemberRecord]:

@@ -36,6 +36,7 @@ from ..protocol.hub_bodies import (
     NodeConfig,
     ReportBadResult,
     ReportCorrupt,
+    SignDownloads,
     SignedUploads,
     SignFeedUploads,
     SignTaskResult,
@@ -47,6 +48,7 @@ from ..protocol.signing import FreshnessGuard
 from . import channels, grants, identity, invitations
 from .approvals import Approvals
 from .damage import Damage
+from .downloads import Downloads
 from .engines import BucketEngine, PubsubEngine
 from .gate import require
 from .limits import RateLimiter
@@ -91,6 +93,7 @@ class NodeApi:
         self._bucket_url = bucket.url_base
         self._uploads = Uploads(bucket, settings, clock)
         self._quotas = quotas
+        self._downloads = Downloads(bucket, settings, clock)
         self._damage = Damage(registry, bucket, settings, clock)
         self._tasks = Tasks(registry, settings, clock)
         self._approvals = Approvals(registry, clock, public_url)
@@ -109,9 +112,10 @@ class NodeApi:
         """Take up what was going on when the hub stopped."""
         await self._tasks.start()
 
-    async def bucket_of(self, data: bytes, address: str) -> str:
-        """Answer ``{"channelName"}``, asked without a signature: the base of the channel's object URLs, which everybody
-        may read; relative to the hub if it begins with a slash (WIRE-2022.md, part A).
+    async def bucket_of(self, data: bytes, address: str) -> tuple[str, bool]:
+        """Answer ``{"channelName"}``, asked without a signature: the base of the channel's object URLs, relative to the
+        hub if it begins with a slash (WIRE-2022.md, part A), and whether it is private: it is told then too, as clients
+        of 2022 that upload, through a node, ask for it.
 
         :param address: whom to count the question against.
         :raises InvalidArgument, InvalidName: it is not such a question. :raises NotOnHub: there is no such channel.
@@ -124,8 +128,8 @@ class NodeApi:
             asked = msgspec.json.decode(data, type=_BucketQuestion)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise InvalidArgument(what=f"The question for a channel's bucket could not be read: {error}") from None
-        await self._registry.call(channels.find_channel_owner, check_channel_name(asked.channel_name))
-        return self._bucket_url
+        found = await self._registry.call(channels.find_settings, check_channel_name(asked.channel_name))
+        return self._bucket_url, found.private
 
     def close(self) -> None:
         """Finish the checks that were begun."""
@@ -180,6 +184,8 @@ class NodeApi:
         """Do what ``grant`` allows."""
         if isinstance(body, GetPubsubToken):
             return self._pubsub.token(grant.node_id, band_capability(grant), self._settings.token_life_seconds)
+        if isinstance(body, SignDownloads):
+            return self._downloads.sign(body, grant.node_id)
         if isinstance(body, ReportCorrupt):
             return await self._damage.report(body, grant)
         if isinstance(body, ReportBadResult):
@@ -235,7 +241,8 @@ class NodeApi:
             invitations.join_channel, node_id, body.invitation, body.label, requested, int(now * 1000))
         self._join_failures.refund(address, 1, self._clock())
         _log.info("node %s joined %s", node_id[:16], grant.channel)
-        return await self._channel_info(grant, await self._registry.call(channels.find_channel_owner, grant.channel))
+        found = await self._registry.call(channels.find_settings, grant.channel)
+        return await self._channel_info(grant, found.owner, private=found.private)
 
     async def _leave(self, body: LeaveChannel, node_id: str, grant: Grant | None) -> dict[str, Any]:
         if grant is None:
@@ -249,10 +256,10 @@ class NodeApi:
     async def _node_config(self, body: GetNodeConfig, node: identity.NodeRecord) -> NodeConfig:
         await self._registry.call(identity.touch_node, node.id, body.label, body.version, int(self._clock() * 1000))
         standings = await self._registry.call(grants.list_node_grants, node.id)
-        infos = [await self._channel_info(grant, owner) for grant, owner in standings]
+        infos = [await self._channel_info(grant, owner, private=private) for grant, owner, private in standings]
         return NodeConfig(time=int(self._clock() * 1000), owner=node.owner, channels=infos)
 
-    async def _channel_info(self, grant: Grant, channel_owner: str) -> ChannelInfo:
+    async def _channel_info(self, grant: Grant, channel_owner: str, *, private: bool) -> ChannelInfo:
         members: list[Member] = []
         if not isinstance(decide(grant, Action.SEE_CHANNEL), Deny):
             records = await self._registry.call(grants.list_members, grant.channel)
@@ -263,7 +270,7 @@ class NodeApi:
             ]
         return ChannelInfo(
             name=grant.channel, owner=channel_owner, permissions=_names(grant), bucket_url=self._bucket_url,
-            pubsub=self._pubsub.info(), members=members)
+            pubsub=self._pubsub.info(), members=members, private=private)
 
 
 _ACTIONS: dict[type, Action] = {
@@ -284,6 +291,11 @@ def _action_of(body: HubBody) -> Action | None:
     """What a request is for; None for those by which a node comes and goes."""
     if isinstance(body, ReportCorrupt):
         return Action.REPORT_SEGMENT if body.feed_id or body.subfeed else Action.REPORT_CORRUPT
+    if isinstance(body, SignDownloads):
+        if body.object_kind == "file":
+            return Action.LOOK_FOR_FILE if body.head else Action.READ_FILE
+        return {"segment": Action.READ_SEGMENT, "index": Action.READ_INDEX, "result": Action.READ_RESULT}[
+            body.object_kind]
     return _ACTIONS.get(type(body))
 
 

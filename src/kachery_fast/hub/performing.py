@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -36,11 +36,12 @@ class Performer:
 
     :param outside: what second steps work on.
     :param public_url: returns the hub's address as other machines know it, for links.
+    :param channels_changed: awaited when channels came, went, or became public or private.
     """
 
     def __init__(
         self, registry: Registry, outside: Outside, pubsub: PubsubEngine, clock: Callable[[], float],
-        public_url: Callable[[], str],
+        public_url: Callable[[], str], channels_changed: Callable[[], Awaitable[None]],
     ) -> None:
         self._registry = registry
         self._outside = outside
@@ -48,6 +49,7 @@ class Performer:
         self._clock = clock
         self._public_url = public_url
         self._guesses = RateLimiter(CODE_FAILURES_PER_MINUTE_MAX / 60, 60.0)
+        self._channels_changed = channels_changed
 
     async def perform(self, actor: Actor, request: Request) -> Answer:
         """Do what somebody, known by now, asks.
@@ -64,6 +66,8 @@ class Performer:
         done = await self._registry.call(_perform, act, actor, request, at)
         if act.by_code:
             self._guesses.refund(actor.owner, 1, self._clock())
+        if done.channels_changed:
+            await self._channels_changed()  # before the objects of one that is gone are removed, which takes a while
         for node_id in done.cut:
             await self._pubsub.revoke(node_id)
         answer = done.answer if isinstance(done.answer, Answer) else await done.answer(self._outside)

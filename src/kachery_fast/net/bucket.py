@@ -11,7 +11,7 @@ import logging
 import random
 import secrets
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from email.utils import parsedate_to_datetime
 from typing import NamedTuple, Protocol, TypeVar
 from urllib.parse import quote
@@ -30,12 +30,13 @@ from ..errors import (
 from .ranges import Meter, Progress, RangeClient, Response
 from .targets import FileSpan, Target, rest_of, size_of
 
-__all__ = ["Bucket", "FileSpan", "HttpBucket", "SignedUpload", "Target"]
+__all__ = ["Bucket", "FileSpan", "HttpBucket", "ReadUrls", "SignedUpload", "Target"]
 
 T = TypeVar("T")
 
 _log = logging.getLogger("kachery_fast.net")
 _PASSING = frozenset({408, 409, 421, 425, 429})
+_REFUSED = frozenset({401, 403})
 
 
 class SignedUpload(NamedTuple):
@@ -46,13 +47,30 @@ class SignedUpload(NamedTuple):
     headers: dict[str, str]
 
 
+class ReadUrls(Protocol):
+    """Where objects are read that not everybody may read."""
+
+    async def url(self, object_name: str, *, head: bool, ahead: Iterable[str], refused: str) -> str | None:
+        """Return the signed URL of an object; None when it needs no signature.
+
+        :param head: for HEAD, and not for GET. :param ahead: what will be read (by GET) next, signed along with it.
+        :param refused: the URL, signed or not, that the bucket did not take (any more); "" at first.
+        :raises KacheryError: it cannot be had.
+        """
+
+
 class Bucket(Protocol):
-    """What a node needs of a bucket; ``HttpBucket`` and ``memory.MemoryBucket`` have it."""
+    """What a node needs of a bucket; ``HttpBucket`` and ``memory.MemoryBucket`` have it.
+
+    ``ahead`` of the methods that read: the names of what will be read next. It is looked at only where reads are
+    signed, so that leave for many objects is asked for at once.
+    """
 
     splices: bool
     """Whether a ``FileSpan`` is filled past this process's memory, at half the cost of a mapping (``splice``)."""
 
-    async def get_into(self, object_name: str, target: Target, *, progress: Progress | None = None) -> None:
+    async def get_into(self, object_name: str, target: Target, *, progress: Progress | None = None,
+                       ahead: Iterable[str] = ()) -> None:
         """Receive a whole object into memory or a ``FileSpan``, which has exactly its size in bytes.
 
         A broken transfer goes on from the byte it reached. ``progress`` may be called from another thread, with the
@@ -63,14 +81,15 @@ class Bucket(Protocol):
         :raises DiskFull, DiskError: the file of a ``FileSpan`` took no more.
         """
 
-    async def get_small(self, object_name: str, limit_bytes: int, *, fresh: bool = False) -> bytes:
+    async def get_small(self, object_name: str, limit_bytes: int, *, fresh: bool = False,
+                        ahead: Iterable[str] = ()) -> bytes:
         """Return a small object.
 
         :param fresh: past any cache on the way, for objects that may be replaced.
         :raises TooLarge: it is longer than ``limit_bytes``; else as ``get_into``.
         """
 
-    async def size(self, object_name: str) -> int:
+    async def size(self, object_name: str, *, ahead: Iterable[str] = ()) -> int:
         """Return an object's size in bytes. :raises ObjectMissing: else as ``get_into``."""
 
     async def put_from(self, upload: SignedUpload, fd: int, offset: int, length: int, *,
@@ -91,23 +110,27 @@ class Bucket(Protocol):
 class HttpBucket:
     """A bucket at a base URL (``{base_url}/{object name}``).
 
+    :param reads: asked for the URL of each read, and once more when the bucket refuses it. None: everything is public.
     :param sleep: waits for a number of seconds; :param uniform: draws the jitter, ``random.uniform``-like.
     """
 
-    def __init__(self, base_url: str, client: RangeClient, settings: Settings, *,
+    def __init__(self, base_url: str, client: RangeClient, settings: Settings, *, reads: ReadUrls | None = None,
                  sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
                  uniform: Callable[[float, float], float] = random.uniform) -> None:
         self._base_url = base_url.rstrip("/")
         self.splices = sys.platform == "linux" and base_url.startswith("http://")
         self._client = client
         self._settings = settings
+        self._reads = reads
         self._sleep = sleep
         self._uniform = uniform
 
-    async def get_into(self, object_name: str, target: Target, *, progress: Progress | None = None) -> None:
-        url, size, at = self._url(object_name), size_of(target), 0
-        tries = _Tries(self, object_name)
+    async def get_into(self, object_name: str, target: Target, *, progress: Progress | None = None,
+                       ahead: Iterable[str] = ()) -> None:
+        size, at = size_of(target), 0
+        tries, place = _Tries(self, object_name), _Place(self, object_name, ahead)
         while True:
+            url = await place.url()
             try:
                 received = await self._client.receive(url, rest_of(target, at), start=at or None, total=size,
                                                       progress=progress)
@@ -116,6 +139,7 @@ class HttpBucket:
                 at += got
                 if got >= self._settings.small_read_size_bytes:
                     tries.count = 0  # it moves: only tries in a row that bring nothing are counted
+                    place.renewed = False
                 if at == size:
                     return
                 await tries.failed(error, received=at, expected=size)
@@ -123,6 +147,8 @@ class HttpBucket:
             answer = received.response
             if answer.status == (206 if at else 200):
                 return
+            if place.renew(answer):
+                continue
             if answer.status == 416:
                 raise WrongSize(object=object_name, found=answer.headers.get("content-range", "fewer"), expected=size)
             if at and answer.status == 200:  # a server without ranges: from the start
@@ -131,15 +157,17 @@ class HttpBucket:
                 at = 0
             await tries.answered(answer, "the download")
 
-    async def get_small(self, object_name: str, limit_bytes: int, *, fresh: bool = False) -> bytes:
-        url = self._url(object_name)
-        if fresh:  # as the network of 2022 did: no cache knows this URL
-            url += f"?cb={secrets.token_hex(5)}"
-        return (await self._small(object_name, lambda: self._client.get_small(url, limit_bytes))).body
+    async def get_small(self, object_name: str, limit_bytes: int, *, fresh: bool = False,
+                        ahead: Iterable[str] = ()) -> bytes:
+        def get(url: str) -> Awaitable[Response]:
+            if fresh and "?" not in url:  # as the network of 2022 did: no cache knows this URL; a signed one, none may
+                url += f"?cb={secrets.token_hex(5)}"
+            return self._client.get_small(url, limit_bytes)
+        return (await self._small(object_name, get, _Place(self, object_name, ahead))).body
 
-    async def size(self, object_name: str) -> int:
-        url = self._url(object_name)
-        length = (await self._small(object_name, lambda: self._client.head(url))).headers.get("content-length")
+    async def size(self, object_name: str, *, ahead: Iterable[str] = ()) -> int:
+        place = _Place(self, object_name, ahead, head=True)
+        length = (await self._small(object_name, self._client.head, place)).headers.get("content-length")
         if length is None:
             raise BucketUnreachable(object=object_name, why="it does not tell the object's size", attempts=1)
         return int(length)
@@ -171,20 +199,51 @@ class HttpBucket:
                 await tries.answered(answer, "the upload")
             meter.undo()
 
-    async def _small(self, object_name: str, ask: Callable[[], Awaitable[Response]]) -> Response:
+    async def _small(self, object_name: str, ask: Callable[[str], Awaitable[Response]], place: _Place) -> Response:
         tries = _Tries(self, object_name)
         while True:
+            url = await place.url()
             try:
-                answer = await ask()
+                answer = await ask(url)
             except (PartialTransfer, Stalled, BucketUnreachable) as error:
                 await tries.failed(error)
                 continue
             if answer.status == 200:
                 return answer
+            if place.renew(answer):
+                continue
             await tries.answered(answer, "the download")
 
     def _url(self, object_name: str) -> str:
         return f"{self._base_url}/{quote(object_name)}"
+
+
+class _Place:
+    """Where one object is read. ``renewed``: whether another URL was asked for since something moved."""
+
+    def __init__(self, bucket: HttpBucket, object_name: str, ahead: Iterable[str], *, head: bool = False) -> None:
+        self.renewed = False
+        self._bucket = bucket
+        self._object_name = object_name
+        self._ahead = ahead
+        self._head = head
+        self._last = self._refused = ""
+
+    async def url(self) -> str:
+        """The URL for the next try. :raises KacheryError: it is to be signed, and cannot be."""
+        reads, refused, self._refused = self._bucket._reads, self._refused, ""
+        signed = None
+        if reads is not None:
+            signed = await reads.url(self._object_name, head=self._head, ahead=self._ahead, refused=refused)
+        self._last = self._bucket._url(self._object_name) if signed is None else signed
+        return self._last
+
+    def renew(self, answer: Response) -> bool:
+        """Whether it is worth another try, by another URL: the channel may have become private, the leave expired."""
+        if answer.status not in _REFUSED or self.renewed or self._bucket._reads is None:
+            return False
+        self.renewed, self._refused = True, self._last
+        return True
 
 
 class _Tries:

@@ -41,6 +41,8 @@ from ..protocol.hub_bodies import (
     PubsubToken,
     ReportBadResult,
     ReportCorrupt,
+    SignDownloads,
+    SignedDownloads,
     SignedObject,
     SignedUploads,
     SignFeedUploads,
@@ -49,6 +51,7 @@ from ..protocol.hub_bodies import (
     TaskClaim,
 )
 from ..protocol.messages import encode_hub_request
+from ..protocol.names import ObjectName
 from .exchange import Exchange, check_hub_url
 
 __all__ = ["HubClient", "OwnerClient", "check_hub_url", "split_invitation"]
@@ -191,6 +194,19 @@ class HubClient:
         (signed,) = await self._signed(SignTaskResult, [result_id], channel=channel, result_id=result_id, size=size,
                                        replace=replace)
         return signed
+
+    async def sign_downloads(self, of: ObjectName, sha1s: list[str], *, head: bool = False) -> SignedDownloads:
+        """Return where to GET (with ``head``: to HEAD) objects, in the order of ``sha1s``; absolute URLs.
+
+        :param of: what they have in common; its ``sha1`` does not count.
+        :raises NotPermitted: the node may not read such objects. :raises TooLarge, RateLimited: as of ``sign_uploads``.
+        """
+        answer = await self._call(SignDownloads, SignedDownloads, channel=of.channel, object_kind=of.kind, sha1s=sha1s,
+                                  feed_id=of.feed_id, subfeed=of.subfeed, head=head)
+        if len(answer.urls) != len(sha1s):
+            raise HubError(url=self.url, why="it signed other objects than were asked for")
+        answer.urls = [self.absolute(url) for url in answer.urls]
+        return answer
 
     async def report_corrupt(
         self, channel: str, sha1: str, found: str, *, feed_id: str = "", subfeed: str = ""

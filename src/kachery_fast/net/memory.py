@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from ..errors import BandUnreachable, FileChanged, KacheryError, NotPermitted, ObjectMissing, TooLarge, WrongSize
 from .bucket import SignedUpload
@@ -163,7 +163,8 @@ class MemoryBucket:
         """Let the next operations on the object raise ``errors``, one each."""
         self._failures[object_name].extend(errors)
 
-    async def get_into(self, object_name: str, target: Target, *, progress: Progress | None = None) -> None:
+    async def get_into(self, object_name: str, target: Target, *, progress: Progress | None = None,
+                       ahead: Iterable[str] = ()) -> None:
         """As ``Bucket.get_into``."""
         data = await self._read(object_name)
         if len(data) != size_of(target):
@@ -175,14 +176,15 @@ class MemoryBucket:
         if progress is not None:
             progress(len(data))
 
-    async def get_small(self, object_name: str, limit_bytes: int, *, fresh: bool = False) -> bytes:
+    async def get_small(self, object_name: str, limit_bytes: int, *, fresh: bool = False,
+                        ahead: Iterable[str] = ()) -> bytes:
         """As ``Bucket.get_small``; there is no cache on the way."""
         data = await self._read(object_name)
         if len(data) > limit_bytes:
             raise TooLarge(what=object_name, size=len(data), limit=limit_bytes, setting="the reader's limit")
         return data
 
-    async def size(self, object_name: str) -> int:
+    async def size(self, object_name: str, *, ahead: Iterable[str] = ()) -> int:
         """As ``Bucket.size``."""
         await self._pass(object_name)
         return len(self._find(object_name))

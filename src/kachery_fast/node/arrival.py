@@ -123,7 +123,9 @@ class Arrival:
 
         try:
             target = place.view if isinstance(place, ChunkMemory) else FileSpan(place.fd, place.start, place.size)
-            await bucket.get_into(object_name(self._link.name, chunk.sha1), target, progress=progress)
+            await bucket.get_into(object_name(self._link.name, chunk.sha1), target, progress=progress,
+                                  ahead=(object_name(self._link.name, self._machine.chunks[following].sha1)
+                                         for following in self._machine.book.wanted_after(index)))
         except ObjectMissing:
             return ChunkAbsent(index)
         except (DiskError, DiskFull):

@@ -191,10 +191,13 @@ class Following:
             self._post(Loaded(segment, self._machine.position, self._fault(error), trouble=True))
 
     async def _loaded(self, segment: Segment) -> Loaded:
-        name = segment_object_name(self._link.name, self._feed_id, self._subfeed, segment.sha1)
+        channel, feed_id, subfeed = self._link.name, self._feed_id, self._subfeed
+        ahead = (segment_object_name(channel, feed_id, subfeed, following.sha1)
+                 for following in self._machine.segments_after(segment))
         async with self._tools.segments:
             try:
-                data = await self._link.bucket.get_small(name, SEGMENT_SIZE_BYTES_MAX)
+                data = await self._link.bucket.get_small(
+                    segment_object_name(channel, feed_id, subfeed, segment.sha1), SEGMENT_SIZE_BYTES_MAX, ahead=ahead)
             except ObjectMissing:
                 return Loaded(segment, self._machine.position, f"lacks the segment {segment.sha1}")
             found = hashlib.sha1(data, usedforsecurity=False).hexdigest()

@@ -41,6 +41,7 @@ from .ending import begin_task, end_tasks
 from .faults import logged_fault
 from .identity import Identity
 from .rules import BANDS_HEARD, HEARD_BY_SELF, RULES, key_of, look_at
+from .signed_reads import SignedReads
 
 __all__ = ["ChannelLink", "Listener"]
 
@@ -88,7 +89,8 @@ class ChannelLink:
         self.info = info
         self.hub = hub
         self._loop = asyncio.get_running_loop()
-        self.bucket: Bucket = HttpBucket(info.bucket_url, ranges, settings)
+        self._reads = SignedReads(hub, info.name, settings.sign_batch_max, private=info.private)
+        self.bucket: Bucket = HttpBucket(info.bucket_url, ranges, settings, reads=self._reads)
         self.on_restored: list[Callable[[], None]] = []
         self.on_members: list[Callable[[], None]] = []
         self._identity = identity
@@ -161,7 +163,9 @@ class ChannelLink:
         """Take over what the hub says now."""
         former = self._members
         if info.bucket_url != self.info.bucket_url:
-            self.bucket = HttpBucket(info.bucket_url, self._ranges, self._settings)
+            self._reads.forget()
+            self.bucket = HttpBucket(info.bucket_url, self._ranges, self._settings, reads=self._reads)
+        self._reads.private = info.private
         self.info = info
         self._members = {member.node_id: member for member in info.members}
         if {node_id: member.permissions for node_id, member in former.items()} != {
@@ -198,7 +202,7 @@ class ChannelLink:
         """Disconnect; what was not sent yet is dropped."""
         try:
             await end_tasks([*self._tasks, *([self._refreshing] if self._refreshing else [])])
-            await asyncio.gather(*self._closings, return_exceptions=True)
+            await asyncio.gather(*self._closings, self._reads.close(), return_exceptions=True)
         finally:
             if self._channel is not None:
                 await self._channel.close()

@@ -26,7 +26,7 @@ async def locate(sha1: str, manifest_sha1: str | None, link: ChannelLink, tools:
     name = object_name(link.name, manifest_sha1 or sha1)
     try:
         if manifest_sha1 is None:
-            return Located(None, None, await link.bucket.size(name))
+            return Located(None, None, await link.bucket.size(name, ahead=(name,)))
         manifest = await in_thread(tools.disk_threads, _read_local, tools.store, manifest_sha1)
         if manifest is None:
             data = await link.bucket.get_small(name, MANIFEST_SIZE_BYTES_MAX)

@@ -35,16 +35,21 @@ class Action(str, Enum):
     REQUEST_FILES = "request files"
     PROVIDE_FILES = "provide files"
     UPLOAD_FILE = "upload files"
+    READ_FILE = "read files"
+    LOOK_FOR_FILE = "look for files"
     REPORT_CORRUPT = "report a damaged object"
     REQUEST_FEEDS = "request feeds"
     PROVIDE_FEEDS = "provide feeds"
     UPLOAD_FEED = "upload feeds"
+    READ_SEGMENT = "read feeds"
+    READ_INDEX = "read the indexes of feeds"
     REPORT_SEGMENT = "report a damaged segment of a feed"
     REQUEST_TASKS = "request tasks"
     PROVIDE_TASKS = "provide tasks"
     CLAIM_TASK = "run tasks"
     FIND_TASK = "see how tasks stand"
     UPLOAD_RESULT = "upload results of tasks"
+    READ_RESULT = "read results of tasks"
     REPORT_RESULT = "report the result of a task"
 
 
@@ -58,16 +63,24 @@ _NEEDS: dict[Action, frozenset[Permission]] = {
     Action.REQUEST_FILES: frozenset({Permission.REQUEST_FILES}),
     Action.PROVIDE_FILES: frozenset({Permission.PROVIDE_FILES}),
     Action.UPLOAD_FILE: frozenset({Permission.PROVIDE_FILES}),
+    Action.READ_FILE: frozenset({Permission.REQUEST_FILES}),
+    # Who uploads looks whether it is there already.
+    Action.LOOK_FOR_FILE: frozenset({Permission.REQUEST_FILES, Permission.PROVIDE_FILES}),
     Action.REPORT_CORRUPT: frozenset({Permission.REQUEST_FILES}),
     Action.REQUEST_FEEDS: frozenset({Permission.REQUEST_FEEDS}),
     Action.PROVIDE_FEEDS: frozenset({Permission.PROVIDE_FEEDS}),
     Action.UPLOAD_FEED: frozenset({Permission.PROVIDE_FEEDS}),
+    Action.READ_SEGMENT: frozenset({Permission.REQUEST_FEEDS}),
+    # Who shares a feed reads the index of what was shared before.
+    Action.READ_INDEX: frozenset({Permission.REQUEST_FEEDS, Permission.PROVIDE_FEEDS}),
     Action.REPORT_SEGMENT: frozenset({Permission.REQUEST_FEEDS}),
     Action.REQUEST_TASKS: frozenset({Permission.REQUEST_TASKS}),
     Action.PROVIDE_TASKS: frozenset({Permission.PROVIDE_TASKS}),
     Action.CLAIM_TASK: frozenset({Permission.PROVIDE_TASKS}),
     Action.FIND_TASK: _TASKS,
     Action.UPLOAD_RESULT: frozenset({Permission.PROVIDE_TASKS}),
+    # Who runs tasks looks whether there is a result already.
+    Action.READ_RESULT: _TASKS,
     Action.REPORT_RESULT: _TASKS,
 }
 

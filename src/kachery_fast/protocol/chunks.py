@@ -7,7 +7,7 @@ they surface.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from enum import IntEnum
 from heapq import heappop, heappush
 
@@ -25,6 +25,9 @@ class State(IntEnum):
     HELD = 5      # on disk, not yet verified
     CHECKING = 6  # it arrived damaged; the hub looks at the object
     GOOD = 7      # on disk and verified
+
+
+_TO_BE_LOADED = frozenset({State.UNKNOWN, State.ABSENT, State.ASSIGNED, State.READY})
 
 
 class ChunkBook:
@@ -85,6 +88,12 @@ class ChunkBook:
                     found.append(index)
                 index = self._states.find(state, index + 1)
         return found
+
+    def wanted_after(self, index: int) -> Iterator[int]:
+        """Yield the needed chunks behind ``index`` that are still to be loaded, in order."""
+        for following in range(index + 1, self.count):
+            if self._needed[following] and self._states[following] in _TO_BE_LOADED:
+                yield following
 
     def all_good(self, indices: range) -> bool:
         """Whether all these chunks, neighbours in order, are verified."""

@@ -14,7 +14,7 @@ long as nothing comes of it, and its segments are tried last from then on.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple
@@ -139,6 +139,11 @@ class Follower:
             return None
         due = self._ask_at()
         return self._wanted_until if due is None else min(due, self._wanted_until)
+
+    def segments_after(self, segment: Segment) -> Iterator[Segment]:
+        """Yield the segments that are known and will be loaded after this one, nearest first."""
+        for first, sha1 in sorted(key for key in self._segments if key[0] >= segment.end):
+            yield self._segments[first, sha1][0]
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Take one event at the time ``now`` (seconds, monotonic) and return what to do."""

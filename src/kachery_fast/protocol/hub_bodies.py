@@ -7,12 +7,13 @@ from typing import Any, ClassVar
 import msgspec
 
 from .bodies import Body
+from .names import ObjectKind
 
 __all__ = [
     "ApprovalAsked", "ApprovalState", "AskApproval", "ChannelInfo", "ClaimTask", "FindApproval", "FindTask",
     "FinishTask", "GetNodeConfig", "GetPubsubToken", "HubBody", "JoinChannel", "KeepTasks", "LeaveChannel", "Member",
-    "NodeConfig", "ObjectSpec", "PubsubInfo", "PubsubToken", "ReportBadResult", "ReportCorrupt", "SignFeedUploads",
-    "SignTaskResult", "SignUploads", "SignedObject", "SignedUploads", "TaskClaim",
+    "NodeConfig", "ObjectSpec", "PubsubInfo", "PubsubToken", "ReportBadResult", "ReportCorrupt", "SignDownloads",
+    "SignFeedUploads", "SignTaskResult", "SignUploads", "SignedDownloads", "SignedObject", "SignedUploads", "TaskClaim",
 ]
 
 # --- requests
@@ -90,6 +91,19 @@ class SignTaskResult(Body, tag="signTaskResult"):
     replace: bool = False
 
 
+class SignDownloads(Body, tag="signDownloads"):
+    """URLs by which objects of ``channel`` are read, whether it is private or not; they need not be there.
+
+    ``sha1s``, ``feed_id`` and ``subfeed``: as in ``names.ObjectName``. ``head``: to ask for the sizes alone, by HEAD.
+    """
+
+    object_kind: ObjectKind
+    sha1s: list[str]
+    feed_id: str = ""
+    subfeed: str = ""
+    head: bool = False
+
+
 class ReportCorrupt(Body, tag="reportCorrupt"):
     """The object ``sha1`` of ``channel`` arrived with bytes of another SHA-1, ``found`` (empty: not known, the length
     or the content is wrong). With ``feed_id`` and ``subfeed`` it is a segment of that subfeed."""
@@ -154,8 +168,8 @@ class FindTask(Body, tag="findTask"):
 
 
 HubBody = (JoinChannel | LeaveChannel | AskApproval | FindApproval | GetNodeConfig | GetPubsubToken | SignUploads
-           | SignFeedUploads | SignTaskResult | ReportCorrupt | ReportBadResult | ClaimTask | KeepTasks | FinishTask
-           | FindTask)
+           | SignFeedUploads | SignTaskResult | SignDownloads | ReportCorrupt | ReportBadResult | ClaimTask | KeepTasks
+           | FinishTask | FindTask)
 
 
 # --- answers
@@ -180,7 +194,7 @@ class PubsubInfo(msgspec.Struct, rename="camel"):
 
 class ChannelInfo(msgspec.Struct, rename="camel"):
     """One channel of the asking node. ``bucket_url`` is the base of object URLs, relative to the hub if it begins
-    with a slash."""
+    with a slash. ``private``: they have to be signed for reading too."""
 
     name: str
     owner: str
@@ -188,6 +202,7 @@ class ChannelInfo(msgspec.Struct, rename="camel"):
     bucket_url: str
     pubsub: PubsubInfo
     members: list[Member]
+    private: bool = False
 
 
 class NodeConfig(msgspec.Struct, rename="camel"):
@@ -244,6 +259,14 @@ class SignedUploads(msgspec.Struct, rename="camel"):
     """Answer to ``SignUploads``, ``SignFeedUploads`` (the index last) and ``SignTaskResult``, in the order asked."""
 
     uploads: list[SignedObject]
+
+
+class SignedDownloads(msgspec.Struct, rename="camel"):
+    """Answer to ``SignDownloads``: a URL for each object, in the order asked, relative to the hub if it begins with a
+    slash. They hold until ``expires``, by the hub's clock, milliseconds since the epoch."""
+
+    urls: list[str]
+    expires: int
 
 
 class TaskClaim(msgspec.Struct, rename="camel"):

@@ -143,9 +143,9 @@ _TEXTS: dict[str, tuple[Callable[[str], bool], str, tuple[str, ...]]] = {
     "sha1": (is_sha1, "a SHA-1", ()),
     "manifest": (is_sha1, "a SHA-1", ()),
     "found": (is_sha1, "a SHA-1", ("reportCorrupt",)),
-    "subfeed": (is_sha1, "the SHA-1 of a subfeed's name", ("reportCorrupt",)),
+    "subfeed": (is_sha1, "the SHA-1 of a subfeed's name", ("reportCorrupt", "signDownloads")),
     "result_id": (is_sha1, "a SHA-1", ()),
-    "feed_id": (is_node_id, "a feed's id", ("reportCorrupt",)),
+    "feed_id": (is_node_id, "a feed's id", ("reportCorrupt", "signDownloads")),
     "id": (lambda text: 0 < len(text) <= _ID_LENGTH_MAX, f"1 to {_ID_LENGTH_MAX} characters long", ()),
     "request": (lambda text: 0 < len(text) <= _ID_LENGTH_MAX, f"1 to {_ID_LENGTH_MAX} characters long",
                 ("feedMessages", "feedShared")),
@@ -179,6 +179,8 @@ def _check_fields(tag: str, body: object) -> None:
     for item in (*getattr(body, "objects", ()), *getattr(body, "segments", ())):
         if not is_sha1(item.sha1) or item.size < 0:
             raise BadMessage(why=f"{tag}: an object needs a SHA-1 and a size")
+    if not all(is_sha1(sha1) for sha1 in getattr(body, "sha1s", ())):
+        raise BadMessage(why=f"{tag}: one of sha1s is not a SHA-1")
     if isinstance(body, FeedShared) and any(not 0 <= part.first < part.end <= _COUNT_MAX for part in body.segments):
         raise BadMessage(why=f"{tag}: a segment without messages")
     for first, end in getattr(body, "chunks", ()):

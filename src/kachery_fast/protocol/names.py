@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 from urllib.parse import parse_qs, quote, unquote
 
 from ..errors import InvalidFeedUri, InvalidName, InvalidUri
@@ -18,6 +18,8 @@ __all__ = [
     "BAND_KINDS",
     "FeedUri",
     "FileUri",
+    "ObjectKind",
+    "ObjectName",
     "band_name",
     "check_channel_name",
     "check_feed_id",
@@ -29,6 +31,7 @@ __all__ = [
     "object_name",
     "parse_feed_uri",
     "parse_file_uri",
+    "parse_object_name",
     "result_object_name",
     "segment_object_name",
     "subfeed_hash",
@@ -250,6 +253,51 @@ def result_object_name(channel: str, result_id: str) -> str:
     :raises InvalidName: a part is not well-formed.
     """
     return f"{check_channel_name(channel)}/task_results/{_spread(check_sha1(result_id))}"
+
+
+ObjectKind = Literal["file", "segment", "index", "result"]
+
+
+class ObjectName(NamedTuple):
+    """The parts of an object's name; ``str`` puts them together.
+
+    ``sha1``: of a file, chunk, manifest or segment; the hash of a subfeed's name for its index; a result id.
+    ``feed_id``: of a segment and an index. ``subfeed``: of a segment.
+    """
+
+    channel: str
+    kind: ObjectKind
+    sha1: str
+    feed_id: str = ""
+    subfeed: str = ""
+
+    def __str__(self) -> str:
+        """:raises InvalidName: a part is not well-formed."""
+        if self.kind == "file":
+            return object_name(self.channel, self.sha1)
+        if self.kind == "result":
+            return result_object_name(self.channel, self.sha1)
+        if self.kind == "index":
+            return subfeed_object_name(self.channel, self.feed_id, self.sha1)
+        return segment_object_name(self.channel, self.feed_id, self.subfeed, self.sha1)
+
+
+def parse_object_name(text: str) -> ObjectName:
+    """Take the name of an object apart.
+
+    :raises InvalidName: it is none that these functions build.
+    """
+    parts = text.split("/")
+    found: ObjectName | None = None
+    if len(parts) == 6:
+        found = ObjectName(parts[0], "file" if parts[1] == "sha1" else "result", parts[5])
+    elif len(parts) == 12:
+        found = ObjectName(parts[0], "index", parts[10], parts[5])
+    elif len(parts) == 13:
+        found = ObjectName(parts[0], "segment", parts[12], parts[5], parts[10])
+    if found is None or str(found) != text:
+        raise InvalidName(name=text, kind="object", why="it is not <channel>/(sha1|feeds|task_results)/...")
+    return found
 
 
 def _spread(digits: str) -> str:

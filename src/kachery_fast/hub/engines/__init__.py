@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 
 from ...protocol.hub_bodies import PubsubInfo, PubsubToken
 
-__all__ = ["BucketEngine", "BucketTotals", "KindTotal", "ObjectRecord", "PubsubEngine", "SignedUrl"]
+__all__ = ["BucketEngine", "BucketTotals", "KindTotal", "ObjectRecord", "PubsubEngine", "SignedRead", "SignedUrl"]
 
 
 class SignedUrl(NamedTuple):
@@ -48,6 +48,13 @@ class BucketTotals(NamedTuple):
         return sum(kind.size_bytes for kind in self.kinds.values())
 
 
+class SignedRead(NamedTuple):
+    """Where to read one object, and until when, milliseconds since the epoch."""
+
+    url: str
+    expires_ms: int
+
+
 class BucketEngine(Protocol):
     """Objects by name. The methods that touch objects block, and are called off the event loop."""
 
@@ -76,6 +83,9 @@ class BucketEngine(Protocol):
 
         :returns: whether it was removed. Of a bucket that knows of no reads: never.
         """
+
+    def sign_get(self, object_name: str, life_seconds: float, *, head: bool = False) -> SignedRead:
+        """Sign reads of one object by GET, or by HEAD, there or not. Quick: no I/O."""
 
     def sha1(self, object_name: str) -> str:
         """Return the SHA-1 of an object's bytes.

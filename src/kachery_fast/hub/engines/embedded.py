@@ -10,9 +10,10 @@ from itertools import islice
 
 from ...embedded.broker import Broker
 from ...embedded.bucket import BucketServer, UploadSigner
+from ...embedded.bucket_reads import DownloadSigner
 from ...errors import ObjectMissing
 from ...protocol.hub_bodies import PubsubInfo, PubsubToken
-from . import BucketTotals, KindTotal, ObjectRecord, SignedUrl
+from . import BucketTotals, KindTotal, ObjectRecord, SignedRead, SignedUrl
 
 __all__ = ["EmbeddedBucket", "EmbeddedPubsub"]
 
@@ -20,9 +21,10 @@ __all__ = ["EmbeddedBucket", "EmbeddedPubsub"]
 class EmbeddedBucket:
     """A ``BucketEngine`` over the embedded object server."""
 
-    def __init__(self, server: BucketServer, signer: UploadSigner) -> None:
+    def __init__(self, server: BucketServer, signer: UploadSigner, reads: DownloadSigner) -> None:
         self._server = server
         self._signer = signer
+        self._reads = reads
         self.url_base = server.prefix
 
     def sign_put(
@@ -53,6 +55,11 @@ class EmbeddedBucket:
     def expire(self, object_name: str, unread_since: float) -> bool:
         """See ``BucketEngine``."""
         return self._server.expire(object_name, unread_since)
+
+    def sign_get(self, object_name: str, life_seconds: float, *, head: bool = False) -> SignedRead:
+        """See ``BucketEngine``."""
+        signed = self._reads.sign(object_name, life_seconds, self.url_base, method="HEAD" if head else "GET")
+        return SignedRead(signed.url, signed.expires * 1000)
 
     def sha1(self, object_name: str) -> str:
         """See ``BucketEngine``."""

@@ -29,14 +29,12 @@ from .feeds import (
     SubfeedNotAvailable,
 )
 from .general import (
-    ActionRefused,
     AlreadyExists,
     BadMessage,
     BandUnreachable,
     BucketUnreachable,
     Cancelled,
     CannotLink,
-    ChannelPrivate,
     ChannelUnknown,
     ClientAuthRefused,
     ClientOffline,
@@ -63,7 +61,6 @@ from .general import (
     NodeError,
     NodeNotRunning,
     NotADataFile,
-    NotApproved,
     NotAvailable,
     NotInStore,
     NotOnHub,
@@ -72,10 +69,8 @@ from .general import (
     ObjectMissing,
     OwnerTokenRefused,
     PartialTransfer,
-    QuotaExceeded,
     RateLimited,
     SignatureInvalid,
-    SignInRefused,
     StaleMessage,
     Stalled,
     TooLarge,
@@ -85,6 +80,7 @@ from .general import (
     WrongFormat,
     WrongSize,
 )
+from .hub import ActionRefused, ChannelPrivate, NotApproved, QuotaExceeded, SignInRefused
 from .sign_in import AccountTaken, IdentityRefused, IdTokenRefused, ProviderUnusable
 from .tasks import (
     ResultRefused,

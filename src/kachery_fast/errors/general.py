@@ -5,14 +5,14 @@ from __future__ import annotations
 from .tree import KacheryError
 
 __all__ = [
-    "ActionRefused", "AlreadyExists", "BadMessage", "BandUnreachable", "BucketUnreachable", "Cancelled", "CannotLink",
-    "ChannelUnknown", "ClientAuthRefused", "ClientOffline", "CorruptFile", "CorruptObject", "DatabaseUnusable",
-    "DiskError", "DiskFull", "FileChanged", "FileElsewhere", "HubError", "HubUnreachable", "InvalidArgument",
-    "InvalidFeedUri", "InvalidName", "InvalidSetting", "InvalidUri", "LinkInvalid", "LocalFileMissing",
-    "LocalFileUnreadable", "ManifestInvalid", "MutableMissing", "NoChannel", "NodeError", "NodeNotRunning",
-    "NotADataFile", "NotApproved", "NotAvailable", "NotInStore", "NotOnHub", "NotPermitted", "ObjectExists",
-    "ObjectMissing", "OwnerTokenRefused", "PartialTransfer", "RateLimited", "SignInRefused", "SignatureInvalid",
-    "StaleMessage", "Stalled", "TooLarge", "UnsafePickle", "UploadRefused", "UrlExpired", "WrongFormat", "WrongSize",
+    "AlreadyExists", "BadMessage", "BandUnreachable", "BucketUnreachable", "Cancelled", "CannotLink", "ChannelUnknown",
+    "ClientAuthRefused", "ClientOffline", "CorruptFile", "CorruptObject", "DatabaseUnusable", "DiskError", "DiskFull",
+    "FileChanged", "FileElsewhere", "HubError", "HubUnreachable", "InvalidArgument", "InvalidFeedUri", "InvalidName",
+    "InvalidSetting", "InvalidUri", "LinkInvalid", "LocalFileMissing", "LocalFileUnreadable", "ManifestInvalid",
+    "MutableMissing", "NoChannel", "NodeError", "NodeNotRunning", "NotADataFile", "NotAvailable", "NotInStore",
+    "NotOnHub", "NotPermitted", "ObjectExists", "ObjectMissing", "OwnerTokenRefused", "PartialTransfer", "RateLimited",
+    "SignatureInvalid", "StaleMessage", "Stalled", "TooLarge", "UnsafePickle", "UploadRefused", "UrlExpired",
+    "WrongFormat", "WrongSize",
 ]
 
 # --- 2: the call itself is wrong
@@ -138,43 +138,8 @@ class OwnerTokenRefused(KacheryError):
     http_status = 401
 
 
-class ActionRefused(KacheryError):
-    """The hub refused {action!r} to {who}: {why}."""
-
-    exit_code = 4
-    http_status = 403
-
-
-class SignInRefused(KacheryError):
-    """You could not be signed in: {why}. On the hub's machine, kachery-fast hub sign-in makes a new link."""
-
-    exit_code = 4
-    http_status = 403
-
-
 class NotPermitted(KacheryError):
     """{who} may not {action} on the channel {channel!r}: {why}."""
-
-    exit_code = 4
-    http_status = 403
-
-
-class QuotaExceeded(NotPermitted):
-    """{what} may have {limit} bytes: {used} are stored or on their way, {needed} more were to come, and {why}.
-    {advice}"""
-
-
-class ChannelPrivate(KacheryError):
-    """The channel {channel!r} is private: only its nodes can read what is in its bucket. Load through a node that is on
-    the channel (kachery-fast node join), without direct mode; or have its owner make it public: kachery-fast channel
-    set {channel} --public"""
-
-    exit_code = 4
-    http_status = 403
-
-
-class NotApproved(KacheryError):
-    """This node was not approved at the hub {hub}: {why}. Run the command again for a new code."""
 
     exit_code = 4
     http_status = 403

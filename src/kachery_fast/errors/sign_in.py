@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .general import SignInRefused
+from .hub import SignInRefused
 from .tree import KacheryError
 
 __all__ = ["AccountTaken", "IdTokenRefused", "IdentityRefused", "ProviderUnusable"]

@@ -126,12 +126,13 @@ def test_admins_alone_see_to_other_accounts(tmp_path: Path) -> None:
             await registry.open()
             token = await registry.call(identity.issue_owner_token, other, 1)
             await registry.close()
+            more: dict[str, dict[str, Any]] = {
+                "setAdmin": {"admin": False}, "connectIdentity": {"issuer": "https://a.example.org", "subject": "1"}}
             for action, act in ACTIONS.items():
-                fields = {"owner": OWNER, "admin": False} if action == "setAdmin" else {"owner": OWNER}
+                fields = {} if action == "listAccounts" else {"owner": OWNER, **more.get(action, {})}
                 if act.admin:
                     status, answer = await world.post(
-                        f"/api/v1/{action}", json.dumps({} if action == "listAccounts" else fields).encode(),
-                        Authorization=f"Bearer {token}")
+                        f"/api/v1/{action}", json.dumps(fields).encode(), Authorization=f"Bearer {token}")
                     assert (status, answer["error"]) == (403, "ActionRefused"), action
             await world.owner.call("setAdmin", owner=other, admin=True)
             status, answer = await world.post("/api/v1/closeAccount", json.dumps({"owner": OWNER}).encode(),

@@ -121,8 +121,7 @@ def test_a_click_makes_a_transfer_possible_and_another_one_impossible(
     wait_until(comes, "B loads what it may load again")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
+@pytest.mark.parametrize(("scheme", "size"), [("light", DESK), ("dark", PHONE)], ids=["light", "dark phone"])
 def test_every_page_can_be_used_by_everybody(
     chromium: Browser, lab: Lab, look: Look, scheme: str, size: ViewportSize
 ) -> None:

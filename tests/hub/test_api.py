@@ -17,12 +17,12 @@ from kachery_fast.cli.lab import Lab
 from kachery_fast.errors import NotOnHub
 from kachery_fast.hub import identity
 from kachery_fast.hub.openapi import describe_api
-from kachery_fast.hub.performing import ACTS
+from kachery_fast.hub.performing import ACTS_BY_NAME
 
 from ..network import LOOPS, run_on
 from .support import CHANNEL, OWNER, Clock, node_id, running_world
 
-ACTIONS = {act.name: act for act in ACTS.values()}
+ACTIONS = ACTS_BY_NAME
 schema = schemathesis.openapi.from_dict(describe_api(ACTIONS, "http://127.0.0.1"))
 parametrized = pytest.mark.parametrize("loop_kind", LOOPS)
 

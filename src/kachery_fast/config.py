@@ -130,7 +130,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("hub_token", "", "secret", "KACHERY_HUB_TOKEN",
             "The owner's token for channel commands; found in the hub's directory when on its machine."),
     Setting("hub_database", "", "secret URL", "KACHERY_HUB_DATABASE",
-            "The hub's registry: postgresql://USER:PASSWORD@HOST/DATABASE. Empty: hub.db in the hub's directory."),
+            "The hub's registry. Empty: hub.db in its directory; postgresql://USER:PASSWORD@HOST/DATABASE is to come."),
     Setting("hub_oidc_issuer", "", "URL", "KACHERY_HUB_OIDC_ISSUER",
             "The OpenID Connect provider that people sign in by, such as https://accounts.google.com. Empty: they sign "
             "in by links of the hub."),

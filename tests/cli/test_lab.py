@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import sqlite3
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -66,3 +67,19 @@ def test_a_program_that_is_starting_when_ctrl_c_comes_is_ended_too(
         assert lab.hub.running
     assert [process.returncode for process in started] != [None]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("change", ["closed = 1", "admin = 0"])
+def test_a_hub_runs_on_when_its_own_owner_was_shut_out_by_another_admin(tmp_path: Path, change: str) -> None:
+    with Lab(tmp_path / "lab") as lab:
+        lab.start_hub()
+        assert lab.hub.stop() == 0
+        registry = sqlite3.connect(lab.hub_dir / "hub.db")
+        with registry:
+            registry.execute(f"UPDATE owners SET {change}")
+        registry.close()
+        lab.hub.start()
+        lab.hub.wait_until(lambda: lab.hub.has_printed("cannot tell what to do next"), "the hub")
+        with socket.create_connection(("127.0.0.1", lab.hub_port)):
+            pass
+        assert lab.hub.stop() == 0

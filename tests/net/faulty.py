@@ -44,15 +44,18 @@ class FaultyServer:
 
     def join(self) -> None:
         """Wait until every step has run to its end and the clients have closed."""
-        for thread in self._threads[1:] + self._threads[:1]:
+        with self._lock:
+            threads = list(self._threads)
+        for thread in threads[1:] + threads[:1]:
             if thread is not self._threads[0] or self._listener.fileno() < 0:
                 thread.join(20)
                 assert not thread.is_alive()
 
     def _start(self, work: Callable[..., None], *arguments: Any) -> None:
         thread = threading.Thread(target=work, args=arguments, daemon=True)
-        self._threads.append(thread)
-        thread.start()
+        with self._lock:  # who joins sees none that has not begun
+            self._threads.append(thread)
+            thread.start()
 
     def _accept(self) -> None:
         while True:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from ..config import Settings, load_settings
-from ..errors import DiskError, HubError, InvalidArgument, NotOnHub
+from ..errors import ActionRefused, DiskError, HubError, InvalidArgument, NotOnHub
 from ..protocol.names import check_channel_name, check_owner_id
 from .background import start_detached
 from .output import command_errors, emit, json_option
@@ -88,7 +88,10 @@ def hub(
             raise InvalidArgument(what=f"The hub in {settings.hub_dir} belongs to {found}, not to {owner}.")
 
     async def ready(_running: Hub) -> None:
-        await _announce(settings, wish)
+        try:
+            await _announce(settings, wish)
+        except ActionRefused as error:  # another admin closed the owner's account: the hub goes on for the others
+            click.echo(f"The hub runs, but cannot tell what to do next: {error}", err=True)
 
     run_on_loop(run_hub(settings, public_url=public_url, prepare=check_owner, ready=ready))
 

@@ -113,7 +113,7 @@ def _check_allowed(person: Person, allowed: frozenset[str]) -> None:
     email = person.email.lower()
     if not person.email_verified:
         raise IdentityRefused(why=f"only some addresses may have an account here, and {person.issuer} has not verified "
-                                f"{email or 'yours'}", advice="Verify your address there, and sign in again.")
+                                  f"{email or 'yours'}", advice="Verify your address there, and sign in again.")
     if not {email, f"@{email.rpartition('@')[2]}"} & allowed:
         raise IdentityRefused(why=f"{email} may not have an account here",
                               advice="Ask an admin of this hub, or sign in with another address.")

@@ -36,7 +36,7 @@ from .node_api import NodeApi
 from .open_channels import OpenChannels
 from .openapi import describe_api
 from .owner_api import OwnerApi
-from .performing import ACTS, Performer
+from .performing import ACTS_BY_NAME, Performer
 from .registry import Registry, registry_url
 from .sessions import Seal
 from .web.site import Site
@@ -79,6 +79,7 @@ class Hub:
         # What was opened, to be closed in reverse.
         self._parts = AsyncExitStack()
         self._port: Port | None = None
+        self._description: bytes | None = None
 
     @property
     def port(self) -> int:
@@ -274,7 +275,9 @@ class Hub:
         return _json(await self._owner_api.answer(await request.read(), authorization, address_group(request.remote)))
 
     async def _openapi(self, _request: web.Request) -> web.Response:
-        return _json(describe_api({act.name: act for act in ACTS.values()}, self.public_url))
+        if self._description is None:  # made once: it takes a while, and strangers may ask for it
+            self._description = msgspec.json.encode(describe_api(ACTS_BY_NAME, self.public_url))
+        return web.Response(body=self._description, content_type="application/json")
 
     async def _action(self, request: web.Request) -> web.Response:
         authorization = request.headers.get("Authorization", "")

@@ -122,6 +122,6 @@ def touch_node(connection: Connection, node_id: str, label: str, version: str, n
     connection.execute(nodes.update().where(nodes.c.id == node_id).values(last_seen=now_ms, **changed))
 
 
-def clean_text(text: str) -> str:
-    """Return what a node calls itself as other people's terminals can show it: no control characters, bounded."""
-    return "".join(character for character in text if character.isprintable())[:_LABEL_LENGTH_MAX]
+def clean_text(text: str, length_max: int = _LABEL_LENGTH_MAX) -> str:
+    """Return what a node or a browser calls itself as others can be shown it: no control characters, bounded."""
+    return "".join(character for character in text if character.isprintable())[:length_max]

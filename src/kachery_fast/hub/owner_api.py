@@ -14,13 +14,12 @@ from ..errors import BadMessage, NotOnHub, OwnerTokenRefused
 from . import identity
 from .actions import Actor, Answer, Request
 from .limits import RateLimiter
-from .performing import ACTS, Performer
+from .performing import ACTS, ACTS_BY_NAME, Performer
 from .registry import Registry
 
 __all__ = ["OwnerApi"]
 
 TOKEN_FAILURES_PER_MINUTE_MAX = 10
-_BY_NAME = {act.name: request for request, act in ACTS.items()}
 
 
 class OwnerApi:
@@ -66,13 +65,13 @@ class OwnerApi:
 
 
 def _read(data: bytes, action: str) -> Request:
-    kind = _BY_NAME.get(action)
-    if kind is None:
+    act = ACTS_BY_NAME.get(action)
+    if act is None:
         raise NotOnHub(kind="action", name=action, advice="See /api/openapi.json.")
     fields = msgspec.json.decode(data)
     if not isinstance(fields, dict) or "type" in fields:
         raise BadMessage(why="an action takes one JSON object, without a field 'type'")
-    return msgspec.convert(fields, kind)
+    return msgspec.convert(fields, act.request)
 
 
 def _union(types: tuple[type[Request], ...]) -> type[Request]:

@@ -21,12 +21,13 @@ from .node_actions import NODE_ACTS
 from .registry import Registry
 from .tables import owners
 
-__all__ = ["ACTS", "Performer"]
+__all__ = ["ACTS", "ACTS_BY_NAME", "Performer"]
 
 _log = logging.getLogger("kachery_fast.hub")
 
 ACTS: dict[type[Request], Act] = {
     act.request: act for act in (*CHANNEL_ACTS, *BUCKET_ACTS, *NODE_ACTS, *ACCOUNT_ACTS, *IDENTITY_ACTS)}
+ACTS_BY_NAME: dict[str, Act] = {act.name: act for act in ACTS.values()}
 
 CODE_FAILURES_PER_MINUTE_MAX = 10
 

@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection
 
 from ..errors import SignInRefused
 from .actions import Answer
-from .identity import hash_code
+from .identity import clean_text, hash_code
 from .tables import owners, sessions, sign_in_links
 
 __all__ = [
@@ -86,10 +86,7 @@ def make_link(connection: Connection, owner: str, now_ms: int) -> str:
     """
     _require_open(connection, owner)
     connection.execute(sign_in_links.delete().where(sign_in_links.c.expires < now_ms))
-    kept = sa.select(sign_in_links.c.hash).where(sign_in_links.c.owner == owner).order_by(
-        sign_in_links.c.created.desc()).offset(LINKS_PER_OWNER_MAX - 1)
-    connection.execute(sign_in_links.delete().where(sign_in_links.c.hash.in_(
-        [row.hash for row in connection.execute(kept)])))
+    _make_room(connection, sign_in_links, owner, sign_in_links.c.created, LINKS_PER_OWNER_MAX)
     code = secrets.token_urlsafe(24)
     connection.execute(sign_in_links.insert().values(
         hash=hash_code(code), owner=owner, created=now_ms, expires=now_ms + LINK_SECONDS * 1000))
@@ -114,6 +111,12 @@ def use_link(connection: Connection, code: str, now_ms: int) -> str:
     return owner
 
 
+def _make_room(connection: Connection, table: sa.Table, owner: str, newest: sa.Column[int], count_max: int) -> None:
+    """Remove an owner's oldest rows, so that one more makes ``count_max`` at most."""
+    oldest = sa.select(table.c.hash).where(table.c.owner == owner).order_by(newest.desc()).offset(count_max - 1)
+    connection.execute(table.delete().where(table.c.hash.in_([row.hash for row in connection.execute(oldest)])))
+
+
 def _require_open(connection: Connection, owner: str) -> None:
     row = connection.execute(sa.select(owners.c.closed).where(owners.c.id == owner)).first()
     if row is None or row.closed is not None:
@@ -130,15 +133,11 @@ def begin_session(connection: Connection, owner: str, agent: str, now_ms: int) -
     """
     _require_open(connection, owner)
     connection.execute(sessions.delete().where(sessions.c.expires < now_ms))
-    oldest = sa.select(sessions.c.hash).where(sessions.c.owner == owner).order_by(
-        sessions.c.last_seen.desc()).offset(SESSIONS_PER_OWNER_MAX - 1)
-    connection.execute(sessions.delete().where(sessions.c.hash.in_(
-        [row.hash for row in connection.execute(oldest)])))
+    _make_room(connection, sessions, owner, sessions.c.last_seen, SESSIONS_PER_OWNER_MAX)
     token = secrets.token_urlsafe(32)
-    shown = "".join(character for character in agent if character.isprintable())[:_AGENT_LENGTH_MAX]
     connection.execute(sessions.insert().values(
-        hash=hash_code(token), owner=owner, agent=shown, created=now_ms, last_seen=now_ms,
-        expires=now_ms + SESSION_SECONDS * 1000))
+        hash=hash_code(token), owner=owner, agent=clean_text(agent, _AGENT_LENGTH_MAX), created=now_ms,
+        last_seen=now_ms, expires=now_ms + SESSION_SECONDS * 1000))
     return token
 
 

@@ -17,7 +17,7 @@ from ..accounts import owner_of
 from ..actions import Actor, Answer
 from ..channel_actions import InvitationMade
 from ..limits import RateLimiter, address_group
-from ..performing import ACTS, Performer
+from ..performing import ACTS_BY_NAME, Performer
 from ..registry import Registry
 from .forms import read_form
 from .pages import PAGES, Look
@@ -36,7 +36,6 @@ SIGN_INS_PER_MINUTE_MAX = 10
 REDIRECT_PATH = "/sign-in/provider"
 _Handler = Callable[[web.Request, Visitor], Awaitable[web.StreamResponse]]
 
-_BY_NAME = {act.name: act for act in ACTS.values()}
 # Answers with something that is shown once: on a page of their own.
 _SHOWN = (InvitationMade, TokenMade, SignInLink)
 
@@ -216,7 +215,7 @@ class Site:
         if visitor.signed_in is None:
             return _see(f"/sign-in?next={quote(to)}")
         self._visitors.check_form(request, visitor, str(form.get("csrf", "")))
-        act = _BY_NAME.get(request.match_info["action"])
+        act = ACTS_BY_NAME.get(request.match_info["action"])
         if act is None:
             raise NotOnHub(kind="action", name=request.match_info["action"], advice="See /api.")
         try:

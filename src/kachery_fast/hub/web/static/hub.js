@@ -67,20 +67,4 @@ addEventListener("click", async (event) => {
 
 addEventListener("popstate", () => location.reload());
 
-// A part that shows what goes on now is fetched again, while somebody looks.
-setInterval(async () => {
-  if (document.hidden) return;
-  for (const part of document.querySelectorAll("[data-live]")) {
-    try {
-      const response = await fetch(location.href);
-      const page = new DOMParser().parseFromString(await response.text(), "text/html");
-      const fresh = page.getElementById(part.id);
-      if (fresh && !part.contains(document.activeElement)) {
-        part.replaceWith(fresh);
-        dress(fresh);
-      }
-    } catch { /* the next time */ }
-  }
-}, 5000);
-
 dress(document);

@@ -268,23 +268,10 @@ def test_a_bucket_is_listed_measured_and_cleared(hub_dir: Path) -> None:
     assert [line["name"] for line in run_json(hub_dir, "channel", "objects", "care")["objects"]] == [other]
 
 
-def test_limits_are_shown_set_and_taken_away(hub_dir: Path) -> None:
-    run_json(hub_dir, "channel", "create", "limited")
-    nothing = "bucket: no limit\nunread objects: stay\nuploads of one node in a day: no limit\n"
-    assert run(hub_dir, "channel", "limits", "limited").stdout == nothing
-    told = run(hub_dir, "channel", "limits", "limited", "--size", "1.5TB", "--unread-days", "90", "--node-day", "2GiB")
-    assert "go after 90 days" in told.stdout
-    found = run_json(hub_dir, "channel", "limits", "limited")
-    assert (found["sizeBytesMax"], found["unreadDaysMax"], found["nodeDayBytesMax"]) == (15 * 10**11, 90, 2**31)
-    changed = run_json(hub_dir, "channel", "limits", "limited", "--size", "1000")
-    assert (changed["sizeBytesMax"], changed["unreadDaysMax"]) == (1000, 90)
-    run(hub_dir, "channel", "limits", "limited", "--size", "none", "--unread-days", "none", "--node-day", "none")
-    assert run(hub_dir, "channel", "limits", "limited").stdout == nothing
-
-
-@pytest.mark.parametrize("option", [("--size", "much"), ("--size", "5XB"), ("--size", "-5"), ("--size", "0"),
-                                    ("--unread-days", "1.5"), ("--node-day", "")])
+@pytest.mark.parametrize("option", [
+    ("--size-max", "much"), ("--size-max", "5XB"), ("--size-max", "-5"), ("--size-max", "0"),
+    ("--unread-days-max", "1.5"), ("--node-day-max", "")])
 def test_a_limit_that_is_none_is_refused(hub_dir: Path, option: tuple[str, str]) -> None:
     run(hub_dir, "channel", "create", "strict")
-    assert run(hub_dir, "channel", "limits", "strict", *option).exit_code == 2
-    assert run_json(hub_dir, "channel", "limits", "strict")["sizeBytesMax"] is None
+    assert run(hub_dir, "channel", "set", "strict", *option).exit_code == 2
+    assert run_json(hub_dir, "channel", "show", "strict")["sizeBytesMax"] is None

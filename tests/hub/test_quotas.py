@@ -50,7 +50,7 @@ def test_what_would_take_a_channel_over_its_quota_is_refused(tmp_path: Path, loo
                 assert await world.upload(a, content(number)) == 200
             with pytest.raises(QuotaExceeded) as refused:
                 await world.upload(a, content(3))
-            for part in ("'lab'", "350 bytes", "300 are stored", "100 more", "channel limits lab",
+            for part in ("'lab'", "350 bytes", "300 are stored", "100 more", "channel set lab",
                          "channel objects lab"):
                 assert part in refused.value.message
             assert await world.upload(a, content(4, 50)) == 200  # what fits goes in
@@ -166,7 +166,7 @@ def test_a_node_may_upload_so_much_a_day(tmp_path: Path) -> None:
             assert await ask(a, content(1)) == 1
             with pytest.raises(QuotaExceeded) as refused:
                 await ask(a, content(2))
-            for part in ("today", "250 bytes", "200 are stored or on their way", "00:00 UTC", "channel limits lab"):
+            for part in ("today", "250 bytes", "200 are stored or on their way", "00:00 UTC", "channel set lab"):
                 assert part in refused.value.message
             assert await world.upload(a, content(1)) == 200
             assert await world.upload(a, content(0)) == 412  # what is there is nothing that it brings

@@ -113,7 +113,7 @@ def test_who_asks_is_told_that_the_channel_is_full_and_what_to_do(loop_kind: str
         await world.owner.call("changeChannel", channel=CHANNEL, sizeBytesMax=CHUNK)
         told = await b.load(uri)
         assert told["error"] == "NotAvailable"
-        for part in (f"channel '{CHANNEL}' may have {CHUNK} bytes", f"kachery-fast channel limits {CHANNEL}"):
+        for part in (f"channel '{CHANNEL}' may have {CHUNK} bytes", f"kachery-fast channel set {CHANNEL}"):
             assert part in told["message"]
         await world.owner.call("changeChannel", channel=CHANNEL, sizeBytesMax=None)
         assert (await b.load(uri))["size"] == len(data)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ..errors import InvalidArgument
-from .channel_care import limits, objects, usage
+from .channel_care import objects, usage
 from .output import command_errors, emit, human_size, size_of
 from .owner import ask_hub, count_text, hub_options, moment_text, split_list
 
@@ -26,7 +26,7 @@ def channel() -> None:
     """
 
 
-for _command in (usage, objects, limits):
+for _command in (usage, objects):
     channel.add_command(_command)
 
 
@@ -83,7 +83,10 @@ def set_(
     size_max: str | None, unread_days_max: str | None, node_day_max: str | None, hub_url: str | None,
     token: str | None, as_json: bool,
 ) -> None:
-    """Change settings of the channel NAME; what is not named stays as it is."""
+    """Change settings of the channel NAME; what is not named stays as it is.
+
+    Where unread objects go, those that nobody has read for longest also make room for new ones in a full bucket.
+    """
     named = {
         "private": private, "listed": listed, "description": description, "inviters": inviters,
         "sizeBytesMax": _limit(size_max, "--size-max", size_of),

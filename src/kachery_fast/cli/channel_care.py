@@ -1,4 +1,4 @@
-"""``kachery-fast channel usage | objects | limits``: what moves through a bucket, what is in it, and its bounds."""
+"""``kachery-fast channel usage | objects``: what moves through a bucket, and what is in it."""
 
 from __future__ import annotations
 
@@ -6,16 +6,13 @@ from typing import Any
 
 import click
 
-from ..errors import InvalidArgument
 from .output import command_errors, emit, human_size
 from .owner import ask_hub, count_text, hub_options, moment_text
 
-__all__ = ["limits", "objects", "usage"]
+__all__ = ["objects", "usage"]
 
 _KINDS = {"files": "sha1", "feeds": "feeds", "results": "task_results"}
 _WORDS = {kind: word for word, kind in _KINDS.items()}
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
-          "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 
 @click.command()
@@ -74,63 +71,6 @@ def objects(
         return "\n".join([*lines, _stored(answer)])
 
     emit(answer, human, as_json)
-
-
-@click.command()
-@click.argument("name")
-@click.option("--size", metavar="SIZE|none", help='What its bucket may hold, e.g. 500GB or 2TiB; "none": no limit.')
-@click.option("--unread-days", metavar="DAYS|none", help='Objects that nobody has read for as long go; "none": never.')
-@click.option("--node-day", metavar="SIZE|none", help='What one node may upload in a day (UTC); "none": no limit.')
-@hub_options
-@command_errors
-def limits(
-    name: str, size: str | None, unread_days: str | None, node_day: str | None, hub_url: str | None, token: str | None,
-    as_json: bool,
-) -> None:
-    """Show or set how much the bucket of the channel NAME may hold, for how long, and what a node may bring a day.
-
-    Where unread objects go, those that nobody has read for longest also make room for new ones in a full bucket.
-    """
-    given = {"sizeBytesMax": None if size is None else [_size(size)],
-             "unreadDaysMax": None if unread_days is None else [_days(unread_days)],
-             "nodeDayBytesMax": None if node_day is None else [_size(node_day)]}
-    changed = {field: value[0] for field, value in given.items() if value is not None}
-    answer = ask_hub(hub_url, token, "changeChannel" if changed else "showChannel", channel=name, **changed)
-
-    def human() -> str:
-        days = answer["unreadDaysMax"]
-        stay = "stay" if days is None else "go after " + count_text(days, "day")
-        return "\n".join([
-            f"bucket: {_limit(answer['sizeBytesMax'])}",
-            f"unread objects: {stay}",
-            f"uploads of one node in a day: {_limit(answer['nodeDayBytesMax'])}"])
-
-    emit(answer, human, as_json)
-
-
-def _size(text: str) -> int | None:
-    """Read 500GB, 2TiB or a number of bytes; "none" is None."""
-    if text.lower() == "none":
-        return None
-    digits = text.strip().lower().removesuffix("b")
-    number = digits.rstrip("kmgti ")
-    unit = digits[len(number):].strip()
-    try:
-        return int(float(number) * _UNITS[unit])
-    except (ValueError, KeyError, OverflowError):
-        raise InvalidArgument(what=f'{text!r} is no size. Write a number of bytes, 500GB, 2TiB, or "none".') from None
-
-
-def _days(text: str) -> int | None:
-    if text.lower() == "none":
-        return None
-    if not text.isdecimal():
-        raise InvalidArgument(what=f'--unread-days takes a number of days or "none", not {text!r}.')
-    return int(text)
-
-
-def _limit(size_bytes: int | None) -> str:
-    return "no limit" if size_bytes is None else f"up to {human_size(size_bytes)}"
 
 
 def _moved(line: dict[str, Any]) -> str:

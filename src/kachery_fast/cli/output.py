@@ -187,7 +187,8 @@ def size_of(text: str, option: str) -> int:
     found = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([a-zA-Z]*)\s*", text)
     unit = None if found is None else _UNITS.get(found[2].upper())
     if found is None or unit is None:
-        raise InvalidArgument(what=f"{option} {text!r} is no size; write bytes, or a number with MB, GB, MiB or GiB.")
+        raise InvalidArgument(
+            what=f"{option} {text!r} is no size; write bytes, or a number with MB, GB, TB, MiB, GiB or TiB.")
     return int(float(found[1]) * unit)
 
 

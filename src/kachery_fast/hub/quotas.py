@@ -236,16 +236,16 @@ def _full(channel: str, limits: Limits, used_bytes: int, added_bytes: int) -> Qu
            else "nothing makes room, as its objects do not expire")
     return QuotaExceeded(
         what=f"The bucket of the channel {channel!r}", limit=limits.size_bytes_max, used=used_bytes, needed=added_bytes,
-        why=why, advice=f"The channel's owner can set another quota (kachery-fast channel limits {channel}), or remove "
-                        f"objects (kachery-fast channel objects {channel}).")
+        why=why, advice=f"The channel's owner can set another quota (kachery-fast channel set {channel} "
+                        f"--size-max SIZE), or remove objects (kachery-fast channel objects {channel}).")
 
 
 def _day_full(place: Place, limits: Limits, used_bytes: int, added_bytes: int) -> QuotaExceeded:
     return QuotaExceeded(
         what=f"Node {place.node[:16]} on the channel {place.channel!r}, today,", limit=limits.node_day_bytes_max,
         used=used_bytes, needed=added_bytes, why=f"the day ends at {_midnight(place)} UTC",
-        advice=f"Try again then; or the channel's owner can set another limit (kachery-fast channel limits "
-               f"{place.channel}).")
+        advice=f"Try again then; or the channel's owner can set another limit (kachery-fast channel set "
+               f"{place.channel} --node-day-max SIZE).")
 
 
 def _midnight(place: Place) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -46,8 +47,10 @@ def node_id(name: str) -> str:
 
 
 def hub_settings(tmp_path: Path, **overrides: Any) -> Settings:
+    """Settings of a hub below ``tmp_path``; its registry is where the fixture ``database`` says."""
     return load_settings({}, **{
-        "hub_dir": tmp_path / "hub", "hub_port": 0, "retry_attempts_max": 1, "retry_base_seconds": 0.01, **overrides})
+        "hub_dir": tmp_path / "hub", "hub_port": 0, "hub_database": os.environ.get("KACHERY_HUB_DATABASE", ""),
+        "retry_attempts_max": 1, "retry_base_seconds": 0.01, **overrides})
 
 
 class World:

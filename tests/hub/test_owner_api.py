@@ -26,6 +26,8 @@ from kachery_fast.net.hub import OwnerClient
 from ..network import LOOPS, run_on
 from .support import ALL, CHANNEL, OWNER, World, node_id, running_world
 
+pytestmark = pytest.mark.databases
+
 
 async def second_owner(world: World) -> OwnerClient:
     """Return another owner of the same hub, written into the registry from beside."""

@@ -36,6 +36,8 @@ from kachery_fast.protocol.tasks import check_receipt, sign_receipt
 from ..network import LOOPS, run_on
 from .support import CHANNEL, OWNER, Clock, World, hub_settings, node_id, node_key, running_world
 
+pytestmark = pytest.mark.databases
+
 TASK, OTHER = "7a" * 16, "8b" * 16
 PURE = "5b" * 20
 LEASE = 20.0

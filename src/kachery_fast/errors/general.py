@@ -11,8 +11,8 @@ __all__ = [
     "InvalidFeedUri", "InvalidName", "InvalidSetting", "InvalidUri", "LinkInvalid", "LocalFileMissing",
     "LocalFileUnreadable", "ManifestInvalid", "MutableMissing", "NoChannel", "NodeError", "NodeNotRunning",
     "NotADataFile", "NotAvailable", "NotInStore", "NotOnHub", "NotPermitted", "ObjectExists", "ObjectMissing",
-    "OwnerTokenRefused", "PartialTransfer", "RateLimited", "SignInRefused", "SignatureInvalid", "StaleMessage",
-    "Stalled", "TooLarge", "UnsafePickle", "UploadRefused", "UrlExpired", "WrongFormat", "WrongSize",
+    "OwnerTokenRefused", "PartialTransfer", "RateLimited", "RegistryUnreachable", "SignInRefused", "SignatureInvalid",
+    "StaleMessage", "Stalled", "TooLarge", "UnsafePickle", "UploadRefused", "UrlExpired", "WrongFormat", "WrongSize",
 ]
 
 # --- 2: the call itself is wrong
@@ -213,6 +213,14 @@ class ClientOffline(NodeNotRunning):
 
 class HubUnreachable(KacheryError):
     """The hub {url} cannot be reached ({why}). Is it running, and the address right?"""
+
+    exit_code = 5
+    http_status = 503
+
+
+class RegistryUnreachable(KacheryError):
+    """The hub's registry {registry} cannot be reached ({why}). The hub goes on by itself when it is back; try again
+    then."""
 
     exit_code = 5
     http_status = 503

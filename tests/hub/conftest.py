@@ -1,0 +1,38 @@
+"""Which database the hubs of a test keep their registry in.
+
+Tests on both event loops take SQLite on one and PostgreSQL on the other. Those marked ``databases`` run on both; the
+others on SQLite. The fixture says it by KACHERY_HUB_DATABASE, which ``support.hub_settings`` and programs read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from ..postgresql import the_cluster
+
+DATABASES = ("sqlite", "postgresql")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    marked = metafunc.definition.get_closest_marker("databases") is not None
+    if marked and "loop_kind" not in metafunc.fixturenames:
+        metafunc.parametrize("database", DATABASES, indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def database(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of the test's own database; "" for the file in the hub's directory."""
+    callspec = getattr(request.node, "callspec", None)
+    kind = getattr(request, "param", None)
+    if kind is None and callspec is not None and callspec.params.get("loop_kind") == "uvloop":
+        kind = "postgresql"
+    if kind != "postgresql" or request.node.get_closest_marker("sqlite") is not None:
+        yield ""
+        return
+    cluster = the_cluster()
+    name = cluster.make_database()
+    monkeypatch.setenv("KACHERY_HUB_DATABASE", cluster.url(name))
+    yield cluster.url(name)
+    cluster.drop_database(name)

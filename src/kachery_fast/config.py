@@ -65,6 +65,8 @@ class Settings:
     hub_port: int
     hub_token: str
     hub_database: str
+    hub_key_file: str
+    hub_bucket_dir: str
     sha1_kernel: str
     chunk_size_bytes: int
     upload_concurrency: int
@@ -154,6 +156,10 @@ SETTINGS: tuple[Setting, ...] = (
             "The owner's token for channel commands; found in the hub's directory when on its machine."),
     Setting("hub_database", "", "secret URL", "KACHERY_HUB_DATABASE",
             "The hub's registry: postgresql://USER:PASSWORD@HOST/DATABASE. Empty: hub.db in the hub's directory."),
+    Setting("hub_key_file", "", "file", "KACHERY_HUB_KEY_FILE",
+            "The key that all hubs on one PostgreSQL share, 64 hex digits. Empty: hub-key in the hub's directory."),
+    Setting("hub_bucket_dir", "", "directory", "KACHERY_HUB_BUCKET_DIR",
+            "Where the embedded bucket's objects are, if several hubs share them. Empty: in the hub's directory."),
     Setting("sha1_kernel", "", "name", "KACHERY_SHA1_KERNEL",
             "Demand one SHA-1 kernel: sha-ni, armv8 or portable. Empty: the best that this CPU has."),
     Setting("chunk_size_bytes", 20 * MIB, "bytes", "KACHERY_CHUNK_SIZE_BYTES",

@@ -1,7 +1,8 @@
 """Which database the hubs of a test keep their registry in.
 
-Tests on both event loops take SQLite on one and PostgreSQL on the other. Those marked ``databases`` run on both; the
-others on SQLite. The fixture says it by KACHERY_HUB_DATABASE, which ``support.hub_settings`` and programs read.
+Tests on both event loops take SQLite on one and PostgreSQL on the other. Those marked ``databases`` run on both, those
+marked with the name of one on that, the others on SQLite. The fixture says it by KACHERY_HUB_DATABASE, which
+``support.hub_settings`` and programs read.
 """
 
 from __future__ import annotations
@@ -24,11 +25,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(autouse=True)
 def database(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The address of the test's own database; "" for the file in the hub's directory."""
-    callspec = getattr(request.node, "callspec", None)
-    kind = getattr(request, "param", None)
-    if kind is None and callspec is not None and callspec.params.get("loop_kind") == "uvloop":
-        kind = "postgresql"
-    if kind != "postgresql" or request.node.get_closest_marker("sqlite") is not None:
+    if request.node.get_closest_marker("sqlite") is not None or _kind_of(request) == "sqlite":
         yield ""
         return
     cluster = the_cluster()
@@ -36,3 +33,11 @@ def database(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("KACHERY_HUB_DATABASE", cluster.url(name))
     yield cluster.url(name)
     cluster.drop_database(name)
+
+
+def _kind_of(request: pytest.FixtureRequest) -> str:
+    if request.node.get_closest_marker("postgresql") is not None:
+        return "postgresql"
+    callspec = getattr(request.node, "callspec", None)
+    loop_kind = None if callspec is None else callspec.params.get("loop_kind")
+    return str(getattr(request, "param", "postgresql" if loop_kind == "uvloop" else "sqlite"))

@@ -6,9 +6,11 @@ import hashlib
 import io
 import json
 import os
+import subprocess
+import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -130,3 +132,21 @@ async def running_world(
             yield world
     finally:
         await hub.stop()
+
+
+@contextmanager
+def hub_process(directory: Path, **environment: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """A hub of its own process; killed, in the end, if that was not done before."""
+    process = subprocess.Popen([sys.executable, "-m", "kachery_fast", "hub", "--dir", str(directory), "--port", "0",
+                                "--owner", OWNER], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                               env={**os.environ, **environment})
+    try:
+        address, end = directory / "address", time.monotonic() + 120
+        while not address.exists():
+            assert process.poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        yield process, address.read_text().strip()
+    finally:
+        process.kill()
+        process.wait()

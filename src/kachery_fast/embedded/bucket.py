@@ -107,14 +107,15 @@ class BucketServer:
 
     :param prefix: where objects begin in a URL's path.
     :param rate_limit_bytes_per_second: holds all uploads together, and all downloads together, to this rate.
-    :param fsync: see ``ObjectFiles``.
+    :param fsync, shared: see ``ObjectFiles``.
     :raises DiskError: ``root`` is not usable.
     """
 
     def __init__(self, root: Path, signer: UploadSigner, settings: Settings, *, prefix: str = "/bucket/",
-                 rate_limit_bytes_per_second: int | None = None, fsync: bool = False) -> None:
+                 rate_limit_bytes_per_second: int | None = None, fsync: bool = False,
+                 shared: bool = False) -> None:
         self.prefix = prefix
-        self._files = ObjectFiles(root, fsync=fsync)
+        self._files = ObjectFiles(root, fsync=fsync, shared=shared)
         self._signer = signer
         self._limits = ConnectionLimits(_IDLE_SECONDS, settings.stall_seconds)
         rate = rate_limit_bytes_per_second

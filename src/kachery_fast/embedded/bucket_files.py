@@ -11,6 +11,7 @@ import re
 import secrets
 import stat
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +23,8 @@ from ..errors import DiskError, DiskFull, InvalidName, ObjectExists, ObjectMissi
 __all__ = ["Incoming", "ObjectFiles", "OpenObject", "is_object_name", "is_replaceable"]
 
 _INCOMING = ".incoming"  # no channel can be called so
+# No upload rests for as long; younger ones may be another process's, where several share the directory.
+_LEFTOVER_SECONDS = 3600.0
 _DIGEST_CHUNK_BYTES = 20 * 1024 * 1024
 
 # WIRE-2022.md §4, and our segments. Each name but theirs repeats the head of its hash as three folders.
@@ -68,10 +71,11 @@ class ObjectFiles:
     power failure damages is found by its hash and replaced. Indexes of subfeeds and task results, which no hash in
     their name protects, always are.
 
+    :param shared: other processes, perhaps on other machines, keep their objects here too.
     :raises DiskError: ``root`` cannot be made or cleared of what an earlier run left unfinished.
     """
 
-    def __init__(self, root: Path, *, fsync: bool = False) -> None:
+    def __init__(self, root: Path, *, fsync: bool = False, shared: bool = False) -> None:
         self._fsync = fsync
         # Between looking which object has a name and acting on that, nothing else gets the name.
         self._naming = threading.Lock()
@@ -81,7 +85,9 @@ class ObjectFiles:
             self._incoming = self._root / _INCOMING
             self._incoming.mkdir(mode=0o700, exist_ok=True)
             for leftover in self._incoming.iterdir():
-                leftover.unlink()
+                with suppress(FileNotFoundError):  # its upload ends just now
+                    if not shared or time.time() - leftover.stat().st_mtime > _LEFTOVER_SECONDS:
+                        leftover.unlink()
         except OSError as error:
             raise DiskError(action="the bucket's directory", path=root, why=error.strerror) from error
 

@@ -18,7 +18,7 @@ from sqlalchemy.engine import Connection
 
 from ..config import Settings
 from ..errors import BadMessage, InvalidArgument, NotPermitted, StaleMessage, TooLarge
-from ..protocol.access import Action, Deny, Grant, band_capability, decide, parse_permissions
+from ..protocol.access import Action, Deny, Grant, Permission, band_capability, decide, parse_permissions
 from ..protocol.hub_bodies import (
     ChannelInfo,
     ClaimTask,
@@ -40,8 +40,8 @@ from ..protocol.hub_bodies import (
 )
 from ..protocol.messages import decode_hub_request
 from ..protocol.names import check_channel_name
-from ..protocol.signing import FreshnessGuard
-from . import channels, grants, identity, invitations
+from ..protocol.signing import FreshnessGuard, check_age
+from . import channels, grants, identity, invitations, seen
 from .damage import Damage
 from .engines import BucketEngine, PubsubEngine
 from .gate import require
@@ -60,6 +60,7 @@ BUCKET_QUESTIONS_PER_SECOND_MAX = 50
 # Seen request ids are kept per registered node, so that none can fill the memory of the others'. They are remembered
 # for four minutes; a node that runs tasks at the rate of hub/tasks.py makes 48,000 requests about them in that time.
 REQUESTS_REMEMBERED_PER_NODE_MAX = 100_000
+SEEN_PRUNE_SECONDS = 30.0
 # The longest that a node has to say is a thousand tasks that it keeps, or the receipt of an action: 70 kB. To check a
 # signature costs up to 1.3 us a byte, and strangers may ask for that too.
 REQUEST_SIZE_BYTES_MAX = 256 * 1024
@@ -87,6 +88,7 @@ class NodeApi:
         self._settings = settings
         self._clock = clock
         self._started_ms = int(clock() * 1000)
+        self._pruned_at = clock()
         self._fresh: dict[str, FreshnessGuard] = {}
         self._fresh_strangers = FreshnessGuard(settings.message_age_seconds_max)
         self._join_failures = RateLimiter(JOIN_FAILURES_PER_MINUTE_MAX / 60, 60.0)
@@ -97,6 +99,8 @@ class NodeApi:
     async def start(self) -> None:
         """Take up what was going on when the hub stopped."""
         await self._tasks.start()
+        if self._registry.shared:  # which knows what was seen before, or by others
+            self._started_ms = await self._registry.call(seen.find_start)
 
     async def bucket_of(self, data: bytes, address: str) -> str:
         """Answer ``{"channelName"}``, asked without a signature: the base of the channel's object URLs, which everybody
@@ -128,10 +132,16 @@ class NodeApi:
         :raises KacheryError: the request is refused; the error says why.
         """
         body, node_id = await self._read(data)
-        node, grant = await self._registry.call(_find_standing, node_id, body.channel)
+        check_age(body.time, self._clock(), self._settings.message_age_seconds_max)
+        if not 16 <= len(body.id) <= 64:
+            raise InvalidArgument(what="A request's id is 16 to 64 random characters.")
+        await self._prune_seen()
+        node, grant, repeated = await self._registry.call(_find_standing, node_id, body, shared=self._registry.shared)
         # Between this reading of the grant and what is done by it nothing is awaited, so a revocation that is
         # answered has come either before the reading or after the deed.
         self._check_fresh(body, node_id, registered=node is not None)
+        if repeated:
+            raise self._stale(body, "it was received before")
         if isinstance(body, JoinChannel):
             return await self._join(body, node_id, address)
         action = _action_of(body)
@@ -173,8 +183,6 @@ class NodeApi:
 
     def _check_fresh(self, body: HubBody, node_id: str, *, registered: bool) -> None:
         now = self._clock()
-        if not 16 <= len(body.id) <= 64:
-            raise InvalidArgument(what="A request's id is 16 to 64 random characters.")
         # A join is remembered where it was seen first, before its node was registered.
         guard = self._fresh_strangers
         if registered and not isinstance(body, JoinChannel):
@@ -185,8 +193,19 @@ class NodeApi:
         guard.check(node_id, body.id, body.time, now)
         if body.time < self._started_ms:
             # The ids seen before a restart are not known any more, so what was signed before it could be a repetition.
-            raise StaleMessage(time=body.time, now=int(now * 1000), limit=self._settings.message_age_seconds_max,
-                               why="it was signed before this hub's start")
+            raise self._stale(body, "it was signed before this hub's start")
+
+    def _stale(self, body: HubBody, why: str) -> StaleMessage:
+        return StaleMessage(time=body.time, now=int(self._clock() * 1000), why=why,
+                            limit=self._settings.message_age_seconds_max)
+
+    async def _prune_seen(self) -> None:
+        """Forget, now and then, the requests that are too old to be taken."""
+        now = self._clock()
+        if self._registry.shared and now - self._pruned_at >= SEEN_PRUNE_SECONDS:
+            self._pruned_at = now
+            oldest_ms = int((now - 2 * self._settings.message_age_seconds_max) * 1000)
+            await self._registry.call(seen.forget, oldest_ms)
 
     # --- membership
 
@@ -198,7 +217,9 @@ class NodeApi:
             address, 1, now, who=f"address {address}",
             limit=f"{JOIN_FAILURES_PER_MINUTE_MAX} invitations that do not hold are allowed in a minute")
         grant = await self._registry.call(
-            invitations.join_channel, node_id, body.invitation, body.label, requested, int(now * 1000))
+            _join_once, body, node_id, requested, int(now * 1000), shared=self._registry.shared)
+        if grant is None:
+            raise self._stale(body, "it was received before")
         self._join_failures.refund(address, 1, self._clock())
         _log.info("node %s joined %s", node_id[:16], grant.channel)
         return await self._channel_info(grant, await self._registry.call(channels.find_channel_owner, grant.channel))
@@ -254,10 +275,24 @@ def _action_of(body: HubBody) -> Action | None:
 
 
 def _find_standing(
-    connection: Connection, node_id: str, channel: str
-) -> tuple[identity.NodeRecord | None, Grant | None]:
-    grant = grants.find_grant(connection, node_id, channel) if channel else None
-    return identity.find_node(connection, node_id), grant
+    connection: Connection, node_id: str, body: HubBody, *, shared: bool
+) -> tuple[identity.NodeRecord | None, Grant | None, bool]:
+    """Return what is known of a node, its grant, and whether any hub has seen this request of it before."""
+    grant = grants.find_grant(connection, node_id, body.channel) if body.channel else None
+    node = identity.find_node(connection, node_id)
+    # What strangers ask for is refused anyway, and would fill the table.
+    counts = shared and node is not None and not isinstance(body, JoinChannel)
+    return node, grant, counts and not seen.remember(connection, node_id, body.id, body.time)
+
+
+def _join_once(
+    connection: Connection, body: JoinChannel, node_id: str, requested: frozenset[Permission], now_ms: int, *,
+    shared: bool,
+) -> Grant | None:
+    """Join, unless any hub has seen this request before: None. A join that fails is not remembered."""
+    if shared and not seen.remember(connection, node_id, body.id, body.time):
+        return None
+    return invitations.join_channel(connection, node_id, body.invitation, body.label, requested, now_ms)
 
 
 def _names(grant: Grant) -> list[str]:

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, Connection, Engine
 
 from ..errors import DiskError, HubError, InvalidSetting, RegistryUnreachable
 
-__all__ = ["HEAD", "Registry", "connect_options", "name_of", "registry_url"]
+__all__ = ["HEAD", "Registry", "connect_options", "insert_new", "name_of", "registry_url"]
 
 _log = logging.getLogger("kachery_fast.hub")
 _P = ParamSpec("_P")
@@ -90,14 +91,22 @@ def connect_options() -> dict[str, Any]:
             "keepalives_count": 3, "tcp_user_timeout": _SILENCE_MS}
 
 
+def insert_new(connection: Connection, table: sa.Table, **values: Any) -> bool:
+    """Insert a row, unless there is one of the same key: False."""
+    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    # Without the option SQLAlchemy does not ask psycopg how many rows an INSERT has made.
+    counted = connection.execution_options(preserve_rowcount=True)
+    return counted.execute(insert(table).values(**values).on_conflict_do_nothing()).rowcount == 1
+
+
 class Registry:
     """One database and the threads that talk to it.
 
-    ``shared``: whether other hubs may use it at the same time.
+    ``url``: its address. ``shared``: whether other hubs may use it at the same time.
     """
 
     def __init__(self, url: URL) -> None:
-        self._url = url
+        self.url = url
         self._name = name_of(url)
         self._engine: Engine | None = None
         self.shared = url.get_backend_name() != "sqlite"
@@ -152,7 +161,7 @@ class Registry:
             options = {"isolation_level": "SERIALIZABLE", "pool_size": _CONNECTIONS_MAX, "max_overflow": 0,
                        "pool_pre_ping": True, "connect_args": connect_options()}
         # What is asked with is in no log: hashes of codes, credentials of engines.
-        engine = sa.create_engine(self._url, hide_parameters=True, **options)
+        engine = sa.create_engine(self.url, hide_parameters=True, **options)
         if not self.shared:
             sa.event.listen(engine, "connect", _prepare_sqlite)
             sa.event.listen(engine, "begin", _begin_sqlite)

@@ -178,7 +178,7 @@ def test_a_request_counts_once_at_whichever_hub_it_comes_first(tmp_path: Path, l
             assert (await post(0, asked))[0] == 200
             for hub in (1, 0, 1):
                 status, answer = await post(hub, asked)
-                assert (status, answer["error"]["type"]) == (StaleMessage.http_status, "StaleMessage")
+                assert (status, answer["error"]) == (StaleMessage.http_status, "StaleMessage")
             # A node that left is not brought back by its own words.
             invitation = await pair.owners[0].call("invite", channel=CHANNEL, permissions=["all"], uses=None)
             join = encode_hub_request(JoinChannel(
@@ -186,8 +186,7 @@ def test_a_request_counts_once_at_whichever_hub_it_comes_first(tmp_path: Path, l
                 permissions=["all"]), node_key("B"))
             assert (await post(0, join))[0] == 200
             await pair.client(0, "B").leave(CHANNEL)
-            assert (await post(1, join))[1]["error"]["type"] == "StaleMessage"
-            # What was signed before a hub's start is not refused by it: the others have seen it, or nobody has.
+            assert (await post(1, join))[1]["error"] == "StaleMessage"
             await client.close()
 
     with two_hubs(tmp_path) as directories:

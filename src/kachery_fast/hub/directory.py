@@ -17,7 +17,7 @@ from pathlib import Path
 from ..config import Settings
 from ..errors import AlreadyExists, DiskError, InvalidSetting
 
-__all__ = ["HubDirectory", "bucket_directory", "running_hub"]
+__all__ = ["HubDirectory", "bucket_directory", "is_key", "running_hub"]
 
 _LOCK = "lock"
 _KEY = re.compile(r"[0-9a-f]{64}", re.ASCII)
@@ -91,7 +91,7 @@ class HubDirectory:
             if not text:
                 text = secrets.token_hex(32)
                 self.write_secret(self.key_path.name, text)
-        if not _KEY.fullmatch(text):
+        if not is_key(text):
             raise self._refused("64 hex digits are a key")
         return text
 
@@ -135,6 +135,11 @@ class HubDirectory:
         except OSError as error:
             beside.unlink(missing_ok=True)
             raise DiskError(action="writing", path=str(self.path / name), why=error.strerror) from None
+
+
+def is_key(text: str) -> bool:
+    """Whether this can be a hub's key."""
+    return _KEY.fullmatch(text) is not None
 
 
 def bucket_directory(settings: Settings) -> Path:

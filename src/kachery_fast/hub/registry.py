@@ -12,8 +12,9 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -23,7 +24,7 @@ from sqlalchemy.engine import URL, Connection, Engine
 
 from ..errors import DiskError, HubError, InvalidSetting, RegistryUnreachable
 
-__all__ = ["HEAD", "Registry", "connect_options", "insert_new", "name_of", "registry_url"]
+__all__ = ["HEAD", "Registry", "connect_options", "insert_new", "name_of", "reading", "registry_url"]
 
 _log = logging.getLogger("kachery_fast.hub")
 _P = ParamSpec("_P")
@@ -186,6 +187,31 @@ class Registry:
         if self._engine is not None:
             self._engine.dispose()
             self._engine = None
+
+
+@contextmanager
+def reading(url: URL) -> Iterator[Connection]:
+    """Connect to a registry that hubs may be using, to see it as at one moment; neither waits for the other.
+
+    :raises HubError: its tables are of another version. :raises DiskError: :raises RegistryUnreachable:
+    """
+    registry = Registry(url)
+    options: dict[str, Any] = {"isolation_level": "REPEATABLE READ", "connect_args": connect_options()}
+    engine = sa.create_engine(url, hide_parameters=True, **(options if registry.shared else {}))
+    if not registry.shared:
+        sa.event.listen(engine, "connect", _prepare_sqlite)
+        sa.event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+    try:
+        with engine.begin() as connection:
+            found = _version_of(connection)
+            if found != HEAD:
+                raise HubError(url=name_of(url), why=f"its registry has version {found or '0'} of the tables, this "
+                                                     f"program knows {HEAD}; start a hub of this version on it first")
+            yield connection
+    except sa.exc.SQLAlchemyError as error:
+        raise registry._translated(error, "reading") from error
+    finally:
+        engine.dispose()
 
 
 def _bring_up_to_date(engine: Engine, name: str) -> None:

@@ -17,8 +17,8 @@ DATABASES = ("sqlite", "postgresql")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    marked = metafunc.definition.get_closest_marker("databases") is not None
-    if marked and "loop_kind" not in metafunc.fixturenames:
+    marked = {mark.name for mark in metafunc.definition.iter_markers()}
+    if "databases" in marked and "sqlite" not in marked and "loop_kind" not in metafunc.fixturenames:
         metafunc.parametrize("database", DATABASES, indirect=True)
 
 

@@ -75,7 +75,7 @@ def test_a_hub_moves_to_postgresql_and_back_and_its_nodes_go_on(tmp_path: Path, 
     async def scenario() -> None:
         kept: dict[str, list[Any]] = {}
         for number, (directory, database) in enumerate(places):
-            overrides = {"hub_dir": directory, "hub_database": database}
+            overrides: dict[str, Any] = {"hub_dir": directory, "hub_database": database}
             settings = hub_settings(tmp_path, **overrides)
             if number:
                 moved = await import_hub(settings, tmp_path / f"hub-{number - 1}.tar", int(clock() * 1000))
@@ -122,7 +122,7 @@ def test_what_was_heard_by_the_old_hub_is_not_taken_by_the_new_one(tmp_path: Pat
             assert (await world.post("/api/node", sent[0]))[0] == 200
             export_hub(world.settings, tmp_path / "hub.tar")
         clock.now += 1
-        elsewhere = {"hub_dir": tmp_path / "new", "hub_database": empty_database}
+        elsewhere: dict[str, Any] = {"hub_dir": tmp_path / "new", "hub_database": empty_database}
         await import_hub(hub_settings(tmp_path, **elsewhere), tmp_path / "hub.tar", int(clock() * 1000))
         async with running_world(tmp_path, clock, channel=False, **elsewhere) as world:
             assert (await world.post("/api/node", sent[0]))[1]["error"] == "StaleMessage"

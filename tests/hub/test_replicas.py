@@ -185,7 +185,8 @@ def test_a_request_counts_once_at_whichever_hub_it_comes_first(tmp_path: Path, l
                 channel="", time=client.now_ms(), id="2" * 32, invitation=invitation["code"], label="B",
                 permissions=["all"]), node_key("B"))
             assert (await post(0, join))[0] == 200
-            await pair.client(0, "B").leave(CHANNEL)
+            async with pair.client(0, "B") as leaving:
+                await leaving.leave(CHANNEL)
             assert (await post(1, join))[1]["error"] == "StaleMessage"
             await client.close()
 

@@ -287,6 +287,7 @@ def test_the_tasks_of_two_channels_are_two(tmp_path: Path) -> None:
 # --- what is no task
 
 
+@pytest.mark.sqlite
 @pytest.mark.parametrize(("task", "kind", "function"), [
     ("x" * 32, "action", "f"), (TASK.upper(), "action", "f"), (PURE, "action", "f"), (TASK, "pure-calculation", "f"),
     (TASK, "deed", "f"), (TASK, "action", ""), (TASK, "action", " f"), (TASK, "action", "f\n"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import logging
 import sqlite3
 from pathlib import Path
@@ -237,3 +238,16 @@ def test_a_hub_whose_postgresql_restarts_says_so_and_goes_on(tmp_path: Path) -> 
         run_on("asyncio-debug", scenario())
     finally:
         cluster.close()
+
+
+@pytest.mark.postgresql
+def test_what_postgresql_does_not_take_is_the_askers_fault(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running_world(tmp_path) as world:
+            for asked in ({"type": "showChannel", "channel": "la\0b"},
+                          {"type": "changeChannel", "channel": CHANNEL, "description": "a\0b"}):
+                status, answer = await world.ask(json.dumps(asked).encode())
+                assert (status, answer["error"]) == (400, "InvalidArgument")
+            assert (await world.owner.call("showChannel", channel=CHANNEL))["description"] == ""
+
+    run_on("asyncio-debug", scenario())

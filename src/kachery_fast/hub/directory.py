@@ -101,7 +101,7 @@ class HubDirectory:
 
     def secret(self, name: str) -> str:
         """Return the secret of this name as 64 hex digits, derived from the hub's key. Raises as ``key`` does."""
-        return hmac.new(bytes.fromhex(self.key()), f"kachery-fast hub: {name}".encode(), "sha256").hexdigest()
+        return hmac.new(bytes.fromhex(self.key()), f"kachery-fast:hub:{name}".encode(), "sha256").hexdigest()
 
     def write_secret(self, name: str, text: str) -> None:
         """Write a file of one line that nobody else can read. :raises DiskError: it cannot be written."""

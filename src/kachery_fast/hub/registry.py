@@ -22,7 +22,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, Connection, Engine
 
-from ..errors import DiskError, HubError, InvalidSetting, RegistryUnreachable
+from ..errors import DiskError, HubError, InvalidArgument, InvalidSetting, KacheryError, RegistryUnreachable
 
 __all__ = ["HEAD", "Registry", "connect_options", "insert_new", "name_of", "reading", "registry_url"]
 
@@ -128,7 +128,8 @@ class Registry:
         """Run ``function(connection, ...)`` as one transaction; an exception from it rolls everything back.
 
         :param function: may be run several times, each time from the start.
-        :raises DiskError: the database failed. :raises RegistryUnreachable: PostgreSQL is away; what was to be done is
+        :raises DiskError: the database failed. :raises InvalidArgument: it does not take a value.
+        :raises RegistryUnreachable: PostgreSQL is away; what was to be done is
             not done, unless its last word was under way.
         """
         return await asyncio.get_running_loop().run_in_executor(
@@ -176,7 +177,9 @@ class Registry:
             raise
         self._engine = engine
 
-    def _translated(self, error: sa.exc.SQLAlchemyError, action: str) -> DiskError | RegistryUnreachable:
+    def _translated(self, error: sa.exc.SQLAlchemyError, action: str) -> KacheryError:
+        if isinstance(error, sa.exc.DataError):  # of PostgreSQL: a zero byte, a text too long
+            return InvalidArgument(what=f"The hub's registry does not take this: {_reason(error)}.")
         if self.shared and _is_away(error):
             _log.warning("the registry %s cannot be reached: %s", self._name, _reason(error))
             return RegistryUnreachable(registry=self._name, why=_reason(error))

@@ -215,6 +215,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if _surroundings is None:
         return
     complaints = _surroundings.complaints
+    if "tests.postgresql" in sys.modules:
+        sys.modules["tests.postgresql"].stop_shared()
     if not getattr(session.config.option, "numprocesses", None):
         _look_for_leftovers(_surroundings)
     if complaints and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):

@@ -37,6 +37,8 @@ class Settings:
     hub_port: int
     hub_token: str
     hub_database: str
+    hub_key_file: str
+    hub_bucket_dir: str
     hub_oidc_issuer: str
     hub_oidc_client_id: str
     hub_oidc_client_secret: str = field(repr=False)
@@ -107,30 +109,30 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("storage_dir", "~/kachery-storage", "path", "KACHERY_STORAGE_DIR",
             "The local store: files, keys and the node's configuration."),
     Setting("offline_storage_dir", "", "directory", "KACHERY_OFFLINE_STORAGE_DIR",
-            "Work offline: this directory, which must exist, is the local store, and no node is ever asked. Empty: not "
-            "offline."),
+            "Work offline: this directory, which must exist, is the local store; no node is asked. Empty: online."),
     Setting("node_host", "127.0.0.1", "host", "KACHERY_DAEMON_HOST",
             "Where the node's local API listens, and where clients look for it."),
-    Setting("node_port", 20431, "port", "KACHERY_DAEMON_PORT",
-            "The port of the node's local API."),
+    Setting("node_port", 20431, "port", "KACHERY_DAEMON_PORT", "The port of the node's local API."),
     Setting("node_names", "", "names", "KACHERY_NODE_NAMES",
             "Names by which clients of other machines reach this node, besides its address; with spaces or commas."),
     Setting("node_private_key", "", "secret key", "KACHERY_NODE_PRIVATE_KEY",
             "The node's identity, 64 hex digits (node key makes one), kept in no file. Empty: it is in private.pem."),
-    Setting("channel", "", "name", "KACHERY_CHANNEL",
-            "The channel to ask on when none is named."),
+    Setting("channel", "", "name", "KACHERY_CHANNEL", "The channel to ask on when none is named."),
     Setting("direct_hub", "", "URL", "KACHERY_DIRECT_HUB",
             "A hub from whose channels' buckets clients load straight, without a node. Empty: they ask the node."),
     Setting("hub_dir", "~/kachery-hub", "path", "KACHERY_HUB_DIR",
             "Everything a hub keeps: its registry, its keys, the embedded bucket."),
     Setting("hub_host", "127.0.0.1", "host", "KACHERY_HUB_HOST",
             "The address a hub listens on; 0.0.0.0 for other machines."),
-    Setting("hub_port", 20440, "port", "KACHERY_HUB_PORT",
-            "The port of the hub."),
+    Setting("hub_port", 20440, "port", "KACHERY_HUB_PORT", "The port of the hub."),
     Setting("hub_token", "", "secret", "KACHERY_HUB_TOKEN",
             "The owner's token for channel commands; found in the hub's directory when on its machine."),
     Setting("hub_database", "", "secret URL", "KACHERY_HUB_DATABASE",
-            "The hub's registry. Empty: hub.db in its directory; postgresql://USER:PASSWORD@HOST/DATABASE is to come."),
+            "The hub's registry: postgresql://USER:PASSWORD@HOST/DATABASE. Empty: hub.db in the hub's directory."),
+    Setting("hub_key_file", "", "file", "KACHERY_HUB_KEY_FILE",
+            "The key that all hubs on one PostgreSQL share, 64 hex digits. Empty: hub-key in the hub's directory."),
+    Setting("hub_bucket_dir", "", "directory", "KACHERY_HUB_BUCKET_DIR",
+            "Where the embedded bucket's objects are, if several hubs share them. Empty: in the hub's directory."),
     Setting("hub_oidc_issuer", "", "URL", "KACHERY_HUB_OIDC_ISSUER",
             "The OpenID Connect provider that people sign in by, such as https://accounts.google.com. Empty: they sign "
             "in by links of the hub."),

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
+import subprocess
+import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +51,10 @@ def node_id(name: str) -> str:
 
 
 def hub_settings(tmp_path: Path, **overrides: Any) -> Settings:
+    """Settings of a hub below ``tmp_path``; its registry is where the fixture ``database`` says."""
     return load_settings({}, **{
-        "hub_dir": tmp_path / "hub", "hub_port": 0, "retry_attempts_max": 1, "retry_base_seconds": 0.01, **overrides})
+        "hub_dir": tmp_path / "hub", "hub_port": 0, "hub_database": os.environ.get("KACHERY_HUB_DATABASE", ""),
+        "retry_attempts_max": 1, "retry_base_seconds": 0.01, **overrides})
 
 
 class World:
@@ -149,3 +154,21 @@ async def running_world(
             yield world
     finally:
         await hub.stop()
+
+
+@contextmanager
+def hub_process(directory: Path, **environment: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """A hub of its own process; killed, in the end, if that was not done before."""
+    process = subprocess.Popen([sys.executable, "-m", "kachery_fast", "hub", "--dir", str(directory), "--port", "0",
+                                "--owner", OWNER], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                               env={**os.environ, **environment})
+    try:
+        address, end = directory / "address", time.monotonic() + 120
+        while not address.exists():
+            assert process.poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        yield process, address.read_text().strip()
+    finally:
+        process.kill()
+        process.wait()

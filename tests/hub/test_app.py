@@ -87,15 +87,15 @@ def test_what_the_hub_keeps_secret_is_closed_to_others(tmp_path: Path) -> None:
         async with running_world(tmp_path) as world:
             folder = world.settings.hub_dir
             assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-            for name in ("upload-secret", "broker-key", "owner-token", "hub.db"):
+            for name in ("hub-key", "owner-token", "hub.db"):
                 assert stat.S_IMODE((folder / name).stat().st_mode) == 0o600, name
             token = (folder / "owner-token").read_text().strip()
             for path in folder.iterdir():
                 if path.is_file() and path.name != "owner-token":
                     assert token.encode() not in path.read_bytes(), "only its hash is kept"
-            (folder / "upload-secret").chmod(0o644)
+            (folder / "hub-key").chmod(0o644)
             HubDirectory(folder).secret("upload-secret")
-            assert stat.S_IMODE((folder / "upload-secret").stat().st_mode) == 0o600
+            assert stat.S_IMODE((folder / "hub-key").stat().st_mode) == 0o600
 
     run_on("asyncio-debug", scenario())
 

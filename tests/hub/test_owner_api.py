@@ -24,6 +24,8 @@ from kachery_fast.net.hub import OwnerClient
 from ..network import LOOPS, run_on
 from .support import ALL, CHANNEL, OWNER, node_id, running_world
 
+pytestmark = pytest.mark.databases
+
 
 @pytest.mark.parametrize("loop_kind", LOOPS)
 def test_a_wrong_token_is_refused_and_guesses_are_slowed_down(tmp_path: Path, loop_kind: str) -> None:
@@ -49,6 +51,7 @@ def test_a_wrong_token_is_refused_and_guesses_are_slowed_down(tmp_path: Path, lo
     run_on(loop_kind, scenario())
 
 
+@pytest.mark.sqlite
 @pytest.mark.parametrize("body", [
     b"", b"null", b"[]", b"{", b"\xff", b"{}", b'{"type":"dropTables"}', b'{"type":1}', b'{"type":"createChannel"}',
     b'{"type":"createChannel","name":1}', b'{"type":"createChannel","name":"x","more":1}',

@@ -17,6 +17,8 @@ from kachery_fast.protocol.names import ObjectName
 from ..network import LOOPS, run_on
 from .support import ALL, CHANNEL, World, node_id, running_world
 
+pytestmark = pytest.mark.databases
+
 # Written out, not taken from protocol/access.py: what each permission opens, after the original's documentation.
 PUBLISH = {
     "requestFiles": {"requestFiles"}, "provideFiles": {"provideFiles"},

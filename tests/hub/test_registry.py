@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import json
+import logging
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -16,12 +19,13 @@ from alembic.script import ScriptDirectory
 from sqlalchemy.engine import URL
 
 from kachery_fast import hub
-from kachery_fast.errors import DiskError, HubError, InvalidSetting
+from kachery_fast.errors import DiskError, HubError, InvalidSetting, RegistryUnreachable
 from kachery_fast.hub.app import Hub
 from kachery_fast.hub.registry import HEAD, Registry, registry_url
 from kachery_fast.hub.tables import metadata
 
 from ..network import LOOPS, run_on
+from ..postgresql import Cluster, the_cluster
 from .support import ALL, CHANNEL, OWNER, Clock, hub_settings, node_id, running_world
 
 TASK = "7a" * 16
@@ -79,6 +83,7 @@ def old_registry(tmp_path: Path, more: str = "") -> Path:
     return path
 
 
+@pytest.mark.sqlite
 @pytest.mark.parametrize("loop_kind", LOOPS)
 def test_a_registry_of_version_1_goes_on_with_claims_and_accounts(tmp_path: Path, loop_kind: str) -> None:
     path = old_registry(tmp_path)
@@ -106,12 +111,21 @@ def test_a_registry_of_version_1_goes_on_with_claims_and_accounts(tmp_path: Path
 
 
 def test_the_migrations_make_the_tables_that_the_program_uses(tmp_path: Path) -> None:
-    path = old_registry(tmp_path)
-    fresh = tmp_path / "fresh.db"
+    urls = [URL.create("sqlite", database=str(path)) for path in (old_registry(tmp_path), tmp_path / "fresh.db")]
+    assert_tables_are_those_of_the_program(*urls)
 
+
+def test_the_migrations_make_the_same_tables_in_postgresql(tmp_path: Path) -> None:
+    cluster = the_cluster()
+    name = cluster.make_database(empty=True)
+    assert_tables_are_those_of_the_program(registry_url(cluster.url(name), tmp_path))
+    cluster.drop_database(name)
+
+
+def assert_tables_are_those_of_the_program(*urls: URL) -> None:
     async def scenario() -> None:
-        for database in (path, fresh):
-            registry = Registry(URL.create("sqlite", database=str(database)))
+        for url in urls:
+            registry = Registry(url)
             await registry.open()
             difference = await registry.call(
                 lambda connection: compare_metadata(MigrationContext.configure(connection), metadata))
@@ -169,7 +183,10 @@ def test_a_registry_of_a_newer_version_is_refused_and_not_touched(tmp_path: Path
 
 @pytest.mark.parametrize(("text", "why"), [
     ("mysql://lab:secret-word@host/kachery", "must begin with postgresql://"),
+    ("mysql://lab@host/kachery?password=secret-word", "must begin with postgresql://"),
     ("no address, secret-word", "(what cannot be read)"),
+    ("postgresql://lab:secret-word", "must be like postgresql://USER"),
+    ("postgresql://lab:what@secret-word@host/kachery", "is written %40"),
 ])
 def test_a_database_that_cannot_be_is_refused_without_showing_the_password(
     tmp_path: Path, text: str, why: str
@@ -178,3 +195,59 @@ def test_a_database_that_cannot_be_is_refused_without_showing_the_password(
         registry_url(text, tmp_path)
     assert why in str(caught.value)
     assert "secret-word" not in str(caught.value)
+
+
+def test_a_password_is_in_no_error_and_no_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cluster = the_cluster()
+    wrong = cluster.url("postgres", "secret-word")
+    given_as_option = f"{cluster.url('postgres', '')}&password=secret-word".replace(":@", "@")
+
+    async def scenario() -> None:
+        for text in (wrong, given_as_option):
+            with caplog.at_level(logging.DEBUG), pytest.raises(RegistryUnreachable) as caught:
+                await Hub(hub_settings(tmp_path, hub_database=text)).start()
+            assert "password authentication failed" in str(caught.value)
+            shown = f"{caught.value} {caught.value.to_dict()} {caplog.text}"
+            assert "secret-word" not in shown
+
+    run_on("asyncio-debug", scenario())
+
+
+def test_a_hub_whose_postgresql_restarts_says_so_and_goes_on(tmp_path: Path) -> None:
+    cluster = Cluster()
+    settings = hub_settings(tmp_path, hub_database=cluster.url(cluster.make_database()))
+
+    async def scenario() -> None:
+        async with running_world(tmp_path, hub_database=settings.hub_database) as world:
+            client = await world.member("A")
+            await asyncio.to_thread(cluster.stop)
+            for ask in (client.node_config, lambda: world.owner.call("listChannels")):
+                with pytest.raises(RegistryUnreachable, match="goes on by itself"):
+                    await ask()
+            async with world.session.get(world.url + "/api/health") as response:
+                assert response.status == 200, "who watches the hub would restart it for nothing"
+            await asyncio.to_thread(cluster.start)
+            # Nobody has noticed this one: the connections in the pool are dead.
+            assert (await client.node_config()).channels[0].name == CHANNEL
+            await asyncio.to_thread(cluster.stop)
+            await asyncio.to_thread(cluster.start)
+            assert (await client.claim_task(CHANNEL, TASK, "action", "f")).granted
+            assert (await client.find_task(CHANNEL, TASK)).state == "claimed"
+
+    try:
+        run_on("asyncio-debug", scenario())
+    finally:
+        cluster.close()
+
+
+@pytest.mark.postgresql
+def test_what_postgresql_does_not_take_is_the_askers_fault(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running_world(tmp_path) as world:
+            for asked in ({"type": "showChannel", "channel": "la\0b"},
+                          {"type": "changeChannel", "channel": CHANNEL, "description": "a\0b"}):
+                status, answer = await world.ask(json.dumps(asked).encode())
+                assert (status, answer["error"]) == (400, "InvalidArgument")
+            assert (await world.owner.call("showChannel", channel=CHANNEL))["description"] == ""
+
+    run_on("asyncio-debug", scenario())

@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import signal
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +32,9 @@ from kachery_fast.protocol.hub_bodies import ClaimTask
 from kachery_fast.protocol.tasks import check_receipt, sign_receipt
 
 from ..network import LOOPS, run_on
-from .support import CHANNEL, OWNER, Clock, World, hub_settings, node_id, node_key, running_world
+from .support import CHANNEL, Clock, World, hub_process, hub_settings, node_id, node_key, running_world
+
+pytestmark = pytest.mark.databases
 
 TASK, OTHER = "7a" * 16, "8b" * 16
 PURE = "5b" * 20
@@ -117,6 +117,8 @@ def test_a_row_that_has_changed_is_not_overwritten(tmp_path: Path) -> None:
             assert await registry.call(tasks._save, CHANNEL, found, revision, now_ms)
             assert not await registry.call(tasks._save, CHANNEL, found, revision, now_ms)
             assert not await registry.call(tasks._save, CHANNEL, found, 0, now_ms), "it is there already"
+            other = replace(found, task=OTHER)
+            assert await registry.call(tasks._save, CHANNEL, other, 0, now_ms), "it was not"
 
     run_on("asyncio-debug", scenario())
 
@@ -285,6 +287,7 @@ def test_the_tasks_of_two_channels_are_two(tmp_path: Path) -> None:
 # --- what is no task
 
 
+@pytest.mark.sqlite
 @pytest.mark.parametrize(("task", "kind", "function"), [
     ("x" * 32, "action", "f"), (TASK.upper(), "action", "f"), (PURE, "action", "f"), (TASK, "pure-calculation", "f"),
     (TASK, "deed", "f"), (TASK, "action", ""), (TASK, "action", " f"), (TASK, "action", "f\n"),
@@ -414,23 +417,6 @@ def test_a_restart_of_the_hub_forgets_no_claim(tmp_path: Path, loop_kind: str) -
             assert told.state == "finished", "a receipt may come late"
 
     run_on(loop_kind, scenario())
-
-
-@contextmanager
-def hub_process(directory: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """A hub of its own process; killed, in the end, if that was not done before."""
-    process = subprocess.Popen([sys.executable, "-m", "kachery_fast", "hub", "--dir", str(directory), "--port", "0",
-                                "--owner", OWNER], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        address, end = directory / "address", time.monotonic() + 120
-        while not address.exists():
-            assert process.poll() is None
-            assert time.monotonic() < end
-            time.sleep(0.02)
-        yield process, address.read_text().strip()
-    finally:
-        process.kill()
-        process.wait()
 
 
 @pytest.mark.parametrize("loop_kind", LOOPS)

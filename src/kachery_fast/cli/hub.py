@@ -1,4 +1,4 @@
-"""``kachery-fast hub``: run a hub, stop one."""
+"""``kachery-fast hub``: run a hub, stop one, move one."""
 
 from __future__ import annotations
 
@@ -149,6 +149,51 @@ def stop(context: click.Context, directory: Path | None, as_json: bool) -> None:
             raise HubError(url=str(path), why=f"its process {process_id} did not end within {_STOP_SECONDS:g} s")
         time.sleep(0.05)
     emit({"stopped": process_id, "dir": str(path)}, "The hub was stopped.", as_json)
+
+
+@hub.command("export")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--dir", "directory", type=click.Path(path_type=Path), help="The hub's directory.")
+@click.option("--no-objects", is_flag=True, help="Leave out the objects of the embedded bucket.")
+@json_option
+@click.pass_context
+@command_errors
+def export(context: click.Context, file: Path, directory: Path | None, no_objects: bool, as_json: bool) -> None:
+    """Write a whole hub into a new FILE: registry, key, and the objects of the embedded bucket.
+
+    Whoever has FILE has the hub: it holds the hub's key. The hub may run meanwhile. The registry is written as at one
+    moment; what is uploaded or removed later may be in the file or not.
+    """
+    settings = load_settings(hub_dir=directory or context.obj)
+    _require_packages()
+    from ..hub.moving import export_hub
+
+    moved = export_hub(settings, file, objects=not no_objects)
+    emit({"file": str(file), **moved._asdict()},
+         f"{file} has the hub in {settings.hub_dir}: {moved.rows} rows, {moved.objects} objects. Keep it secret.",
+         as_json)
+
+
+@hub.command("import")
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--dir", "directory", type=click.Path(path_type=Path), help="The hub's directory, to be made.")
+@json_option
+@click.pass_context
+@command_errors
+def import_(context: click.Context, file: Path, directory: Path | None, as_json: bool) -> None:
+    """Make a hub of a FILE that hub export wrote, in an empty directory or database.
+
+    It has the same owners, channels, nodes and objects; nodes go on when it answers at the old one's address. A FILE
+    that is damaged leaves nothing.
+    """
+    settings = load_settings(hub_dir=directory or context.obj)
+    _require_packages()
+    from ..hub.moving import import_hub
+
+    moved = asyncio.run(import_hub(settings, file, int(time.time() * 1000)))
+    emit({"dir": str(settings.hub_dir), **moved._asdict()},
+         f"The hub is in {settings.hub_dir}: {moved.rows} rows, {moved.objects} objects. Start it with: "
+         "kachery-fast hub", as_json)
 
 
 def _run_detached(settings: Settings, arguments: list[str]) -> None:

@@ -4,6 +4,9 @@ What it offers: publish, subscribe, capabilities by channel name, tokens renewed
 connection, replay from a bounded ring. What it does not: presence, history, deltas, push. Everything is in memory:
 a broker that starts anew knows nothing of the one before, and a client that attaches with a serial of that one gets
 the whole ring, so that whatever was published between its peers' return and its own still reaches it.
+
+Brokers of several hubs behind one address are one to their clients: a ``Relay`` carries what is published at one of
+them, and what is revoked, to the others. A client that moves from one to another is as one whose broker has restarted.
 """
 
 from __future__ import annotations
@@ -20,7 +23,9 @@ from typing import Any
 
 from aiohttp import hdrs, web
 
+from ..errors import BadMessage
 from .broker_connection import Connection, Session
+from .broker_relay import REVOCATION_MARGIN_SECONDS, Published, Relay, Revoked, decode_event, encode_event
 from .broker_rest import Rest
 from .broker_rings import Ring, RingLimits, Rings
 from .broker_wire import SUBSCRIBE, Action, Fault, frame
@@ -69,10 +74,11 @@ class Broker:
     """All connections and channels of one hub process. Use it on one running event loop; ``close`` it at the end."""
 
     def __init__(self, *, keys: TokenKey, clock: Callable[[], float] = time.time,
-                 limits: BrokerLimits | None = None) -> None:
+                 limits: BrokerLimits | None = None, relay: Relay | None = None) -> None:
         """
         :param keys: the key whose tokens are accepted, and which ``issue_token`` signs with.
         :param clock: seconds since the epoch; tokens and the age of messages go by it.
+        :param relay: the way to the brokers that have the same key, if there are any; it calls ``receive``.
         """
         self.key = keys
         self.clock = clock
@@ -87,6 +93,7 @@ class Broker:
         self._sessions: dict[str, Session] = {}
         self._numbers = 0
         self._revoked: dict[str, float] = {}
+        self._relay = relay
         self._rest = Rest(keys, clock, self.issue_token)
         self._tasks: set[asyncio.Task[None]] = set()
         self._ticker: asyncio.Task[None] | None = None
@@ -118,15 +125,52 @@ class Broker:
     async def revoke(self, client_id: str) -> int:
         """Refuse every token of ``client_id`` issued until now and cut its connections; return how many were cut.
 
-        Not kept over a restart; but tokens from before the broker's start are never accepted either.
+        Not kept over a restart; but tokens from before the broker's start are never accepted either. Other brokers
+        hear of it at once; how many connections they cut is not counted.
         """
-        self._revoked[client_id] = _floor_ms(self.clock())
-        for session in [session for session in self._sessions.values() if session.client_id == client_id]:
-            self.forget(session)
-        mine = [connection for connection in self._connections.values() if connection.session.client_id == client_id]
+        margin = 0.0 if self._relay is None else REVOCATION_MARGIN_SECONDS
+        # Later than what is issued after a revocation at this same time, or within its margin.
+        until = max(_floor_ms(self.clock()) + margin, self._revoked.get(client_id, -1.0) + 0.001)
+        if self._relay is not None and not self._relay.send(encode_event(Revoked(client_id, until))):
+            log.warning("the other hubs cannot be told that the tokens of %s hold no more", client_id[:16])
+        return self._revoke(client_id, until)
+
+    def _revoke(self, client_id: str, until: float) -> int:
+        self._revoked[client_id] = max(until, self._revoked.get(client_id, 0.0))
+        mine = [connection for connection in self._connections.values()
+                if connection.session.client_id == client_id and connection.claims.issued <= until]
+        kept = {connection.session.id for connection in self._connections.values()} - {
+            connection.session.id for connection in mine}
+        for session in list(self._sessions.values()):
+            if session.client_id == client_id and session.id not in kept:
+                self.forget(session)
         for connection in mine:
             connection.disconnect(Fault(40141, 401, "The token was revoked."))
         return len(mine)
+
+    def receive(self, event: bytes) -> None:
+        """Act on what another broker has sent to the relay."""
+        try:
+            told = decode_event(event)
+        except BadMessage as error:
+            log.warning("another hub sent what this one does not understand: %s", error.message)
+            return
+        if isinstance(told, Revoked):
+            self._revoke(told.client_id, told.until)
+            return
+        ring = self.ring(str(told.body.get("channel")))
+        if ring is None or any(key in ring.keys for key in told.keys):
+            self.counters["relayed_dropped"] += 1
+            return
+        self.counters["relayed"] += len(told.body["messages"])
+        self._spread(ring, told, None)
+
+    def forget_tokens(self) -> None:
+        """Take no token from before now, and cut all connections: some revocations may not have been heard of."""
+        self._started = _floor_ms(self.clock())
+        self._sessions.clear()
+        for connection in list(self._connections.values()):
+            connection.disconnect(Fault(40142, 401, "Other hubs were out of reach. Ask the hub for a new token."))
 
     def stats(self) -> dict[str, int]:
         """Return counters since the start, and how many connections, sessions, channels and ring bytes there are."""
@@ -274,17 +318,25 @@ class Broker:
             fresh.append(message)
         if not fresh:
             return None
-        now = self.clock()
         body = {"action": Action.MESSAGE, "id": base, "channel": name, "connectionId": session.id,
-                "timestamp": int(now * 1000), "messages": fresh}
-        entry = self.rings.append(ring, body, now=now, size_bytes=size_bytes + 200 * len(fresh), sender=session.id,
-                                  keys=tuple(keys))
+                "timestamp": int(self.clock() * 1000), "messages": fresh}
+        whole = Published(body, size_bytes + 200 * len(fresh), keys)
+        if self._relay is not None and not self._relay.send(encode_event(whole)):
+            return Fault(50003, 503, "The other hubs are out of reach.")
+        serial_text = self._spread(ring, whole, sender)
         self.counters["published"] += len(fresh)
+        serials.extend(f"{serial_text}:{index}" for index in range(len(fresh)))
+        return None
+
+    def _spread(self, ring: Ring, message: Published, sender: Connection | None) -> str:
+        """Keep a message, send it to the members, and return its serial."""
+        body = message.body
+        entry = self.rings.append(ring, body, now=min(self.clock(), body["timestamp"] / 1000),
+                                  size_bytes=message.size_bytes, sender=body["connectionId"], keys=tuple(message.keys))
         for member, modes in list(ring.members.items()):
             if modes & SUBSCRIBE and (member.echo or member is not sender):
                 member.deliver(entry.outbound)
-        serials.extend(f"{body['channelSerial']}:{index}" for index in range(len(fresh)))
-        return None
+        return str(body["channelSerial"])
 
     # --- time
 

@@ -118,17 +118,17 @@ class BucketServer:
 
     :param prefix: where objects begin in a URL's path. :param gate: lets reads in; None: all of them.
     :param rate_limit_bytes_per_second: holds all uploads together, and all downloads together, to this rate.
-    :param fsync, clock: see ``ObjectFiles``. :param observer: is told what moves.
+    :param fsync, shared, clock: see ``ObjectFiles``. :param observer: is told what moves.
     :param recount_seconds: how often to count anew what is there, as others may change it too; None: once is enough.
     :raises DiskError: ``root`` is not usable.
     """
 
     def __init__(self, root: Path, signer: UploadSigner, settings: Settings, *, prefix: str = "/bucket/",
                  gate: ReadGate | None = None, rate_limit_bytes_per_second: int | None = None,
-                 fsync: bool = False, clock: Callable[[], float] = time.time, observer: Observer | None = None,
-                 recount_seconds: float | None = None) -> None:
+                 fsync: bool = False, shared: bool = False, clock: Callable[[], float] = time.time,
+                 observer: Observer | None = None, recount_seconds: float | None = None) -> None:
         self.prefix = prefix
-        self._files = ObjectFiles(root, fsync=fsync, clock=clock)
+        self._files = ObjectFiles(root, fsync=fsync, shared=shared, clock=clock)
         self._observer = observer
         self._signer = signer
         self._check_read = None if gate is None else gate.check

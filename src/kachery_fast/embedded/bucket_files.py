@@ -29,6 +29,8 @@ __all__ = ["LAST_READ_STEP_SECONDS", "Incoming", "ObjectFiles", "OpenObject"]
 LAST_READ_STEP_SECONDS = 3600.0
 
 _INCOMING = ".incoming"  # no channel can be called so
+# No upload rests for as long; younger ones may be another process's, where several share the directory.
+_LEFTOVER_SECONDS = 3600.0
 _DIGEST_CHUNK_BYTES = 20 * 1024 * 1024
 
 
@@ -51,11 +53,14 @@ class ObjectFiles:
     power failure damages is found by its hash and replaced. Indexes of subfeeds and task results, which no hash in
     their name protects, always are.
 
+    :param shared: other processes, perhaps on other machines, keep their objects here too.
     :param clock: seconds since the epoch, for the times of last reads.
     :raises DiskError: ``root`` cannot be made or cleared of what an earlier run left unfinished.
     """
 
-    def __init__(self, root: Path, *, fsync: bool = False, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, root: Path, *, fsync: bool = False, shared: bool = False, clock: Callable[[], float] = time.time
+    ) -> None:
         self._fsync = fsync
         self._clock = clock
         self._reading: Counter[str] = Counter()
@@ -66,7 +71,9 @@ class ObjectFiles:
             self._incoming = self._root / _INCOMING
             self._incoming.mkdir(mode=0o700, exist_ok=True)
             for leftover in self._incoming.iterdir():
-                leftover.unlink()
+                with suppress(FileNotFoundError):  # its upload ends just now
+                    if not shared or time.time() - leftover.stat().st_mtime > _LEFTOVER_SECONDS:
+                        leftover.unlink()
         except OSError as error:
             raise DiskError(action="the bucket's directory", path=root, why=error.strerror) from error
         self.stock = Stock(self._root)

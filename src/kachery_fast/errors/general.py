@@ -5,14 +5,14 @@ from __future__ import annotations
 from .tree import KacheryError
 
 __all__ = [
-    "AlreadyExists", "BadMessage", "BandUnreachable", "BucketUnreachable", "Cancelled", "CannotLink", "ChannelUnknown",
-    "ClientAuthRefused", "ClientOffline", "CorruptFile", "CorruptObject", "DatabaseUnusable", "DiskError", "DiskFull",
-    "FileChanged", "FileElsewhere", "HubError", "HubUnreachable", "InvalidArgument", "InvalidFeedUri", "InvalidName",
-    "InvalidSetting", "InvalidUri", "LinkInvalid", "LocalFileMissing", "LocalFileUnreadable", "ManifestInvalid",
-    "MutableMissing", "NoChannel", "NodeError", "NodeNotRunning", "NotADataFile", "NotAvailable", "NotInStore",
-    "NotOnHub", "NotPermitted", "ObjectExists", "ObjectMissing", "OwnerTokenRefused", "PartialTransfer", "RateLimited",
-    "SignatureInvalid", "StaleMessage", "Stalled", "TooLarge", "UnsafePickle", "UploadRefused", "UrlExpired",
-    "WrongFormat", "WrongSize",
+    "AlreadyExists", "BadMessage", "BandUnreachable", "BucketUnreachable", "Cancelled", "CannotLink",
+    "ChannelUnknown", "ClientAuthRefused", "ClientOffline", "CorruptFile", "CorruptObject", "DatabaseUnusable",
+    "DiskError", "DiskFull", "FileChanged", "FileElsewhere", "HubError", "HubUnreachable", "InvalidArgument",
+    "InvalidFeedUri", "InvalidName", "InvalidSetting", "InvalidUri", "LinkInvalid", "LocalFileMissing",
+    "LocalFileUnreadable", "ManifestInvalid", "MutableMissing", "NoChannel", "NodeError", "NodeNotRunning",
+    "NotADataFile", "NotAvailable", "NotInStore", "NotOnHub", "NotPermitted", "ObjectExists", "ObjectMissing",
+    "OwnerTokenRefused", "PartialTransfer", "RateLimited", "RegistryUnreachable", "SignatureInvalid", "StaleMessage",
+    "Stalled", "TooLarge", "UnsafePickle", "UploadRefused", "UrlExpired", "WrongFormat", "WrongSize",
 ]
 
 # --- 2: the call itself is wrong
@@ -199,6 +199,14 @@ class ClientOffline(NodeNotRunning):
 
 class HubUnreachable(KacheryError):
     """The hub {url} cannot be reached ({why}). Is it running, and the address right?"""
+
+    exit_code = 5
+    http_status = 503
+
+
+class RegistryUnreachable(KacheryError):
+    """The hub's registry {registry} cannot be reached ({why}). The hub goes on by itself when it is back; try again
+    then."""
 
     exit_code = 5
     http_status = 503

@@ -1,8 +1,9 @@
 """The hub as a program: one directory, one port, and what answers there.
 
-In ``<hub_dir>``: ``hub.db`` (the registry), ``bucket/`` (the embedded bucket), ``upload-secret``, ``broker-key`` and
-``owner-token`` (mode 0600), ``address`` (the hub's URL while it runs) and ``lock`` (held, with the process id in it,
-while it runs).
+In ``<hub_dir>``: ``hub.db`` (the registry), ``bucket/`` (the embedded bucket), ``hub-key`` and ``owner-token`` (mode
+0600), ``address`` (the hub's URL while it runs) and ``lock`` (held, with the process id in it, while it runs).
+
+Several hubs may share a registry on PostgreSQL: each has a directory of its own, all have the same key.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from ..net.port import Port, serve_port
 from . import identity
 from .actions import Outside
 from .care import Care
-from .directory import HubDirectory
+from .directory import HubDirectory, bucket_directory
 from .engines.embedded import EmbeddedBucket, EmbeddedPubsub
 from .limits import address_group
 from .node_api import NodeApi
@@ -38,6 +39,7 @@ from .openapi import describe_api
 from .owner_api import OwnerApi
 from .performing import ACTS_BY_NAME, Performer
 from .registry import Registry, registry_url
+from .relay import Relay
 from .sessions import Seal
 from .web.site import Site
 
@@ -75,7 +77,7 @@ class Hub:
         self._clock = clock
         self._given_url = public_url.rstrip("/") if public_url else None
         self._expiry_seconds = expiry_seconds
-        self._directory = HubDirectory(settings.hub_dir)
+        self._directory = HubDirectory(settings.hub_dir, settings.hub_key_file)
         # What was opened, to be closed in reverse.
         self._parts = AsyncExitStack()
         self._port: Port | None = None
@@ -135,14 +137,19 @@ class Hub:
         open_channels = OpenChannels(registry, gate.open)
         parts.push_async_callback(open_channels.close)
         await open_channels.start()
-        server = BucketServer(directory.path / "bucket", signer, settings, gate=gate, clock=self._clock, observer=care,
+        server = BucketServer(bucket_directory(settings), signer, settings, gate=gate, clock=self._clock, observer=care,
+                              shared=bool(settings.hub_bucket_dir),
                               rate_limit_bytes_per_second=settings.bucket_rate_bytes_max or None,
                               recount_seconds=RECOUNT_SECONDS if registry.shared else None)
         bucket = EmbeddedBucket(server, signer, reads)
         care.start(bucket)
         parts.push_async_callback(care.stop)
         parts.push_async_callback(asyncio.to_thread, server.close)
-        broker = Broker(keys=TokenKey("kachery.hub", directory.secret("broker-key")), clock=self._clock)
+        relay = Relay(registry.url, directory.key(), self._clock) if registry.shared else None
+        broker = Broker(keys=TokenKey("kachery.hub", directory.secret("broker-key")), clock=self._clock, relay=relay)
+        if relay is not None:
+            parts.push_async_callback(relay.close)
+            await relay.start(broker.receive, broker.forget_tokens)
         pubsub = EmbeddedPubsub(broker)
         node_api = NodeApi(registry, bucket, pubsub, care.quotas, settings, self._clock, lambda: self.public_url)
         parts.push_async_callback(asyncio.to_thread, node_api.close)
@@ -172,6 +179,8 @@ class Hub:
     async def ensure_owner(self, owner: str) -> str:
         """Return the owner of this hub, making ``owner`` that at the first start; its token is in ``owner-token``.
 
+        A hub that joins others on their registry has their owner, and gets a token of its own.
+
         :raises InvalidName: it cannot name an owner.
         """
         token = self._directory.read("owner-token")
@@ -179,9 +188,12 @@ class Hub:
         found = await self._registry.call(identity.find_token, token, now_ms) if token else None
         if found is not None:
             return found.owner
+        if self._registry.shared:
+            first: str | None = await self._registry.call(identity.find_first_admin)
+            owner = first or owner
         await self._registry.call(identity.ensure_owner, owner, now_ms, admin=True)
         token = await self._registry.call(identity.issue_owner_token, owner, now_ms)
-        self._directory.secret("owner-token", content=token)
+        self._directory.write_secret("owner-token", token)
         return owner
 
     # --- HTTP

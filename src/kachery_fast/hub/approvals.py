@@ -17,6 +17,7 @@ from sqlalchemy.engine import Connection
 from ..errors import InvalidArgument, NotOnHub, RateLimited
 from ..protocol.access import Permission, parse_permissions
 from ..protocol.hub_bodies import ApprovalAsked, ApprovalState, AskApproval, FindApproval
+from . import seen
 from .channels import find_settings
 from .grants import join_names, split_names
 from .identity import clean_text, find_node, hash_code
@@ -73,8 +74,8 @@ class Approvals:
 
     async def answer(
         self, body: AskApproval | FindApproval, node_id: str, address: str
-    ) -> ApprovalAsked | ApprovalState:
-        """Answer a node that has proved its key.
+    ) -> ApprovalAsked | ApprovalState | None:
+        """Answer a node that has proved its key; None: another hub has received this very request to be approved.
 
         :param address: whom to count the request against.
         :raises RateLimited: too many from there. :raises NotOnHub: there is no such channel.
@@ -89,7 +90,11 @@ class Approvals:
             return await self._registry.call(_state_of, node_id, body.channel, int(now * 1000))
         self._asks.spend(address, 1, now, who=f"address {address}",
                          limit=f"{ASKS_PER_MINUTE_MAX} requests for approval are allowed in a minute")
-        code, expires = await self._registry.call(_open, node_id, body, address, int(now * 1000))
+        opened = await self._registry.call(
+            _open, node_id, body, address, int(now * 1000), shared=self._registry.shared)
+        if opened is None:
+            return None
+        code, expires = opened
         _log.info("node %s asks to be approved, from %s", node_id[:16], address)
         return ApprovalAsked(code=code, link=f"{self._public_url()}/approve?code={code}", expires=expires,
                              interval=INTERVAL_SECONDS)
@@ -117,8 +122,12 @@ def end_approval(connection: Connection, approval: Approval, *, approved: bool) 
                        .values(state=APPROVED if approved else DENIED))
 
 
-def _open(connection: Connection, node_id: str, body: AskApproval, address: str, now_ms: int) -> tuple[str, int]:
-    """Make a code for a node; return it and when it expires."""
+def _open(
+    connection: Connection, node_id: str, body: AskApproval, address: str, now_ms: int, *, shared: bool
+) -> tuple[str, int] | None:
+    """Make a code for a node; return it and when it expires. None: any hub has seen this request before."""
+    if shared and not seen.remember(connection, node_id, body.id, body.time):
+        return None
     requested = parse_permissions(body.permissions)
     if bool(body.channel) != bool(requested):
         raise InvalidArgument(what="Who asks for a channel names permissions on it, and who asks for none names none.")

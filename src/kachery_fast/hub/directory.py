@@ -1,25 +1,37 @@
-"""What a hub keeps in its directory beside registry and bucket: its secrets, its address, and the lock."""
+"""What a hub keeps in its directory beside registry and bucket: its key, its address, and the lock.
+
+Every secret of the hub's own is derived from the one key. So hubs that share a registry share one file too, and a hub
+that is moved takes one along.
+"""
 
 from __future__ import annotations
 
 import fcntl
+import hmac
 import os
+import re
 import secrets
 from contextlib import suppress
 from pathlib import Path
 
-from ..errors import AlreadyExists, DiskError
+from ..config import Settings
+from ..errors import AlreadyExists, DiskError, InvalidSetting
 
-__all__ = ["HubDirectory", "running_hub"]
+__all__ = ["HubDirectory", "bucket_directory", "is_key", "running_hub"]
 
 _LOCK = "lock"
+_KEY = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
 class HubDirectory:
-    """A hub's directory, mode 0700 when it is made here."""
+    """A hub's directory, mode 0700 when it is made here.
 
-    def __init__(self, path: Path) -> None:
+    :param key_file: where the hub's key is; "" for ``hub-key`` in the directory, made when missing.
+    """
+
+    def __init__(self, path: Path, key_file: str = "") -> None:
         self.path = path
+        self.key_path = Path(key_file).expanduser() if key_file else path / "hub-key"
         self._lock: int | None = None
 
     def acquire(self) -> None:
@@ -63,17 +75,37 @@ class HubDirectory:
         """Say where the hub is, for commands on this machine."""
         self._write("address", url, 0o644)
 
-    def secret(self, name: str, *, content: str | None = None) -> str:
-        """Return the secret ``name``; made when missing from 256 random bits, or replaced by ``content``.
+    def key(self) -> str:
+        """Return the hub's key, 64 hex digits; made when there is none in the directory.
 
-        :raises DiskError: it cannot be read or written.
+        :raises InvalidSetting: what the setting hub_key_file names is no key. :raises DiskError: it cannot be read.
         """
-        found = self.read(name) if content is None else None
-        if found:
-            return found
-        made = content if content is not None else secrets.token_hex(32)
-        self._write(name, made, 0o600)
-        return made
+        given = self.key_path.parent != self.path
+        if given:
+            try:
+                text = self.key_path.read_text("ascii", "replace").strip()
+            except OSError as error:
+                raise self._refused(error.strerror or "it cannot be read") from None
+        else:
+            text = self.read(self.key_path.name) or ""
+            if not text:
+                text = secrets.token_hex(32)
+                self.write_secret(self.key_path.name, text)
+        if not is_key(text):
+            raise self._refused("64 hex digits are a key")
+        return text
+
+    def _refused(self, why: str) -> InvalidSetting:
+        return InvalidSetting(name="hub_key_file", value=str(self.key_path), source="the settings",
+                              why=f"{why}. Make one with: openssl rand -hex 32")
+
+    def secret(self, name: str) -> str:
+        """Return the secret of this name as 64 hex digits, derived from the hub's key. Raises as ``key`` does."""
+        return hmac.new(bytes.fromhex(self.key()), f"kachery-fast:hub:{name}".encode(), "sha256").hexdigest()
+
+    def write_secret(self, name: str, text: str) -> None:
+        """Write a file of one line that nobody else can read. :raises DiskError: it cannot be written."""
+        self._write(name, text, 0o600)
 
     def read(self, name: str) -> str | None:
         """Return a file's only line, None when there is no such file. A secret that others can read is closed to them.
@@ -103,6 +135,17 @@ class HubDirectory:
         except OSError as error:
             beside.unlink(missing_ok=True)
             raise DiskError(action="writing", path=str(self.path / name), why=error.strerror) from None
+
+
+def is_key(text: str) -> bool:
+    """Whether this can be a hub's key."""
+    return _KEY.fullmatch(text) is not None
+
+
+def bucket_directory(settings: Settings) -> Path:
+    """Where the embedded bucket's objects are."""
+    shared = settings.hub_bucket_dir
+    return Path(shared).expanduser().absolute() if shared else settings.hub_dir / "bucket"
 
 
 def running_hub(path: Path) -> int | None:

@@ -17,8 +17,8 @@ from .actions import Actor, Scope
 from .tables import nodes, owner_tokens, owners
 
 __all__ = [
-    "TOKEN_ID_LENGTH", "NodeRecord", "clean_text", "ensure_owner", "find_node", "find_token", "hash_code",
-    "issue_owner_token", "register_node", "touch_node",
+    "TOKEN_ID_LENGTH", "NodeRecord", "clean_text", "ensure_owner", "find_first_admin", "find_node", "find_token",
+    "hash_code", "issue_owner_token", "register_node", "touch_node",
 ]
 
 # A node asks for its configuration every half minute; its row is not rewritten more often than this.
@@ -57,6 +57,12 @@ def ensure_owner(connection: Connection, owner: str, now_ms: int, *, admin: bool
     check_owner_id(owner)
     if connection.execute(sa.select(owners.c.id).where(owners.c.id == owner)).first() is None:
         connection.execute(owners.insert().values(id=owner, created=now_ms, admin=admin))
+
+
+def find_first_admin(connection: Connection) -> str | None:
+    """Return who has been an admin of this hub for longest."""
+    wanted = sa.select(owners.c.id).where(owners.c.admin, owners.c.closed.is_(None))
+    return connection.execute(wanted.order_by(owners.c.created, owners.c.id).limit(1)).scalar()
 
 
 def issue_owner_token(connection: Connection, owner: str, now_ms: int) -> str:

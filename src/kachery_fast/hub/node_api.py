@@ -18,7 +18,7 @@ from sqlalchemy.engine import Connection
 
 from ..config import Settings
 from ..errors import BadMessage, InvalidArgument, NotPermitted, StaleMessage, TooLarge
-from ..protocol.access import Action, Deny, Grant, band_capability, decide, parse_permissions
+from ..protocol.access import Action, Deny, Grant, Permission, band_capability, decide, parse_permissions
 from ..protocol.hub_bodies import (
     AskApproval,
     ChannelInfo,
@@ -44,8 +44,8 @@ from ..protocol.hub_bodies import (
 )
 from ..protocol.messages import decode_hub_request
 from ..protocol.names import check_channel_name
-from ..protocol.signing import FreshnessGuard
-from . import channels, grants, identity, invitations
+from ..protocol.signing import FreshnessGuard, check_age
+from . import channels, grants, identity, invitations, seen
 from .approvals import Approvals
 from .damage import Damage
 from .downloads import Downloads
@@ -68,6 +68,7 @@ BUCKET_QUESTIONS_PER_SECOND_MAX = 50
 # Seen request ids are kept per registered node, so that none can fill the memory of the others'. They are remembered
 # for four minutes; a node that runs tasks at the rate of hub/tasks.py makes 48,000 requests about them in that time.
 REQUESTS_REMEMBERED_PER_NODE_MAX = 100_000
+SEEN_PRUNE_SECONDS = 30.0
 # The longest that a node has to say is a thousand tasks that it keeps, or the receipt of an action: 70 kB. To check a
 # signature costs up to 1.3 us a byte, and strangers may ask for that too.
 REQUEST_SIZE_BYTES_MAX = 256 * 1024
@@ -101,6 +102,7 @@ class NodeApi:
         self._settings = settings
         self._clock = clock
         self._started_ms = int(clock() * 1000)
+        self._pruned_at = clock()
         self._fresh: dict[str, FreshnessGuard] = {}
         self._fresh_strangers = FreshnessGuard(settings.message_age_seconds_max)
         self._join_failures = RateLimiter(JOIN_FAILURES_PER_MINUTE_MAX / 60, 60.0)
@@ -111,6 +113,8 @@ class NodeApi:
     async def start(self) -> None:
         """Take up what was going on when the hub stopped."""
         await self._tasks.start()
+        if self._registry.shared:  # which knows what was seen before, or by others
+            self._started_ms = await self._registry.call(seen.find_start)
 
     async def bucket_of(self, data: bytes, address: str) -> tuple[str, bool]:
         """Answer ``{"channelName"}``, asked without a signature: the base of the channel's object URLs, relative to the
@@ -143,15 +147,25 @@ class NodeApi:
         :raises KacheryError: the request is refused; the error says why.
         """
         body, node_id = await self._read(data)
+        check_age(body.time, self._clock(), self._settings.message_age_seconds_max)
+        if not 16 <= len(body.id) <= 64:
+            raise InvalidArgument(what="A request's id is 16 to 64 random characters.")
+        await self._prune_seen()
         place = Place(body.channel, day_of(self._clock()), node_id)
-        node, grant, limits = await self._registry.call(_find_standing, place, limited=isinstance(body, UploadBody))
+        node, grant, limits, repeated = await self._registry.call(
+            _find_standing, place, body, shared=self._registry.shared)
         # Between this reading of the grant and what is done by it nothing is awaited, so a revocation that is
         # answered has come either before the reading or after the deed.
         self._check_fresh(body, node_id, registered=node is not None)
+        if repeated:
+            raise self._stale(body, "it was received before")
         if isinstance(body, JoinChannel):
             return await self._join(body, node_id, address)
         if isinstance(body, AskApproval | FindApproval):
-            return await self._approvals.answer(body, node_id, address)
+            answer = await self._approvals.answer(body, node_id, address)
+            if answer is None:
+                raise self._stale(body, "it was received before")
+            return answer
         action = _action_of(body)
         if node is None:
             raise NotPermitted(who=f"node {node_id[:16]}", channel=body.channel or "(any)",
@@ -203,7 +217,7 @@ class NodeApi:
             if self._quotas.refusal(place, limits, sizes) is not None:
                 sizes = await self._quotas.without_present(sizes)
                 await self._quotas.make_room(place, limits, sizes)
-                _, grant, limits = await self._registry.call(_find_standing, place, limited=True)
+                grant, limits = await self._registry.call(_find_allowance, place, limited=True)
                 require(grant, place.node, place.channel, action)
                 refusal = self._quotas.refusal(place, limits, sizes)
                 if refusal is not None:
@@ -213,8 +227,6 @@ class NodeApi:
 
     def _check_fresh(self, body: HubBody, node_id: str, *, registered: bool) -> None:
         now = self._clock()
-        if not 16 <= len(body.id) <= 64:
-            raise InvalidArgument(what="A request's id is 16 to 64 random characters.")
         # What a node may say before it is registered is remembered where it was seen first.
         guard = self._fresh_strangers
         if registered and not isinstance(body, JoinChannel | AskApproval | FindApproval):
@@ -225,8 +237,19 @@ class NodeApi:
         guard.check(node_id, body.id, body.time, now)
         if body.time < self._started_ms:
             # The ids seen before a restart are not known any more, so what was signed before it could be a repetition.
-            raise StaleMessage(time=body.time, now=int(now * 1000), limit=self._settings.message_age_seconds_max,
-                               why="it was signed before this hub's start")
+            raise self._stale(body, "it was signed before this hub's start")
+
+    def _stale(self, body: HubBody, why: str) -> StaleMessage:
+        return StaleMessage(time=body.time, now=int(self._clock() * 1000), why=why,
+                            limit=self._settings.message_age_seconds_max)
+
+    async def _prune_seen(self) -> None:
+        """Forget, now and then, the requests that are too old to be taken."""
+        now = self._clock()
+        if self._registry.shared and now - self._pruned_at >= SEEN_PRUNE_SECONDS:
+            self._pruned_at = now
+            oldest_ms = int((now - 2 * self._settings.message_age_seconds_max) * 1000)
+            await self._registry.call(seen.forget, oldest_ms)
 
     # --- membership
 
@@ -238,7 +261,9 @@ class NodeApi:
             address, 1, now, who=f"address {address}",
             limit=f"{JOIN_FAILURES_PER_MINUTE_MAX} invitations that do not hold are allowed in a minute")
         grant = await self._registry.call(
-            invitations.join_channel, node_id, body.invitation, body.label, requested, int(now * 1000))
+            _join_once, body, node_id, requested, int(now * 1000), shared=self._registry.shared)
+        if grant is None:
+            raise self._stale(body, "it was received before")
         self._join_failures.refund(address, 1, self._clock())
         _log.info("node %s joined %s", node_id[:16], grant.channel)
         found = await self._registry.call(channels.find_settings, grant.channel)
@@ -300,11 +325,30 @@ def _action_of(body: HubBody) -> Action | None:
 
 
 def _find_standing(
-    connection: Connection, place: Place, *, limited: bool
-) -> tuple[identity.NodeRecord | None, Grant | None, Limits]:
+    connection: Connection, place: Place, body: HubBody, *, shared: bool
+) -> tuple[identity.NodeRecord | None, Grant | None, Limits, bool]:
+    """Return what is known of a node, its grant, the limits of an upload, and whether any hub has seen this request of
+    it before."""
+    grant, limits = _find_allowance(connection, place, limited=isinstance(body, UploadBody))
+    node = identity.find_node(connection, place.node)
+    # What strangers ask for is refused anyway, and would fill the table.
+    counts = shared and node is not None and not isinstance(body, JoinChannel | AskApproval)
+    return node, grant, limits, counts and not seen.remember(connection, place.node, body.id, body.time)
+
+
+def _find_allowance(connection: Connection, place: Place, *, limited: bool) -> tuple[Grant | None, Limits]:
     grant = grants.find_grant(connection, place.node, place.channel) if place.channel else None
-    limits = find_limits(connection, place) if limited else Limits(None, None, None)
-    return identity.find_node(connection, place.node), grant, limits
+    return grant, find_limits(connection, place) if limited else Limits(None, None, None)
+
+
+def _join_once(
+    connection: Connection, body: JoinChannel, node_id: str, requested: frozenset[Permission], now_ms: int, *,
+    shared: bool,
+) -> Grant | None:
+    """Join, unless any hub has seen this request before: None. A join that fails is not remembered."""
+    if shared and not seen.remember(connection, node_id, body.id, body.time):
+        return None
+    return invitations.join_channel(connection, node_id, body.invitation, body.label, requested, now_ms)
 
 
 def _names(grant: Grant) -> list[str]:

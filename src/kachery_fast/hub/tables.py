@@ -13,7 +13,8 @@ import sqlalchemy as sa
 
 __all__ = [
     "approvals", "audit", "channels", "damage_reports", "engines", "identities", "invitations", "memberships",
-    "metadata", "nodes", "owner_tokens", "owners", "seen_requests", "sessions", "sign_in_links", "task_claims", "usage",
+    "metadata", "nodes", "owner_tokens", "owners", "relayed", "seen_requests", "sessions", "sign_in_links",
+    "task_claims", "usage",
 ]
 
 metadata = sa.MetaData()
@@ -207,6 +208,14 @@ seen_requests = sa.Table(
     sa.Column("node", sa.String(64), primary_key=True),
     sa.Column("id", sa.String(64), primary_key=True),
     sa.Column("time", sa.BigInteger, nullable=False, index=True),
+)
+# What brokers of several hubs tell one another (``relay.py``): event ``number`` of the hub process ``hub``.
+relayed = sa.Table(
+    "relayed", metadata,
+    sa.Column("hub", sa.String(32), primary_key=True),
+    sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("time", sa.BigInteger, nullable=False, index=True),
+    sa.Column("body", sa.LargeBinary, nullable=False),
 )
 # ``revision`` grows with each change, so that a change can be made only to what was looked at. ``changed`` is the time
 # of the last one, by which rows are forgotten.

@@ -13,7 +13,6 @@ from typing import Any
 
 import msgspec
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
 from ..config import Settings
@@ -26,7 +25,7 @@ from ..protocol.tasks import check_function, check_task_id
 from . import grants
 from .gate import require
 from .limits import RateLimiter
-from .registry import Registry
+from .registry import Registry, insert_new
 from .tables import task_claims
 
 __all__ = ["TaskBody", "Tasks"]
@@ -220,10 +219,7 @@ def _save(connection: Connection, channel: str, standing: Claim, revision: int, 
         return connection.execute(
             task_claims.update().where(task_claims.c.channel == channel, task_claims.c.task == standing.task,
                                        task_claims.c.revision == revision).values(**values)).rowcount == 1
-    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    return connection.execute(
-        insert(task_claims).values(channel=channel, task=standing.task, **values).on_conflict_do_nothing()
-    ).rowcount == 1
+    return insert_new(connection, task_claims, channel=channel, task=standing.task, **values)
 
 
 def _too_many_tries(task: str) -> HubError:

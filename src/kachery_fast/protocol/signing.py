@@ -63,6 +63,18 @@ def verify_bytes(data: bytes, signature: str, signer_id: str) -> bool:
     return True
 
 
+def check_age(time_ms: int, now: float, age_seconds_max: float) -> None:
+    """Refuse a signed message that is too old, or from the future.
+
+    :param time_ms: the time inside it, in milliseconds since the epoch. :param now: the present, in seconds.
+    :raises StaleMessage: it is.
+    """
+    age_seconds = now - time_ms / 1000
+    if abs(age_seconds) > age_seconds_max:
+        why = f"{abs(age_seconds):.0f} s {'old' if age_seconds > 0 else 'in the future'}"
+        raise StaleMessage(time=time_ms, now=int(now * 1000), why=why, limit=age_seconds_max)
+
+
 class FreshnessGuard:
     """Refuses signed messages that are too old, from the future, or seen before.
 
@@ -88,10 +100,7 @@ class FreshnessGuard:
         :param now: the present, seconds since the epoch.
         :raises StaleMessage: it is too old or from the future, was seen before, or too many are remembered.
         """
-        age_seconds = now - time_ms / 1000
-        if abs(age_seconds) > self._age_seconds_max:
-            why = f"{abs(age_seconds):.0f} s {'old' if age_seconds > 0 else 'in the future'}"
-            raise self._stale(time_ms, now, why)
+        check_age(time_ms, now, self._age_seconds_max)
         self._forget(now)
         if (signer_id, message_id) in self._seen:
             raise self._stale(time_ms, now, "it was received before")

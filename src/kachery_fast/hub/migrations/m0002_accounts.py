@@ -1,4 +1,4 @@
-"""Accounts, sessions, approvals, settings of channels, engines, the audit log, and usage."""
+"""Accounts, sessions, approvals, settings of channels, engines, the audit log, usage, and what several hubs share."""
 
 from __future__ import annotations
 
@@ -86,3 +86,8 @@ def upgrade() -> None:
         "seen_requests", sa.Column("node", sa.String(64), primary_key=True),
         sa.Column("id", sa.String(64), primary_key=True),
         sa.Column("time", sa.BigInteger, nullable=False, index=True))
+    op.create_table(
+        "relayed", sa.Column("hub", sa.String(32), primary_key=True),
+        sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),
+        sa.Column("time", sa.BigInteger, nullable=False, index=True),
+        sa.Column("body", sa.LargeBinary, nullable=False))

@@ -32,9 +32,11 @@ test: lint run-tests
 
 # Most tests wait for processes and sockets, so one more runs at once than there are CPUs, up to four; a file's in turn.
 # Two for each CPU took as long, and more CPU time.
+# Compiled once: where PYTHONDONTWRITEBYTECODE is set, each of the programs that tests start would do it anew.
 run-tests: $(STAMP) $(STAMP_2022) $(STAMP_OIDC)
+	$(BIN)/python -m compileall -q src tests
 	workers=$$($(BIN)/python -c 'import os; print(min((os.cpu_count() or 1) + 1, 4))') && \
-	$(BIN)/python -m pytest --numprocesses $$workers --dist loadfile --benchmark-disable $$ARGS
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses $$workers --dist loadfile --benchmark-disable $$ARGS
 
 # cython-lint looks for pycodestyle on the PATH.
 lint: $(STAMP)

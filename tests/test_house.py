@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
-
-import pytest
 
 from kachery_fast.config import SETTINGS
 
@@ -44,6 +43,7 @@ def room_of(path: Path) -> str:
     return relative.parts[0] if len(relative.parts) > 1 else relative.stem
 
 
+@cache
 def tree_of(path: Path) -> ast.Module:
     return ast.parse(path.read_text("utf-8"), filename=str(path))
 
@@ -69,7 +69,21 @@ def functions_of(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionD
     yield from (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
 
 
-parametrized = pytest.mark.parametrize("path", MODULES, ids=name_of)
+def each(paths: Sequence[Path]) -> Callable[[Callable[[Path], None]], Callable[[], None]]:
+    """One test of all these modules that names every one that breaks the rule."""
+    def decorate(check: Callable[[Path], None]) -> Callable[[], None]:
+        def test() -> None:
+            broken = []
+            for path in paths:
+                try:
+                    check(path)
+                except AssertionError as error:
+                    broken.append(f"{name_of(path)}: {error}")
+            assert not broken, "\n".join(broken)
+
+        return test
+
+    return decorate
 
 
 # --- floors
@@ -79,7 +93,7 @@ def test_every_room_has_a_floor() -> None:
     assert {room_of(path) for path in [*MODULES, *CYTHON]} <= set(FLOORS)
 
 
-@parametrized
+@each(MODULES)
 def test_imports_go_down_and_never_to_a_neighbour(path: Path) -> None:
     room = room_of(path)
     for imported in rooms_imported_by(path) - {room}:
@@ -89,7 +103,7 @@ def test_imports_go_down_and_never_to_a_neighbour(path: Path) -> None:
         assert FLOORS[imported] < FLOORS[room], f"{room} (floor {FLOORS[room]}) imports {imported}"
 
 
-@parametrized
+@each(MODULES)
 def test_protocol_is_pure(path: Path) -> None:
     if room_of(path) != "protocol":
         return
@@ -105,7 +119,7 @@ def test_protocol_is_pure(path: Path) -> None:
 # --- size and shape
 
 
-@pytest.mark.parametrize("path", [*MODULES, *CYTHON], ids=name_of)
+@each([*MODULES, *CYTHON])
 def test_a_module_is_of_a_length_to_be_read(path: Path) -> None:
     if name_of(path) not in LONG_MODULES:
         assert len(path.read_text("utf-8").splitlines()) <= MODULE_LINES_MAX
@@ -117,19 +131,19 @@ def test_exceptions_are_reasoned_and_still_needed() -> None:
         assert len((PACKAGE / name).read_text("utf-8").splitlines()) > MODULE_LINES_MAX
 
 
-@parametrized
+@each(MODULES)
 def test_a_function_is_of_a_length_to_be_read(path: Path) -> None:
     long = {f"{node.name}: {node.end_lineno - node.lineno + 1} lines" for node in functions_of(tree_of(path))
             if node.end_lineno is not None and node.end_lineno - node.lineno + 1 > FUNCTION_LINES_MAX}
     assert not long
 
 
-@pytest.mark.parametrize("path", [*MODULES, *CYTHON], ids=name_of)
+@each([*MODULES, *CYTHON])
 def test_a_module_is_named_after_what_it_is_about(path: Path) -> None:
     assert not {path.stem.strip("_"), *path.relative_to(PACKAGE).parent.parts} & BANNED_NAMES
 
 
-@parametrized
+@each(MODULES)
 def test_no_star_imports_and_an_explicit_list_of_public_names(path: Path) -> None:
     tree = tree_of(path)
     assert not any(isinstance(node, ast.ImportFrom) and any(alias.name == "*" for alias in node.names)
@@ -154,7 +168,7 @@ def test_no_star_imports_and_an_explicit_list_of_public_names(path: Path) -> Non
     assert lazy or set(names) <= defined, set(names) - defined
 
 
-@parametrized
+@each(MODULES)
 def test_what_is_public_has_a_docstring(path: Path) -> None:
     tree = tree_of(path)
     assert ast.get_docstring(tree), "the module has none"
@@ -176,7 +190,7 @@ def inherits_documentation(node: ast.ClassDef) -> bool:
     return bool(node.bases) or node.name.startswith(("Http", "Memory", "Ably", "Nats"))
 
 
-@parametrized
+@each(MODULES)
 def test_only_the_command_line_prints(path: Path) -> None:
     if room_of(path) in ("cli", "__main__"):
         return
@@ -186,7 +200,7 @@ def test_only_the_command_line_prints(path: Path) -> None:
                     and node.attr in ("stdout", "stderr"))
 
 
-@parametrized
+@each(MODULES)
 def test_loggers_are_named_after_their_room(path: Path) -> None:
     room = room_of(path)
     for node in ast.walk(tree_of(path)):
@@ -200,7 +214,7 @@ def test_loggers_are_named_after_their_room(path: Path) -> None:
                 assert room in ("cli", "net", "node", "hub", "embedded"), name
 
 
-@parametrized
+@each(MODULES)
 def test_annotations_are_not_evaluated(path: Path) -> None:
     tree = tree_of(path)
     defines = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef | ast.AnnAssign

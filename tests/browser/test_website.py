@@ -96,8 +96,12 @@ def test_a_click_makes_a_transfer_possible_and_another_one_impossible(
     a, b = joined(lab, page, "A"), joined(lab, page, "B")
     page.goto(f"{lab.hub_url}/channels/ephys")
     look(page, "channel")
+    live = page.locator("[data-live]")
+    expect(live.get_by_text("A, B are connected now.")).to_be_visible()
     first = store(a, make_recording(tmp_path / "first.dat", 700_000, seed=11))
     assert load(b, first)["size"] == 700_000
+    # What moved on the bands comes without a reload.
+    expect(live.get_by_role("row", name=re.compile("^request files")).locator("rect").first).to_be_visible()
 
     cell(page, "requestFiles", "B").click()
     expect(page.get_by_role("status")).to_contain_text("Taken away from the node")

@@ -268,6 +268,13 @@ def test_a_bucket_is_listed_measured_and_cleared(hub_dir: Path) -> None:
     assert [line["name"] for line in run_json(hub_dir, "channel", "objects", "care")["objects"]] == [other]
 
 
+def test_traffic_is_shown_by_band(hub_dir: Path) -> None:
+    run_json(hub_dir, "channel", "create", "quiet")
+    shown = run(hub_dir, "channel", "traffic", "quiet").stdout
+    assert re.search(r"^requestFiles +0 messages +0 bytes  0 nodes listening$", shown, re.MULTILINE)
+    assert len(run_json(hub_dir, "channel", "traffic", "quiet")["bands"]) == 6
+
+
 @pytest.mark.parametrize("option", [
     ("--size-max", "much"), ("--size-max", "5XB"), ("--size-max", "-5"), ("--size-max", "0"),
     ("--unread-days-max", "1.5"), ("--node-day-max", "")])

@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
 
 from kachery_fast.errors import NotPermitted
@@ -15,7 +14,7 @@ from kachery_fast.net.hub import HubClient
 from kachery_fast.protocol.names import ObjectName
 
 from ..network import LOOPS, run_on
-from .support import ALL, CHANNEL, World, node_id, running_world
+from .support import ALL, CHANNEL, Peer, World, node_id, running_world
 
 pytestmark = pytest.mark.databases
 
@@ -44,53 +43,6 @@ OPENED_BY = {
 FEED = "47" * 32
 CONTENT = b"some bytes of a recording"
 SHA1 = hashlib.sha1(CONTENT).hexdigest()
-
-
-class Peer:
-    """A bare client of the broker, speaking its protocol in JSON."""
-
-    def __init__(self, websocket: aiohttp.ClientWebSocketResponse[Any]) -> None:
-        self._websocket = websocket
-        self.received: list[str] = []
-
-    @classmethod
-    async def connect(cls, world: World, token: str) -> Peer:
-        url = world.url.replace("http", "ws", 1) + f"/?access_token={token}&v=5"
-        peer = cls(await world.session.ws_connect(url))
-        first = await peer._until(4)
-        assert first["action"] == 4, first
-        return peer
-
-    async def attach(self, band: str) -> bool:
-        await self._websocket.send_json({"action": 10, "channel": band})
-        return bool((await self._until(11, 9))["action"] == 11)
-
-    async def publish(self, band: str, serial: int) -> bool:
-        """Whether the broker took the message."""
-        message = {"name": "m", "data": band}
-        await self._websocket.send_json(
-            {"action": 15, "channel": band, "msgSerial": serial, "messages": [message]})
-        return bool((await self._until(1, 2))["action"] == 1)
-
-    async def ping(self) -> None:
-        """Wait until everything that the broker sent before now was received."""
-        await self._websocket.send_json({"action": 0, "id": "ping"})
-        while (await self._until(0)).get("id") != "ping":
-            pass
-
-    async def closed_by_broker(self) -> dict[str, Any]:
-        return await self._until(6, 9)
-
-    async def close(self) -> None:
-        await self._websocket.close()
-
-    async def _until(self, *actions: int) -> dict[str, Any]:
-        while True:
-            frame: dict[str, Any] = json.loads(await self._websocket.receive_str(timeout=20))
-            if frame["action"] in actions:
-                return frame
-            if frame["action"] == 15:
-                self.received.append(frame["channel"])
 
 
 async def bands_that_work(world: World, client: HubClient, name: str) -> tuple[set[str], set[str]]:

@@ -21,7 +21,7 @@ from sqlalchemy.engine import URL
 from kachery_fast import hub
 from kachery_fast.errors import DiskError, HubError, InvalidSetting, RegistryUnreachable
 from kachery_fast.hub.app import Hub
-from kachery_fast.hub.registry import HEAD, Registry, registry_url
+from kachery_fast.hub.registry import HEAD, Registry, _migrate, registry_url
 from kachery_fast.hub.tables import metadata
 
 from ..network import LOOPS, run_on
@@ -111,15 +111,49 @@ def test_a_registry_of_version_1_goes_on_with_claims_and_accounts(tmp_path: Path
 
 
 def test_the_migrations_make_the_tables_that_the_program_uses(tmp_path: Path) -> None:
-    urls = [URL.create("sqlite", database=str(path)) for path in (old_registry(tmp_path), tmp_path / "fresh.db")]
-    assert_tables_are_those_of_the_program(*urls)
+    (old, migrated, fresh) = (URL.create("sqlite", database=str(path)) for path in (
+        old_registry(tmp_path), tmp_path / "migrated.db", tmp_path / "fresh.db"))
+    migrate_empty(migrated)
+    assert_tables_are_those_of_the_program(old, migrated, fresh)
+    assert columns_of(old) == columns_of(migrated) == columns_of(fresh)
 
 
 def test_the_migrations_make_the_same_tables_in_postgresql(tmp_path: Path) -> None:
     cluster = the_cluster()
-    name = cluster.make_database(empty=True)
-    assert_tables_are_those_of_the_program(registry_url(cluster.url(name), tmp_path))
-    cluster.drop_database(name)
+    migrated, fresh = (cluster.make_database(empty=True) for _ in range(2))
+    urls = [registry_url(cluster.url(name), tmp_path) for name in (migrated, fresh)]
+    migrate_empty(urls[0])
+    assert_tables_are_those_of_the_program(*urls)
+    assert columns_of(urls[0]) == columns_of(urls[1])
+    for name in (migrated, fresh):
+        cluster.drop_database(name)
+
+
+def migrate_empty(url: URL) -> None:
+    """Go through all migrations, where ``Registry`` would make the tables at once."""
+    engine = sa.create_engine(url)
+    with engine.begin() as connection:
+        _migrate(connection, "", "a test's")
+    engine.dispose()
+
+
+def columns_of(url: URL) -> dict[str, Any]:
+    """All tables as the database has them: columns, keys, indexes, and the version."""
+    engine = sa.create_engine(url)
+    with engine.connect() as connection:
+        look = sa.inspect(connection)
+        tables = {table: (
+            {column["name"]: (str(column["type"]), column["nullable"], column["default"])
+             for column in look.get_columns(table)},
+            sorted(look.get_pk_constraint(table)["constrained_columns"]),
+            sorted(str((key["constrained_columns"], key["referred_table"])) for key in look.get_foreign_keys(table)),
+            sorted(str((index["column_names"], index["unique"])) for index in look.get_indexes(table)),
+            sorted(str(unique["column_names"]) for unique in look.get_unique_constraints(table)),
+        ) for table in look.get_table_names()}
+        versions = [connection.execute(sa.text(f"SELECT * FROM {table}")).scalar()
+                    for table in ("alembic_version", "schema_version")]
+    engine.dispose()
+    return {**tables, "versions": versions}
 
 
 def assert_tables_are_those_of_the_program(*urls: URL) -> None:

@@ -1,4 +1,4 @@
-"""``kachery-fast channel usage | objects``: what moves through a bucket, and what is in it."""
+"""``kachery-fast channel usage | objects | traffic``: what a bucket holds, and what moves there and on the bands."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 from .output import command_errors, emit, human_size
 from .owner import ask_hub, count_text, hub_options, moment_text
 
-__all__ = ["objects", "usage"]
+__all__ = ["objects", "traffic", "usage"]
 
 _KINDS = {"files": "sha1", "feeds": "feeds", "results": "task_results"}
 _WORDS = {kind: word for word, kind in _KINDS.items()}
@@ -69,6 +69,24 @@ def objects(
         if answer["next"] is not None:
             lines.append(f"More with: --after {answer['next']}")
         return "\n".join([*lines, _stored(answer)])
+
+    emit(answer, human, as_json)
+
+
+@click.command()
+@click.argument("name")
+@hub_options
+@command_errors
+def traffic(name: str, hub_url: str | None, token: str | None, as_json: bool) -> None:
+    """Show what was published on the bands of the channel NAME in the last minute, and which nodes listen."""
+    answer = ask_hub(hub_url, token, "showTraffic", channel=name)
+
+    def human() -> str:
+        lines = [f"{line['band']:<14}{count_text(sum(line['messages']), 'message'):>16}  "
+                 f"{human_size(line['sizeBytes']):>9}  {count_text(line['listeners'], 'node')} listening"
+                 for line in answer["bands"]]
+        nodes = [f"{node['node'][:16]}  {node['label']}".rstrip() for node in answer["nodes"]]
+        return "\n".join([*(lines or ["Its pub/sub service does not tell what moves."]), *nodes])
 
     emit(answer, human, as_json)
 

@@ -28,6 +28,7 @@ from .broker_connection import Connection, Session
 from .broker_relay import REVOCATION_MARGIN_SECONDS, Published, Relay, Revoked, decode_event, encode_event
 from .broker_rest import Rest
 from .broker_rings import Ring, RingLimits, Rings
+from .broker_traffic import OVERHEAD_BYTES, Meter
 from .broker_wire import SUBSCRIBE, Action, Fault, frame
 from .tokens import LIFE_SECONDS_MAX, Claims, TokenKey, check_token, make_token
 
@@ -88,6 +89,7 @@ class Broker:
         self.rings = Rings(self.incarnation, RingLimits(
             self.limits.ring_messages_max, self.limits.ring_size_bytes_max, self.limits.ring_total_size_bytes_max,
             self.limits.connection_state_seconds))
+        self.meter = Meter(clock)
         self._started = _floor_ms(clock())
         self._connections: dict[str, Connection] = {}
         self._sessions: dict[str, Session] = {}
@@ -320,7 +322,7 @@ class Broker:
             return None
         body = {"action": Action.MESSAGE, "id": base, "channel": name, "connectionId": session.id,
                 "timestamp": int(self.clock() * 1000), "messages": fresh}
-        whole = Published(body, size_bytes + 200 * len(fresh), keys)
+        whole = Published(body, size_bytes + OVERHEAD_BYTES * len(fresh), keys)
         if self._relay is not None and not self._relay.send(encode_event(whole)):
             return Fault(50003, 503, "The other hubs are out of reach.")
         serial_text = self._spread(ring, whole, sender)
@@ -331,6 +333,7 @@ class Broker:
     def _spread(self, ring: Ring, message: Published, sender: Connection | None) -> str:
         """Keep a message, send it to the members, and return its serial."""
         body = message.body
+        self.meter.note(ring.name, len(body["messages"]), message.size_bytes)
         entry = self.rings.append(ring, body, now=min(self.clock(), body["timestamp"] / 1000),
                                   size_bytes=message.size_bytes, sender=body["connectionId"], keys=tuple(message.keys))
         for member, modes in list(ring.members.items()):
@@ -352,7 +355,6 @@ class Broker:
     def tick(self) -> None:
         """Do what is due: heartbeats, requests for new tokens, ends of tokens, forgetting."""
         now, elapsed = self.clock(), asyncio.get_running_loop().time()
-        quiet_seconds = self.limits.idle_seconds / 2
         for connection in list(self._connections.values()):
             if connection.closing:
                 continue
@@ -362,9 +364,10 @@ class Broker:
             elif now >= connection.renew_at:
                 connection.renew_at = connection.claims.expires
                 connection.send({"action": Action.AUTH})
-            elif elapsed - connection.sent_seconds >= quiet_seconds:
+            elif elapsed - connection.sent_seconds >= self.limits.idle_seconds / 2:
                 connection.send({"action": Action.HEARTBEAT})
         self.rings.expire(now)
+        self.meter.expire()
         for key, session in list(self._sessions.items()):
             gone = session.id not in self._connections
             if gone and elapsed - session.left_seconds > self.limits.connection_state_seconds:

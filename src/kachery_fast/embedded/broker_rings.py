@@ -10,7 +10,7 @@ import re
 from collections import deque
 from typing import Any, NamedTuple
 
-from .broker_wire import Outbound
+from .broker_wire import SUBSCRIBE, Outbound
 
 __all__ = ["Entry", "Replay", "Ring", "RingLimits", "Rings"]
 
@@ -81,6 +81,12 @@ class Rings:
         if ring is None:
             ring = self.by_name[name] = Ring(name, self.number)
         return ring
+
+    def subscribers(self, name: str) -> frozenset[str]:
+        """Return the client ids of those that receive what is published on a channel."""
+        ring = self.by_name.get(name)
+        return frozenset(member.session.client_id for member, modes in (ring.members.items() if ring else ())
+                         if modes & SUBSCRIBE)
 
     def append(self, ring: Ring, body: dict[str, Any], *, now: float, size_bytes: int, sender: str,
                keys: tuple[tuple[str, str], ...]) -> Entry:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 from sqlalchemy.engine import Connection
 
-from .engines import BucketEngine
+from .engines import BucketEngine, PubsubEngine
 from .usage import Usage
 
 __all__ = ["Act", "Actor", "Answer", "At", "Done", "Outside", "Request", "Scope"]
@@ -61,6 +61,7 @@ class Outside(NamedTuple):
     """What is not in the registry."""
 
     bucket: BucketEngine
+    pubsub: PubsubEngine
     usage: Usage
 
 

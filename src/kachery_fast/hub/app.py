@@ -155,7 +155,7 @@ class Hub:
         parts.push_async_callback(asyncio.to_thread, node_api.close)
         await node_api.start()
         self._registry, self._broker, self._node_api = registry, broker, node_api
-        performer = Performer(registry, Outside(bucket, care.usage), pubsub, self._clock, lambda: self.public_url,
+        performer = Performer(registry, Outside(bucket, pubsub, care.usage), self._clock, lambda: self.public_url,
                               open_channels.refresh)
         self._owner_api = OwnerApi(registry, performer, self._clock)
         seal = Seal(bytes.fromhex(directory.secret("session-key")))

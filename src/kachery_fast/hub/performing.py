@@ -15,18 +15,18 @@ from .accounts import IDENTITY_ACTS
 from .actions import Act, Actor, Answer, At, Done, Outside, Request
 from .bucket_actions import BUCKET_ACTS
 from .channel_actions import CHANNEL_ACTS
-from .engines import PubsubEngine
 from .limits import RateLimiter
 from .node_actions import NODE_ACTS
 from .registry import Registry
 from .tables import owners
+from .traffic_actions import TRAFFIC_ACTS
 
 __all__ = ["ACTS", "ACTS_BY_NAME", "Performer"]
 
 _log = logging.getLogger("kachery_fast.hub")
 
 ACTS: dict[type[Request], Act] = {
-    act.request: act for act in (*CHANNEL_ACTS, *BUCKET_ACTS, *NODE_ACTS, *ACCOUNT_ACTS, *IDENTITY_ACTS)}
+    act.request: act for act in (*CHANNEL_ACTS, *BUCKET_ACTS, *TRAFFIC_ACTS, *NODE_ACTS, *ACCOUNT_ACTS, *IDENTITY_ACTS)}
 ACTS_BY_NAME: dict[str, Act] = {act.name: act for act in ACTS.values()}
 
 CODE_FAILURES_PER_MINUTE_MAX = 10
@@ -41,12 +41,11 @@ class Performer:
     """
 
     def __init__(
-        self, registry: Registry, outside: Outside, pubsub: PubsubEngine, clock: Callable[[], float],
-        public_url: Callable[[], str], channels_changed: Callable[[], Awaitable[None]],
+        self, registry: Registry, outside: Outside, clock: Callable[[], float], public_url: Callable[[], str],
+        channels_changed: Callable[[], Awaitable[None]],
     ) -> None:
         self._registry = registry
         self._outside = outside
-        self._pubsub = pubsub
         self._clock = clock
         self._public_url = public_url
         self._guesses = RateLimiter(CODE_FAILURES_PER_MINUTE_MAX / 60, 60.0)
@@ -70,7 +69,7 @@ class Performer:
         if done.channels_changed:
             await self._channels_changed()  # before the objects of one that is gone are removed, which takes a while
         for node_id in done.cut:
-            await self._pubsub.revoke(node_id)
+            await self._outside.pubsub.revoke(node_id)
         answer = done.answer if isinstance(done.answer, Answer) else await done.answer(self._outside)
         if act.changes:
             _log.info("%s (%s): %s %s", actor.owner, actor.via, act.name, getattr(request, "channel", ""))

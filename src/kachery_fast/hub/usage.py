@@ -14,11 +14,10 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
 from ..errors import KacheryError
-from .registry import Registry
+from .registry import Registry, insert_into
 from .tables import channels, usage
 
 __all__ = ["KEPT_DAYS", "Moved", "Place", "Usage", "day_of", "node_day_bytes"]
@@ -173,9 +172,8 @@ def _record(connection: Connection, batch: dict[Place, Moved], today: int) -> No
 
 
 def _increment(connection: Connection, rows: list[dict[str, Any]]) -> Any:
-    """The statement that adds to rows, or makes them; both dialects have the same with a name of their own."""
-    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    statement: Any = insert(usage).values(rows)
+    """The statement that adds to rows, or makes them."""
+    statement = insert_into(connection, usage).values(rows)
     return statement.on_conflict_do_update(
         index_elements=[usage.c.channel, usage.c.day, usage.c.node],
         set_={name: usage.c[name] + statement.excluded[name] for name in Moved._fields})

@@ -7,7 +7,10 @@ from typing import NamedTuple, Protocol
 
 from ...protocol.hub_bodies import PubsubInfo, PubsubToken
 
-__all__ = ["BucketEngine", "BucketTotals", "KindTotal", "ObjectRecord", "PubsubEngine", "SignedRead", "SignedUrl"]
+__all__ = [
+    "BandTraffic", "BucketEngine", "BucketTotals", "KindTotal", "ObjectRecord", "PubsubEngine", "SignedRead",
+    "SignedUrl",
+]
 
 
 class SignedUrl(NamedTuple):
@@ -53,6 +56,15 @@ class SignedRead(NamedTuple):
 
     url: str
     expires_ms: int
+
+
+class BandTraffic(NamedTuple):
+    """What moves on a band: messages in each of the last seconds, the oldest first, the bytes of them all, and the ids
+    of the nodes that listen."""
+
+    messages: Sequence[int]
+    size_bytes: int
+    listeners: frozenset[str]
 
 
 class BucketEngine(Protocol):
@@ -118,3 +130,6 @@ class PubsubEngine(Protocol):
 
     async def revoke(self, node_id: str) -> None:
         """Make all tokens issued to a node until now useless, and break its connections off."""
+
+    def traffic(self, band: str) -> BandTraffic | None:
+        """Return what moves on a band; None of a service that does not tell."""

@@ -13,7 +13,7 @@ from ...embedded.bucket import BucketServer, UploadSigner
 from ...embedded.bucket_reads import DownloadSigner
 from ...errors import ObjectMissing
 from ...protocol.hub_bodies import PubsubInfo, PubsubToken
-from . import BucketTotals, KindTotal, ObjectRecord, SignedRead, SignedUrl
+from . import BandTraffic, BucketTotals, KindTotal, ObjectRecord, SignedRead, SignedUrl
 
 __all__ = ["EmbeddedBucket", "EmbeddedPubsub"]
 
@@ -102,3 +102,8 @@ class EmbeddedPubsub:
     async def revoke(self, node_id: str) -> None:
         """See ``PubsubEngine``."""
         await self._broker.revoke(node_id)
+
+    def traffic(self, band: str) -> BandTraffic | None:
+        """See ``PubsubEngine``."""
+        moved = self._broker.meter.moved(band)
+        return BandTraffic(moved.messages, moved.size_bytes, self._broker.rings.subscribers(band))

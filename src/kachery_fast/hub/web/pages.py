@@ -16,6 +16,7 @@ from ..channel_actions import ChannelList, ListChannels, ShowChannel
 from ..node_actions import FindApproval, ListNodes, ShowNode
 from ..performing import ACTS, Performer
 from ..registry import Registry
+from ..traffic_actions import ShowTraffic
 from .visitors import Visitor
 
 __all__ = ["PAGES", "Look"]
@@ -65,13 +66,19 @@ async def _channel(look: Look) -> _Page:
     if signed_in is not None and settings.owner == signed_in.owner:
         view: Answer = await look.ask(ShowChannel(channel=name))
         usage: UsageView = await look.ask(ShowUsage(channel=name))
-        return "channel.html", {"view": view, "usage": usage, "kinds": _KINDS, "hub_url": look.hub_url}
+        return "channel.html", {"view": view, "usage": usage, "kinds": _KINDS, "hub_url": look.hub_url,
+                                "traffic": await look.ask(ShowTraffic(channel=name))}
     if not settings.listed:
         # The same as of one that is not there: who may not see it does not learn that it is.
         look.visitor.must_be_signed_in()
         raise channels.unknown_channel(name)
     (line,) = [line for line in await look.registry.call(channels.list_channels, settings.owner) if line.name == name]
     return "public_channel.html", {"settings": settings, "members": line.members, "hub_url": look.hub_url}
+
+
+async def _live(look: Look) -> _Page:
+    """The part of a channel's page that its script asks for again and again."""
+    return "live.html", {"traffic": await look.ask(ShowTraffic(channel=look.request.match_info["name"]))}
 
 
 async def _objects(look: Look) -> _Page:
@@ -127,6 +134,7 @@ PAGES: dict[str, Callable[[Look], Awaitable[_Page]]] = {
     "/": _home,
     "/channels": _channels,
     "/channels/{name}": _channel,
+    "/channels/{name}/live": _live,
     "/channels/{name}/objects": _objects,
     "/nodes": _nodes,
     "/nodes/{node}": _node,

@@ -47,7 +47,7 @@ class Pages:
             loader=jinja2.FileSystemLoader(_FOLDER / "templates"), autoescape=True, undefined=jinja2.StrictUndefined,
             trim_blocks=True, lstrip_blocks=True)
         self._templates.filters.update(moment=_moment, size=_size, count=_count, short=_short,
-                                       detail=_detail, words=_words)
+                                       detail=_detail, words=_words, called=_called)
         self._templates.globals.update(
             version=version, permissions=[permission.value for permission in Permission], bars=_bars)
 
@@ -85,6 +85,11 @@ def _count(number: int, what: str) -> str:
 
 def _short(node_id: str) -> str:
     return node_id[:8]
+
+
+def _called(node: Any) -> str:
+    """What a node is called: its label, or the beginning of its id."""
+    return node.label or _short(node.node)
 
 
 def _words(permission: str) -> str:

@@ -65,6 +65,19 @@ addEventListener("click", async (event) => {
   setTimeout(() => { button.textContent = "Copy"; }, 2000);
 });
 
+// Parts that show what goes on come anew, as long as somebody looks.
+async function renew(part) {
+  if (document.hidden || part.contains(document.activeElement)) return;
+  try {
+    const response = await fetch(part.dataset.live);
+    if (response.ok && !response.redirected) part.innerHTML = await response.text();
+  } catch {
+    // The hub is away; what is shown stays, and the next try may succeed.
+  }
+}
+
+setInterval(() => { for (const part of document.querySelectorAll("[data-live]")) renew(part); }, 2000);
+
 addEventListener("popstate", () => location.reload());
 
 dress(document);

@@ -470,4 +470,4 @@ def test_who_asks_for_buckets_without_end_is_slowed_down(tmp_path: Path) -> None
             world.clock.now += 1.0
             assert [await ask() for _ in range(3)] == [200] * 3
 
-    run_on("asyncio-debug", scenario())
+    run_on("uvloop", scenario())

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.engine import Connection
 
 from kachery_fast.errors import (
     BadMessage,
@@ -166,9 +167,14 @@ def test_a_claim_lives_as_long_as_it_is_kept(tmp_path: Path) -> None:
             a, b = await world.member("A"), await world.member("B")
             many = [f"{number:032x}" for number in range(1500)]
             now_ms = int(world.clock() * 1000)
-            for task in [*many, TASK]:  # past the rate of requests, which is tested below
-                asked = ClaimTask(channel=CHANNEL, time=0, id="", task=task, kind="action", function="f", attempt="1")
-                await world.hub._registry.call(tasks._claim, asked, node_id("A"), now_ms, 20_000, full=False)
+
+            def claim_all(connection: Connection) -> None:  # past the rate of requests, which is tested below
+                for task in [*many, TASK]:
+                    asked = ClaimTask(
+                        channel=CHANNEL, time=0, id="", task=task, kind="action", function="f", attempt="1")
+                    tasks._claim(connection, asked, node_id("A"), now_ms, 20_000, full=False)
+
+            await world.hub._registry.call(claim_all)
             for _ in range(4):
                 world.clock.now += LEASE - 1
                 assert await a.keep_tasks(CHANNEL, [TASK, *many]) == set()

@@ -127,6 +127,28 @@ def test_a_click_makes_a_transfer_possible_and_another_one_impossible(
     wait_until(comes, "B loads what it may load again")
 
 
+def test_a_node_is_approved_by_the_code_that_it_shows(chromium: Browser, lab: Lab, look: Look) -> None:
+    page = signed_in(chromium, lab)
+    node = lab.nodes["rig"] = LabNode(lab, "rig")
+    command = [sys.executable, "-m", "kachery_fast", "node", "join", lab.hub_url, "--label", "rig", "--json"]
+    with subprocess.Popen(command, env=node.environ, stdout=subprocess.PIPE, text=True) as joining:
+        assert joining.stdout is not None
+        waiting = json.loads(joining.stdout.readline())
+        page.goto(waiting["link"])
+        expect(page.get_by_role("heading", name="Is this node yours?")).to_be_visible()
+        expect(page.get_by_text(waiting["code"])).to_be_visible()
+        look(page, "approve")
+        page.get_by_role("button", name="It is mine: approve").click()
+        expect(page.get_by_role("status")).to_contain_text("The node rig is yours now.")
+        joined = json.loads(joining.stdout.read())
+        assert (joining.wait(60), joined["state"]) == (0, "approved")
+    look(page, "nodes")
+    page.get_by_role("link", name="rig").click()
+    expect(page.get_by_role("heading", name="rig")).to_be_visible()
+    expect(page.get_by_text(joined["nodeId"])).to_be_visible()
+    look(page, "node")
+
+
 @pytest.mark.parametrize(("scheme", "size"), [("light", DESK), ("dark", PHONE)], ids=["light", "dark phone"])
 def test_every_page_can_be_used_by_everybody(
     chromium: Browser, lab: Lab, look: Look, scheme: str, size: ViewportSize

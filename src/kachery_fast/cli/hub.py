@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from ..config import Settings, load_settings
-from ..errors import ActionRefused, DiskError, HubError, InvalidArgument, NotOnHub
+from ..errors import ActionRefused, HubError, InvalidArgument, NotOnHub
 from ..protocol.names import check_channel_name, check_owner_id
 from .background import start_detached
 from .output import command_errors, emit, json_option
+from .owner import read_own_hub
 
 if TYPE_CHECKING:
     from ..hub.app import Hub
@@ -116,14 +117,10 @@ def sign_in(context: click.Context, owner: str | None, directory: Path | None, a
 async def _ask_own_hub(settings: Settings, owner: str | None) -> dict[str, Any]:
     from ..net.hub import OwnerClient
 
-    path = settings.hub_dir
-    try:
-        url, token = ((path / name).read_text().strip() for name in ("address", "owner-token"))
-    except FileNotFoundError:
-        raise NotOnHub(kind="process; none runs on the directory", name=str(path),
-                       advice="Start it with: kachery-fast hub") from None
-    except OSError as error:
-        raise DiskError(action="the reading", path=str(path), why=error.strerror) from None
+    url, token = read_own_hub(settings.hub_dir)
+    if url is None or token is None:
+        raise NotOnHub(kind="process; none runs on the directory", name=str(settings.hub_dir),
+                       advice="Start it with: kachery-fast hub")
     async with OwnerClient(url, token, settings) as client:
         name = owner or (await client.call("listChannels"))["owner"]
         return await client.call("addAccount", owner=name)

@@ -39,6 +39,7 @@ class Settings:
     hub_database: str
     hub_key_file: str
     hub_bucket_dir: str
+    hub_engine_hosts: str
     hub_oidc_issuer: str
     hub_oidc_client_id: str
     hub_oidc_client_secret: str = field(repr=False)
@@ -133,6 +134,9 @@ SETTINGS: tuple[Setting, ...] = (
             "The key that all hubs on one PostgreSQL share, 64 hex digits. Empty: hub-key in the hub's directory."),
     Setting("hub_bucket_dir", "", "directory", "KACHERY_HUB_BUCKET_DIR",
             "Where the embedded bucket's objects are, if several hubs share them. Empty: in the hub's directory."),
+    Setting("hub_engine_hosts", "", "names", "KACHERY_HUB_ENGINE_HOSTS",
+            "Hosts of owners' buckets that the hub connects to though their addresses are private ones, as HOST or "
+            "HOST:PORT; with spaces or commas."),
     Setting("hub_oidc_issuer", "", "URL", "KACHERY_HUB_OIDC_ISSUER",
             "The OpenID Connect provider that people sign in by, such as https://accounts.google.com. Empty: they sign "
             "in by links of the hub."),

@@ -304,13 +304,14 @@ def test_reports_of_one_node_are_judged_a_few_at_a_time(tmp_path: Path, monkeypa
             signed = await client.sign_task_result(CHANNEL, PURE, len(result()))
             assert await put(world, signed, result()) == 200
             damages = world.hub._node_api._damage
-            read, judged = damages._bucket.read, threading.Event()
+            bucket = world.hub._node_api._buckets.own
+            read, judged = bucket.read, threading.Event()
 
             def slow_read(*arguments: Any) -> tuple[bytes, str]:
                 assert judged.wait(60)
                 return read(*arguments)
 
-            monkeypatch.setattr(damages._bucket, "read", slow_read)
+            monkeypatch.setattr(bucket, "read", slow_read)
             waiting = [asyncio.ensure_future(client.report_bad_result(CHANNEL, PURE))
                        for _ in range(CHECKS_PER_NODE_MAX)]
             while damages._checking[node_id("A")] < CHECKS_PER_NODE_MAX:

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ..errors import InvalidArgument
+from .channel_bucket import bucket, engines
 from .channel_care import objects, traffic, usage
 from .output import command_errors, emit, human_size, size_of
 from .owner import ask_hub, count_text, hub_options, moment_text, split_list
@@ -26,7 +27,7 @@ def channel() -> None:
     """
 
 
-for _command in (usage, objects, traffic):
+for _command in (bucket, engines, usage, objects, traffic):
     channel.add_command(_command)
 
 
@@ -180,13 +181,16 @@ def delete(name: str, hub_url: str | None, token: str | None, as_json: bool) -> 
     """Delete the channel NAME and the objects in its bucket. The nodes keep their own files."""
     answer = ask_hub(hub_url, token, "deleteChannel", channel=name)
     objects = count_text(answer["objectsRemoved"], "object")
-    emit(answer, f"The channel {name!r} was deleted, and {objects} with it.", as_json)
+    left = f" Some were left: {answer['left']}" if answer["left"] else ""
+    emit(answer, f"The channel {name!r} was deleted, and {objects} with it.{left}", as_json)
 
 
 def _describe(answer: dict[str, Any]) -> list[str]:
     members = [member for member in answer["members"] if member["state"] != "asked"]
     lines = [f"{answer['channel']}, owned by {answer['owner']}: {count_text(len(members), 'node')}",
              f"  {_settings(answer)}"]
+    if answer["bucket"] is not None:
+        lines.append(f"  in the bucket {answer['bucket']!r}")
     if answer["description"]:
         lines.append(f"  {answer['description']}")
     for member in answer["members"]:

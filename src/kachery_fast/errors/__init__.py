@@ -19,6 +19,7 @@ from .cache import (
     OnlyCopyHere,
     StoredMeanwhile,
 )
+from .engines import AddressRefused, CredentialsUnreadable, EngineUnusable
 from .feeds import (
     FeedChainBroken,
     FeedForked,
@@ -96,17 +97,18 @@ from .tasks import (
 from .tree import KacheryError
 
 __all__ = [
-    "AccountTaken", "ActionRefused", "AlreadyExists", "BadMessage", "BandUnreachable", "BucketUnreachable",
-    "CacheConfigInvalid", "CacheElsewhere", "CacheOfAnother", "Cancelled", "CannotLink", "ChannelPrivate",
-    "ChannelUnknown", "ClientAuthRefused", "ClientOffline", "CorruptFile", "CorruptObject", "DatabaseUnusable",
-    "DiskError", "DiskFull", "FeedChainBroken", "FeedForked", "FeedInvalid", "FeedNotWritable", "FeedUnknown",
-    "FileChanged", "FileElsewhere", "FilePinned", "HeadInvalid", "HubError", "HubUnreachable", "IdTokenRefused",
-    "IdentityRefused", "InvalidArgument", "InvalidFeedUri", "InvalidName", "InvalidSetting", "InvalidUri",
-    "KacheryError", "LinkInvalid", "LocalFileMissing", "LocalFileUnreadable", "ManifestInvalid", "MutableMissing",
-    "NoChannel", "NodeError", "NodeNotRunning", "NotADataFile", "NotApproved", "NotAvailable", "NotInStore",
-    "NotInTrash", "NotOnHub", "NotPermitted", "ObjectExists", "ObjectMissing", "OnlyCopyHere", "OwnerTokenRefused",
-    "PartialTransfer", "ProviderUnusable", "QuotaExceeded", "RateLimited", "RegistryUnreachable", "ResultRefused",
-    "SignInRefused", "SignatureInvalid", "StaleMessage", "Stalled", "StoredMeanwhile", "SubfeedNotAvailable",
-    "TaskCrashed", "TaskFailed", "TaskHung", "TaskNotTaken", "TaskOutcomeUnknown", "TaskPending", "TaskUnknown",
-    "TooLarge", "UnsafePickle", "UploadRefused", "UrlExpired", "WrongFormat", "WrongSize",
+    "AccountTaken", "ActionRefused", "AddressRefused", "AlreadyExists", "BadMessage", "BandUnreachable",
+    "BucketUnreachable", "CacheConfigInvalid", "CacheElsewhere", "CacheOfAnother", "Cancelled", "CannotLink",
+    "ChannelPrivate", "ChannelUnknown", "ClientAuthRefused", "ClientOffline", "CorruptFile", "CorruptObject",
+    "CredentialsUnreadable", "DatabaseUnusable", "DiskError", "DiskFull", "EngineUnusable", "FeedChainBroken",
+    "FeedForked", "FeedInvalid", "FeedNotWritable", "FeedUnknown", "FileChanged", "FileElsewhere", "FilePinned",
+    "HeadInvalid", "HubError", "HubUnreachable", "IdTokenRefused", "IdentityRefused", "InvalidArgument",
+    "InvalidFeedUri", "InvalidName", "InvalidSetting", "InvalidUri", "KacheryError", "LinkInvalid", "LocalFileMissing",
+    "LocalFileUnreadable", "ManifestInvalid", "MutableMissing", "NoChannel", "NodeError", "NodeNotRunning",
+    "NotADataFile", "NotApproved", "NotAvailable", "NotInStore", "NotInTrash", "NotOnHub", "NotPermitted",
+    "ObjectExists", "ObjectMissing", "OnlyCopyHere", "OwnerTokenRefused", "PartialTransfer", "ProviderUnusable",
+    "QuotaExceeded", "RateLimited", "RegistryUnreachable", "ResultRefused", "SignInRefused", "SignatureInvalid",
+    "StaleMessage", "Stalled", "StoredMeanwhile", "SubfeedNotAvailable", "TaskCrashed", "TaskFailed", "TaskHung",
+    "TaskNotTaken", "TaskOutcomeUnknown", "TaskPending", "TaskUnknown", "TooLarge", "UnsafePickle", "UploadRefused",
+    "UrlExpired", "WrongFormat", "WrongSize",
 ]

@@ -16,9 +16,9 @@ class ActionRefused(KacheryError):
 
 
 class ChannelPrivate(KacheryError):
-    """The channel {channel!r} is private: only its nodes can read what is in its bucket. Load through a node that is on
-    the channel (kachery-fast node join), without direct mode; or have its owner make it public: kachery-fast channel
-    set {channel} --public"""
+    """Only its nodes can read what is in the bucket of the channel {channel!r}: it is private, or the bucket
+    takes signed URLs only. Load through a node that is on the channel (kachery-fast node join), without direct mode; or
+    have its owner make it public: kachery-fast channel set {channel} --public"""
 
     exit_code = 4
     http_status = 403

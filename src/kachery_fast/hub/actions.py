@@ -15,8 +15,10 @@ from typing import Any, NamedTuple
 import msgspec
 from sqlalchemy.engine import Connection
 
-from .engines import BucketEngine, PubsubEngine
+from .buckets import Buckets
+from .engines import PubsubEngine
 from .usage import Usage
+from .vault import Vault
 
 __all__ = ["Act", "Actor", "Answer", "At", "Done", "Outside", "Request", "Scope"]
 
@@ -51,16 +53,18 @@ class Actor(NamedTuple):
 
 
 class At(NamedTuple):
-    """When and where: the time in ms since the epoch, and the hub's address as other machines know it."""
+    """When and where: the time in ms since the epoch, the hub's address as other machines know it, and what keeps
+    secrets."""
 
     now_ms: int
     hub_url: str
+    vault: Vault
 
 
 class Outside(NamedTuple):
     """What is not in the registry."""
 
-    bucket: BucketEngine
+    buckets: Buckets
     pubsub: PubsubEngine
     usage: Usage
 
@@ -83,9 +87,9 @@ class Done(NamedTuple):
 class Act(NamedTuple):
     """An action.
 
-    ``perform``: runs within a transaction, perhaps more than once. ``changes``: whether it goes into the audit log.
-    ``admin``: whether only admins may. ``by_code``: it is about what a short code stands for, so that guesses at codes
-    are counted.
+    ``first``: awaited before the transaction; raises where the request cannot be. ``perform``: runs within a
+    transaction, perhaps more than once. ``changes``: whether it goes into the audit log. ``admin``: whether only admins
+    may. ``by_code``: it is about what a short code stands for, so that guesses at codes are counted.
     """
 
     request: type[Request]
@@ -95,6 +99,7 @@ class Act(NamedTuple):
     changes: bool = True
     admin: bool = False
     by_code: bool = False
+    first: Callable[[Any, Outside], Awaitable[None]] | None = None
 
     @property
     def name(self) -> str:

@@ -29,6 +29,7 @@ from ..errors import InvalidArgument, InvalidSetting, KacheryError, NodeError, N
 from ..net.port import Port, serve_port
 from . import identity
 from .actions import Outside
+from .buckets import Buckets
 from .care import Care
 from .directory import HubDirectory, bucket_directory
 from .engines.embedded import EmbeddedBucket, EmbeddedPubsub
@@ -36,11 +37,13 @@ from .limits import address_group
 from .node_api import NodeApi
 from .open_channels import OpenChannels
 from .openapi import describe_api
+from .outbound import Outbound
 from .owner_api import OwnerApi
 from .performing import ACTS_BY_NAME, Performer
 from .registry import Registry, registry_url
 from .relay import Relay
 from .sessions import Seal
+from .vault import Vault
 from .web.site import Site
 
 if TYPE_CHECKING:
@@ -151,11 +154,13 @@ class Hub:
             parts.push_async_callback(relay.close)
             await relay.start(broker.receive, broker.forget_tokens)
         pubsub = EmbeddedPubsub(broker)
-        node_api = NodeApi(registry, bucket, pubsub, care.quotas, settings, self._clock, lambda: self.public_url)
+        buckets = Buckets(bucket, Vault(bytes.fromhex(directory.secret("engine-key"))), Outbound(settings), self._clock)
+        parts.push_async_callback(asyncio.to_thread, buckets.close)
+        node_api = NodeApi(registry, buckets, pubsub, care.quotas, settings, self._clock, lambda: self.public_url)
         parts.push_async_callback(asyncio.to_thread, node_api.close)
         await node_api.start()
         self._registry, self._broker, self._node_api = registry, broker, node_api
-        performer = Performer(registry, Outside(bucket, pubsub, care.usage), self._clock, lambda: self.public_url,
+        performer = Performer(registry, Outside(buckets, pubsub, care.usage), self._clock, lambda: self.public_url,
                               open_channels.refresh)
         self._owner_api = OwnerApi(registry, performer, self._clock)
         seal = Seal(bytes.fromhex(directory.secret("session-key")))

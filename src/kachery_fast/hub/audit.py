@@ -28,12 +28,12 @@ class Entry(Answer):
     detail: str
 
 
-# Said elsewhere in an entry, or (a code, worthless by now) of no use to a reader.
-_LEFT_OUT = frozenset({"type", "channel", "node", "code"})
+# Said elsewhere in an entry, or (a code, worthless by now) of no use to a reader, or nobody's to read.
+_LEFT_OUT = frozenset({"type", "channel", "node", "code", "accessKey", "secretKey"})
 
 
 def note(connection: Connection, actor: Actor, action: str, request: Request, now_ms: int, node: str = "") -> None:
-    """Write down an action; no request has a field that is secret. What is over a year old goes.
+    """Write down an action, without what is secret in a request. What is over a year old goes.
 
     :param node: the id of the node that it was about, where the request may not tell.
     """

@@ -10,9 +10,10 @@ from typing import Annotated, Literal
 from msgspec import Meta
 from sqlalchemy.engine import Connection
 
-from ..errors import InvalidArgument
+from ..errors import CredentialsUnreadable, InvalidArgument
 from . import channels, grants
 from .actions import Act, Actor, Answer, At, Done, Outside, Request, Scope
+from .buckets import EngineRow, find_bucket
 from .engines import BucketEngine, BucketTotals
 from .usage import KEPT_DAYS, Moved, day_of
 
@@ -133,11 +134,11 @@ class UsageView(Answer):
 
 def _list(connection: Connection, actor: Actor, request: ListObjects, at: At) -> Done:
     channels.require_channel(connection, request.channel, actor.owner, "list its objects")
-    return Done(partial(_list_page, request))
+    return Done(partial(_list_page, request, find_bucket(connection, request.channel)))
 
 
-async def _list_page(request: ListObjects, outside: Outside) -> ObjectList:
-    bucket = outside.bucket
+async def _list_page(request: ListObjects, row: EngineRow | None, outside: Outside) -> ObjectList:
+    bucket = await _use(row, outside)
     page = await asyncio.get_running_loop().run_in_executor(None, lambda: bucket.objects(
         request.channel, kind=request.kind, after=request.after, limit=request.limit))
     totals = bucket.totals(request.channel)
@@ -154,11 +155,12 @@ def _remove(connection: Connection, actor: Actor, request: RemoveObjects, at: At
         if not name.startswith(f"{request.channel}/"):
             raise InvalidArgument(what=f"{name!r} is not the name of an object of {request.channel!r}, which begins "
                                        f"with {request.channel}/.")
-    return Done(partial(_remove_names, request))
+    return Done(partial(_remove_names, request, find_bucket(connection, request.channel)))
 
 
-async def _remove_names(request: RemoveObjects, outside: Outside) -> ObjectsRemoved:
-    return await asyncio.get_running_loop().run_in_executor(None, _remove_each, request, outside.bucket)
+async def _remove_names(request: RemoveObjects, row: EngineRow | None, outside: Outside) -> ObjectsRemoved:
+    bucket = await _use(row, outside)
+    return await asyncio.get_running_loop().run_in_executor(None, _remove_each, request, bucket)
 
 
 def _remove_each(request: RemoveObjects, bucket: BucketEngine) -> ObjectsRemoved:
@@ -177,11 +179,13 @@ def _show(connection: Connection, actor: Actor, request: ShowUsage, at: At) -> D
     settings = channels.require_channel(connection, request.channel, actor.owner, "see its usage")
     members = grants.list_members(connection, request.channel)
     labels = {member.grant.node_id: member.label for member in members}
-    return Done(partial(_show_usage, request, settings, labels, day_of(at.now_ms / 1000)))
+    row = find_bucket(connection, request.channel)
+    return Done(partial(_show_usage, request, settings, labels, row, day_of(at.now_ms / 1000)))
 
 
 async def _show_usage(
-    request: ShowUsage, settings: channels.ChannelSettings, labels: dict[str, str], today: int, outside: Outside
+    request: ShowUsage, settings: channels.ChannelSettings, labels: dict[str, str], row: EngineRow | None, today: int,
+    outside: Outside,
 ) -> UsageView:
     first_day = today - request.days + 1
     days = {day: Moved() for day in range(first_day, today + 1)}
@@ -189,7 +193,7 @@ async def _show_usage(
     for place, moved in (await outside.usage.since(request.channel, first_day)).items():
         days[place.day] = days.get(place.day, Moved()).plus(moved)
         nodes[place.node] = nodes.get(place.node, Moved()).plus(moved)
-    totals = outside.bucket.totals(request.channel)
+    totals = await _totals(request.channel, row, outside)
     ordered = sorted(nodes.items(), key=lambda item: (-item[1].upload_bytes - item[1].download_bytes, item[0]))
     return UsageView(
         channel=request.channel,
@@ -197,6 +201,17 @@ async def _show_usage(
               for day, moved in sorted(days.items())],
         nodes=[NodeLine(node=node, label=labels.get(node, ""), **moved._asdict()) for node, moved in ordered],
         stored=_stored(totals), counted=totals.counted, size_bytes_max=settings.size_bytes_max)
+
+
+async def _use(row: EngineRow | None, outside: Outside) -> BucketEngine:
+    return await asyncio.get_running_loop().run_in_executor(None, outside.buckets.use, row)
+
+
+async def _totals(channel: str, row: EngineRow | None, outside: Outside) -> BucketTotals:
+    try:
+        return (await _use(row, outside)).totals(channel)
+    except CredentialsUnreadable:  # the page on which its owner gives them anew shows what is stored, too
+        return BucketTotals({}, False)
 
 
 def _stored(totals: BucketTotals) -> list[KindStored]:

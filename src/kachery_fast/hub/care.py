@@ -30,8 +30,8 @@ class Care:
         self.usage = Usage(registry, clock)
 
     def start(self, bucket: BucketEngine) -> None:
-        """Begin."""
-        self.quotas = Quotas(bucket, self.usage, self._promises, self._clock)
+        """Begin. ``bucket``: the hub's own, of which it knows what is read."""
+        self.quotas = Quotas(self.usage, self._promises, self._clock)
         self._expiry = Expiry(self._registry, bucket, self._expiry_seconds, self._clock)
         self._expiry.start()
         self.usage.start()

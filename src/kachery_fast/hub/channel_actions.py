@@ -9,10 +9,12 @@ from typing import Literal
 from msgspec import UNSET, UnsetType
 from sqlalchemy.engine import Connection
 
-from ..errors import InvalidArgument
+from ..errors import InvalidArgument, KacheryError
 from ..protocol.access import Grant, Permission, parse_permissions
 from . import channels, grants, invitations
 from .actions import Act, Actor, Answer, At, Done, Outside, Request, Scope
+from .buckets import EngineRow, find_bucket
+from .engine_actions import check_readers
 from .grants import permission_names as _names
 
 __all__ = ["CHANNEL_ACTS"]
@@ -146,8 +148,9 @@ class MemberStanding(Answer):
 
 
 class ChannelView(channels.ChannelSettings):
-    """A channel as its owner sees it."""
+    """A channel as its owner sees it. ``bucket``: the name of its owner's that it uses; null: the hub's own."""
 
+    bucket: str | None
     members: list[MemberStanding]
     invitations: list[invitations.InvitationLine]
     damage: list[grants.DamageLine]
@@ -180,11 +183,12 @@ class NodeRemoved(Answer):
 
 
 class ChannelDeleted(Answer):
-    """A channel that is gone, and how many objects went with it."""
+    """A channel that is gone, and how many objects went with it. ``left``: why there are some left, where there are."""
 
     channel: str
     deleted: bool = True
     objects_removed: int = 0
+    left: str = ""
 
 
 # --- how they are performed
@@ -202,18 +206,21 @@ def _list(connection: Connection, actor: Actor, request: ListChannels, at: At) -
 
 def _show(connection: Connection, actor: Actor, request: ShowChannel, at: At) -> Done:
     found = channels.require_channel(connection, request.channel, actor.owner, "see the members")
+    bucket = find_bucket(connection, request.channel)
     return Done(ChannelView(
         **found.fields(), members=[_member(member) for member in
                                  grants.list_members(connection, request.channel, asking=True)],
         invitations=invitations.list_invitations(connection, request.channel, at.now_ms),
-        damage=grants.list_damage(connection, request.channel)))
+        damage=grants.list_damage(connection, request.channel), bucket=None if bucket is None else bucket.name))
 
 
 def _change(connection: Connection, actor: Actor, request: ChangeChannel, at: At) -> Done:
     channels.require_channel(connection, request.channel, actor.owner, "change its settings")
     changed = {name: value for name in channels.CHANGEABLE
                if (value := getattr(request, name)) is not UNSET}
-    return Done(channels.change_channel(connection, request.channel, changed), channels_changed="private" in changed)
+    settings = channels.change_channel(connection, request.channel, changed)
+    check_readers(connection, request.channel)
+    return Done(settings, channels_changed="private" in changed)
 
 
 def _grant(connection: Connection, actor: Actor, request: GrantPermissions, at: At) -> Done:
@@ -260,13 +267,21 @@ def _close_invitations(connection: Connection, actor: Actor, request: CloseInvit
 
 def _delete(connection: Connection, actor: Actor, request: DeleteChannel, at: At) -> Done:
     channels.require_channel(connection, request.channel, actor.owner, "delete it")
+    bucket = find_bucket(connection, request.channel)
     members = channels.delete_channel(connection, request.channel)
-    return Done(partial(_empty, request.channel), cut=tuple(members), channels_changed=True)
+    return Done(partial(_empty, request.channel, bucket), cut=tuple(members), channels_changed=True)
 
 
-async def _empty(channel: str, outside: Outside) -> ChannelDeleted:
+async def _empty(channel: str, bucket: EngineRow | None, outside: Outside) -> ChannelDeleted:
     outside.usage.forget(channel)
-    removed = await asyncio.get_running_loop().run_in_executor(None, outside.bucket.remove_channel, channel)
+    try:
+        removed = await asyncio.get_running_loop().run_in_executor(
+            None, lambda: outside.buckets.use(bucket).remove_channel(channel))
+    except KacheryError as error:
+        if bucket is None:
+            raise
+        # The channel is gone; what is in a bucket that cannot be reached, or not be written to, is its owner's.
+        return ChannelDeleted(channel=channel, left=error.message)
     return ChannelDeleted(channel=channel, objects_removed=removed)
 
 

@@ -34,10 +34,9 @@ class Damage:
     """Checks what is reported. One for each hub, used on its event loop."""
 
     def __init__(
-        self, registry: Registry, bucket: BucketEngine, settings: Settings, clock: Callable[[], float]
+        self, registry: Registry, settings: Settings, clock: Callable[[], float]
     ) -> None:
         self._registry = registry
-        self._bucket = bucket
         self._result_size_bytes_max = result_size_bytes_max(settings)
         self._clock = clock
         self._checking: Counter[str] = Counter()
@@ -48,7 +47,7 @@ class Damage:
         """Finish the checks that were begun."""
         self._checker.shutdown()
 
-    async def report(self, body: ReportCorrupt, grant: Grant) -> dict[str, Any]:
+    async def report(self, bucket: BucketEngine, body: ReportCorrupt, grant: Grant) -> dict[str, Any]:
         """Remove an object whose bytes do not have the SHA-1 in its name.
 
         :param grant: that of the reporting node. :returns: ``removed``, and ``actual``: the SHA-1 that was found.
@@ -61,13 +60,13 @@ class Damage:
             name = segment_object_name(body.channel, body.feed_id, body.subfeed, body.sha1)
         with self._counted(grant.node_id):
             actual, removed = await asyncio.get_running_loop().run_in_executor(
-                self._checker, self._check_object, name, body.sha1)
+                self._checker, _check_object, bucket, name, body.sha1)
         if removed:
             # Only damage that was there is written down, so reports cannot fill the registry.
             await self._record(grant, body.sha1, body.found, actual)
         return {"removed": removed, "actual": actual}
 
-    async def report_result(self, body: ReportBadResult, grant: Grant) -> dict[str, Any]:
+    async def report_result(self, bucket: BucketEngine, body: ReportBadResult, grant: Grant) -> dict[str, Any]:
         """Remove a result that is not what it claims to be, or not by a node that may provide tasks here now.
 
         :param grant: that of the reporting node. :returns: ``removed``, and ``why``, "" when it is good or missing.
@@ -78,7 +77,7 @@ class Damage:
         with self._counted(grant.node_id):
             try:
                 data, etag = await loop.run_in_executor(
-                    self._checker, self._bucket.read, name, self._result_size_bytes_max)
+                    self._checker, bucket.read, name, self._result_size_bytes_max)
                 actual: str | None = hashlib.sha1(data, usedforsecurity=False).hexdigest()
                 why = await self._why_bad(body, data)
             except ObjectMissing:
@@ -87,7 +86,7 @@ class Damage:
                 # No URL is signed for one that long; and what replaces it meanwhile is long too, or made again.
                 why, etag, actual = error.message, None, None
             removed = bool(why) and await loop.run_in_executor(
-                self._checker, lambda: self._bucket.remove(name, etag=etag))
+                self._checker, lambda: bucket.remove(name, etag=etag))
         if removed:
             _log.warning("the result %s is removed: %s", name, why)
             await self._record(grant, body.result_id, "", actual)
@@ -102,16 +101,6 @@ class Damage:
         standing = await self._registry.call(grants.find_grant, result.node_id, body.channel)
         decision = decide(standing, Action.PROVIDE_TASKS)
         return f"node {result.node_id[:16]}: {decision.reason}" if isinstance(decision, Deny) else ""
-
-    def _check_object(self, name: str, sha1: str) -> tuple[str | None, bool]:
-        try:
-            actual = self._bucket.sha1(name)
-        except ObjectMissing:
-            return None, False
-        if actual == sha1:
-            return actual, False
-        _log.warning("object %s is damaged (its bytes have the SHA-1 %s); it is removed", name, actual)
-        return actual, self._bucket.remove(name)
 
     @contextmanager
     def _counted(self, node_id: str) -> Iterator[None]:
@@ -128,3 +117,18 @@ class Damage:
 
     async def _record(self, grant: Grant, name: str, found: str, actual: str | None) -> None:
         await self._registry.call(grants.record_damage, grant, name, found, actual, int(self._clock() * 1000))
+
+
+def _check_object(bucket: BucketEngine, name: str, sha1: str) -> tuple[str | None, bool]:
+    actual: str | None = None
+    try:
+        actual = bucket.sha1(name)
+    except ObjectMissing:
+        return None, False
+    except TooLarge as error:  # no URL is signed for one that long
+        _log.warning("object %s is removed: %s", name, error)
+    else:
+        if actual == sha1:
+            return actual, False
+        _log.warning("object %s is damaged (its bytes have the SHA-1 %s); it is removed", name, actual)
+    return actual, bucket.remove(name)

@@ -25,14 +25,13 @@ _DOWNLOADS_PER_UPLOAD = 10
 class Downloads:
     """Signs downloads. One for each hub, used on its event loop."""
 
-    def __init__(self, bucket: BucketEngine, settings: Settings, clock: Callable[[], float]) -> None:
-        self._bucket = bucket
+    def __init__(self, settings: Settings, clock: Callable[[], float]) -> None:
         self._settings = settings
         self._clock = clock
         self._rate_max = _DOWNLOADS_PER_UPLOAD * settings.sign_rate_per_node_max
         self._rate = RateLimiter(self._rate_max, RATE_WINDOW_SECONDS)
 
-    def sign(self, body: SignDownloads, node_id: str) -> SignedDownloads:
+    def sign(self, bucket: BucketEngine, body: SignDownloads, node_id: str) -> SignedDownloads:
         """Sign what ``body`` asks for, in its order.
 
         :raises TooLarge: too many objects. :raises RateLimited: too many in the last seconds.
@@ -46,6 +45,6 @@ class Downloads:
                  for sha1 in body.sha1s]
         self._rate.spend(node_id, count, self._clock(), who=f"node {node_id[:16]}",
                          limit=f"{self._rate_max:g} download URLs a second are allowed")
-        signed = [self._bucket.sign_get(name, self._settings.url_life_seconds, head=body.head) for name in names]
+        signed = [bucket.sign_get(name, self._settings.url_life_seconds, head=body.head) for name in names]
         return SignedDownloads(urls=[item.url for item in signed],
                                expires=min((item.expires_ms for item in signed), default=0))

@@ -102,5 +102,6 @@ class Expiry:
 
 def _expiring(connection: Connection) -> list[tuple[str, int]]:
     rows = connection.execute(sa.select(channels.c.name, channels.c.unread_days_max)
-                              .where(channels.c.unread_days_max.is_not(None)).order_by(channels.c.name))
+                              .where(channels.c.unread_days_max.is_not(None), channels.c.bucket.is_(None))
+                              .order_by(channels.c.name))
     return [(row.name, row.unread_days_max) for row in rows]

@@ -14,11 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
-from sqlalchemy.engine import Connection
 
 from ..config import Settings
 from ..errors import BadMessage, InvalidArgument, NotPermitted, StaleMessage, TooLarge
-from ..protocol.access import Action, Deny, Grant, Permission, band_capability, decide, parse_permissions
+from ..protocol.access import Action, Deny, Grant, band_capability, decide, parse_permissions
 from ..protocol.hub_bodies import (
     AskApproval,
     ChannelInfo,
@@ -45,15 +44,17 @@ from ..protocol.hub_bodies import (
 from ..protocol.messages import decode_hub_request
 from ..protocol.names import check_channel_name
 from ..protocol.signing import FreshnessGuard, check_age
-from . import channels, grants, identity, invitations, seen
+from . import grants, identity, seen
 from .approvals import Approvals
+from .buckets import BucketPlace, Buckets
 from .damage import Damage
 from .downloads import Downloads
 from .engines import BucketEngine, PubsubEngine
 from .gate import require
 from .limits import RateLimiter
-from .quotas import Limits, Quotas, find_limits
+from .quotas import Quotas
 from .registry import Registry
+from .standing import Standing, find_allowance, find_public, find_standing, join_once, list_standings
 from .tasks import TaskBody, Tasks
 from .uploads import UploadBody, Uploads
 from .usage import Place, day_of
@@ -87,15 +88,15 @@ class NodeApi:
     """
 
     def __init__(
-        self, registry: Registry, bucket: BucketEngine, pubsub: PubsubEngine, quotas: Quotas, settings: Settings,
+        self, registry: Registry, buckets: Buckets, pubsub: PubsubEngine, quotas: Quotas, settings: Settings,
         clock: Callable[[], float], public_url: Callable[[], str],
     ) -> None:
         self._registry = registry
-        self._bucket_url = bucket.url_base
-        self._uploads = Uploads(bucket, settings, clock)
+        self._buckets = buckets
+        self._uploads = Uploads(settings, clock)
         self._quotas = quotas
-        self._downloads = Downloads(bucket, settings, clock)
-        self._damage = Damage(registry, bucket, settings, clock)
+        self._downloads = Downloads(settings, clock)
+        self._damage = Damage(registry, settings, clock)
         self._tasks = Tasks(registry, settings, clock)
         self._approvals = Approvals(registry, clock, public_url)
         self._pubsub = pubsub
@@ -118,8 +119,8 @@ class NodeApi:
 
     async def bucket_of(self, data: bytes, address: str) -> tuple[str, bool]:
         """Answer ``{"channelName"}``, asked without a signature: the base of the channel's object URLs, relative to the
-        hub if it begins with a slash (WIRE-2022.md, part A), and whether it is private: it is told then too, as clients
-        of 2022 that upload, through a node, ask for it.
+        hub if it begins with a slash (WIRE-2022.md, part A), and whether reading there takes signed URLs: it is told
+        then too, as clients of 2022 that upload, through a node, ask for it.
 
         :param address: whom to count the question against.
         :raises InvalidArgument, InvalidName: it is not such a question. :raises NotOnHub: there is no such channel.
@@ -132,8 +133,8 @@ class NodeApi:
             asked = msgspec.json.decode(data, type=_BucketQuestion)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise InvalidArgument(what=f"The question for a channel's bucket could not be read: {error}") from None
-        found = await self._registry.call(channels.find_settings, check_channel_name(asked.channel_name))
-        return self._bucket_url, found.private
+        found, place = await self._registry.call(find_public, check_channel_name(asked.channel_name), self._buckets)
+        return place.url_base, found.private or place.signed_reads
 
     def close(self) -> None:
         """Finish the checks that were begun."""
@@ -152,12 +153,13 @@ class NodeApi:
             raise InvalidArgument(what="A request's id is 16 to 64 random characters.")
         await self._prune_seen()
         place = Place(body.channel, day_of(self._clock()), node_id)
-        node, grant, limits, repeated = await self._registry.call(
-            _find_standing, place, body, shared=self._registry.shared)
+        standing = await self._registry.call(
+            find_standing, place, body, self._buckets, shared=self._registry.shared)
+        node, grant = standing.node, standing.grant
         # Between this reading of the grant and what is done by it nothing is awaited, so a revocation that is
         # answered has come either before the reading or after the deed.
         self._check_fresh(body, node_id, registered=node is not None)
-        if repeated:
+        if standing.repeated:
             raise self._stale(body, "it was received before")
         if isinstance(body, JoinChannel):
             return await self._join(body, node_id, address)
@@ -180,8 +182,8 @@ class NodeApi:
         assert action is not None, "every other request is for some action"
         grant = require(grant, node_id, body.channel, action)
         if isinstance(body, UploadBody):
-            return await self._sign(body, place, limits, action)
-        return await self._perform(body, grant)
+            return await self._sign(body, place, standing, action)
+        return await self._perform(body, grant, standing.bucket)
 
     async def _read(self, data: bytes) -> tuple[HubBody, str]:
         if len(data) > REQUEST_SIZE_BYTES_MAX:
@@ -194,36 +196,39 @@ class NodeApi:
         except RecursionError:
             raise BadMessage(why="it is nested too deeply") from None
 
-    async def _perform(self, body: HubBody, grant: Grant) -> Any:
+    async def _perform(self, body: HubBody, grant: Grant, bucket: BucketEngine | None) -> Any:
         """Do what ``grant`` allows."""
         if isinstance(body, GetPubsubToken):
             return self._pubsub.token(grant.node_id, band_capability(grant), self._settings.token_life_seconds)
+        assert bucket is not None, "it is looked up for every request that is about its objects"
         if isinstance(body, SignDownloads):
-            return self._downloads.sign(body, grant.node_id)
+            return self._downloads.sign(bucket, body, grant.node_id)
         if isinstance(body, ReportCorrupt):
-            return await self._damage.report(body, grant)
+            return await self._damage.report(bucket, body, grant)
         if isinstance(body, ReportBadResult):
-            return await self._damage.report_result(body, grant)
+            return await self._damage.report_result(bucket, body, grant)
         raise BadMessage(why=f"this hub cannot answer {type(body).__name__}")
 
-    async def _sign(self, body: UploadBody, place: Place, limits: Limits, action: Action) -> SignedUploads:
+    async def _sign(self, body: UploadBody, place: Place, standing: Standing, action: Action) -> SignedUploads:
         """Sign uploads that the node may make, within the limits of the channel.
 
         :raises QuotaExceeded: they go beyond, and nothing can make room.
         """
         wanted = self._uploads.check(body, place.node)
-        if limits.any:
-            sizes = {item.object_name: item.size_bytes for item in wanted}
-            if self._quotas.refusal(place, limits, sizes) is not None:
-                sizes = await self._quotas.without_present(sizes)
-                await self._quotas.make_room(place, limits, sizes)
-                grant, limits = await self._registry.call(_find_allowance, place, limited=True)
-                require(grant, place.node, place.channel, action)
-                refusal = self._quotas.refusal(place, limits, sizes)
-                if refusal is not None:
-                    raise refusal
-            self._quotas.promise(place.node, sizes)
-        return self._uploads.sign(wanted, place.node)
+        sizes = {item.object_name: item.size_bytes for item in wanted}
+        bucket, limits = standing.bucket, standing.limits
+        assert bucket is not None, "it is looked up for every upload"
+        if limits.any and self._quotas.refusal(bucket, place, limits, sizes) is not None:
+            sizes = await self._quotas.without_present(bucket, sizes)
+            await self._quotas.make_room(bucket, place, limits, sizes)
+            grant, limits, bucket = await self._registry.call(find_allowance, place, self._buckets)
+            require(grant, place.node, place.channel, action)
+            assert bucket is not None, "there is one for each grant"
+            refusal = self._quotas.refusal(bucket, place, limits, sizes)
+            if refusal is not None:
+                raise refusal
+        self._quotas.promise(bucket, place, limits, sizes)
+        return self._uploads.sign(bucket, wanted, place.node)
 
     def _check_fresh(self, body: HubBody, node_id: str, *, registered: bool) -> None:
         now = self._clock()
@@ -261,13 +266,13 @@ class NodeApi:
             address, 1, now, who=f"address {address}",
             limit=f"{JOIN_FAILURES_PER_MINUTE_MAX} invitations that do not hold are allowed in a minute")
         grant = await self._registry.call(
-            _join_once, body, node_id, requested, int(now * 1000), shared=self._registry.shared)
+            join_once, body, node_id, requested, int(now * 1000), shared=self._registry.shared)
         if grant is None:
             raise self._stale(body, "it was received before")
         self._join_failures.refund(address, 1, self._clock())
         _log.info("node %s joined %s", node_id[:16], grant.channel)
-        found = await self._registry.call(channels.find_settings, grant.channel)
-        return await self._channel_info(grant, found.owner, private=found.private)
+        found, place = await self._registry.call(find_public, grant.channel, self._buckets)
+        return await self._channel_info(grant, found.owner, place, private=found.private)
 
     async def _leave(self, body: LeaveChannel, node_id: str, grant: Grant | None) -> dict[str, Any]:
         if grant is None:
@@ -280,11 +285,14 @@ class NodeApi:
 
     async def _node_config(self, body: GetNodeConfig, node: identity.NodeRecord) -> NodeConfig:
         await self._registry.call(identity.touch_node, node.id, body.label, body.version, int(self._clock() * 1000))
-        standings = await self._registry.call(grants.list_node_grants, node.id)
-        infos = [await self._channel_info(grant, owner, private=private) for grant, owner, private in standings]
+        standings = await self._registry.call(list_standings, node.id, self._buckets)
+        infos = [await self._channel_info(grant, owner, place, private=private)
+                 for grant, owner, private, place in standings]
         return NodeConfig(time=int(self._clock() * 1000), owner=node.owner, channels=infos)
 
-    async def _channel_info(self, grant: Grant, channel_owner: str, *, private: bool) -> ChannelInfo:
+    async def _channel_info(
+        self, grant: Grant, channel_owner: str, place: BucketPlace, *, private: bool
+    ) -> ChannelInfo:
         members: list[Member] = []
         if not isinstance(decide(grant, Action.SEE_CHANNEL), Deny):
             records = await self._registry.call(grants.list_members, grant.channel)
@@ -294,8 +302,8 @@ class NodeApi:
                 for record in records
             ]
         return ChannelInfo(
-            name=grant.channel, owner=channel_owner, permissions=_names(grant), bucket_url=self._bucket_url,
-            pubsub=self._pubsub.info(), members=members, private=private)
+            name=grant.channel, owner=channel_owner, permissions=_names(grant), bucket_url=place.url_base,
+            pubsub=self._pubsub.info(), members=members, private=private or place.signed_reads)
 
 
 _ACTIONS: dict[type, Action] = {
@@ -324,31 +332,6 @@ def _action_of(body: HubBody) -> Action | None:
     return _ACTIONS.get(type(body))
 
 
-def _find_standing(
-    connection: Connection, place: Place, body: HubBody, *, shared: bool
-) -> tuple[identity.NodeRecord | None, Grant | None, Limits, bool]:
-    """Return what is known of a node, its grant, the limits of an upload, and whether any hub has seen this request of
-    it before."""
-    grant, limits = _find_allowance(connection, place, limited=isinstance(body, UploadBody))
-    node = identity.find_node(connection, place.node)
-    # What strangers ask for is refused anyway, and would fill the table.
-    counts = shared and node is not None and not isinstance(body, JoinChannel | AskApproval)
-    return node, grant, limits, counts and not seen.remember(connection, place.node, body.id, body.time)
-
-
-def _find_allowance(connection: Connection, place: Place, *, limited: bool) -> tuple[Grant | None, Limits]:
-    grant = grants.find_grant(connection, place.node, place.channel) if place.channel else None
-    return grant, find_limits(connection, place) if limited else Limits(None, None, None)
-
-
-def _join_once(
-    connection: Connection, body: JoinChannel, node_id: str, requested: frozenset[Permission], now_ms: int, *,
-    shared: bool,
-) -> Grant | None:
-    """Join, unless any hub has seen this request before: None. A join that fails is not remembered."""
-    if shared and not seen.remember(connection, node_id, body.id, body.time):
-        return None
-    return invitations.join_channel(connection, node_id, body.invitation, body.label, requested, now_ms)
 
 
 def _names(grant: Grant) -> list[str]:

@@ -15,6 +15,7 @@ from .accounts import IDENTITY_ACTS
 from .actions import Act, Actor, Answer, At, Done, Outside, Request
 from .bucket_actions import BUCKET_ACTS
 from .channel_actions import CHANNEL_ACTS
+from .engine_actions import ENGINE_ACTS
 from .limits import RateLimiter
 from .node_actions import NODE_ACTS
 from .registry import Registry
@@ -26,7 +27,8 @@ __all__ = ["ACTS", "ACTS_BY_NAME", "Performer"]
 _log = logging.getLogger("kachery_fast.hub")
 
 ACTS: dict[type[Request], Act] = {
-    act.request: act for act in (*CHANNEL_ACTS, *BUCKET_ACTS, *TRAFFIC_ACTS, *NODE_ACTS, *ACCOUNT_ACTS, *IDENTITY_ACTS)}
+    act.request: act for act in (
+        *CHANNEL_ACTS, *BUCKET_ACTS, *TRAFFIC_ACTS, *ENGINE_ACTS, *NODE_ACTS, *ACCOUNT_ACTS, *IDENTITY_ACTS)}
 ACTS_BY_NAME: dict[str, Act] = {act.name: act for act in ACTS.values()}
 
 CODE_FAILURES_PER_MINUTE_MAX = 10
@@ -59,10 +61,12 @@ class Performer:
         """
         act = ACTS[type(request)]
         _check_scope(act, actor, request)
-        at = At(int(self._clock() * 1000), self._public_url())
+        at = At(int(self._clock() * 1000), self._public_url(), self._outside.buckets.vault)
         if act.by_code:  # taken beforehand, so that many guesses at once are counted too
             self._guesses.spend(actor.owner, 1, self._clock(), who=actor.owner,
                                 limit=f"{CODE_FAILURES_PER_MINUTE_MAX} wrong codes are allowed in a minute")
+        if act.first is not None:
+            await act.first(request, self._outside)
         done = await self._registry.call(_perform, act, actor, request, at)
         if act.by_code:
             self._guesses.refund(actor.owner, 1, self._clock())

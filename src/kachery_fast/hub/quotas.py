@@ -57,11 +57,12 @@ class Limits(NamedTuple):
 def find_limits(connection: Connection, place: Place) -> Limits:
     """Return what holds for a node on a channel on a day; runs inside ``Registry.call``."""
     row = connection.execute(
-        sa.select(channels.c.size_bytes_max, channels.c.unread_days_max, channels.c.node_day_bytes_max)
-        .where(channels.c.name == place.channel)).first()
+        sa.select(channels.c.size_bytes_max, channels.c.unread_days_max, channels.c.node_day_bytes_max,
+                  channels.c.bucket).where(channels.c.name == place.channel)).first()
     if row is None:
         return Limits(None, None, None)
-    limits = Limits(*row)
+    # In an owner's own bucket nothing is known of reads, so nothing makes room.
+    limits = Limits(row.size_bytes_max, None if row.bucket else row.unread_days_max, row.node_day_bytes_max)
     if limits.node_day_bytes_max is None:
         return limits
     return limits._replace(day_bytes=node_day_bytes(connection, place))
@@ -127,18 +128,17 @@ class Promises:
                     del self._bytes[key]
 
 
-def _keys(object_name: str, node_id: str) -> tuple[tuple[str, str], ...]:
+def _keys(object_name: str, node_id: str) -> set[tuple[str, str]]:
     channel = object_name.partition("/")[0]
-    return (channel, ""), (channel, node_id)
+    return {(channel, ""), (channel, node_id)}
 
 
 class Quotas:
     """Decides on uploads. One for each hub, used on its event loop."""
 
     def __init__(
-        self, bucket: BucketEngine, usage: Usage, promises: Promises, clock: Callable[[], float]
+        self, usage: Usage, promises: Promises, clock: Callable[[], float]
     ) -> None:
-        self._bucket = bucket
         self._usage = usage
         self._promises = promises
         self._clock = clock
@@ -150,7 +150,9 @@ class Quotas:
         """Break off the search for what can go."""
         self._closing.set()
 
-    def refusal(self, place: Place, limits: Limits, sizes_bytes: Mapping[str, int]) -> QuotaExceeded | None:
+    def refusal(
+        self, bucket: BucketEngine, place: Place, limits: Limits, sizes_bytes: Mapping[str, int]
+    ) -> QuotaExceeded | None:
         """Say why these uploads cannot be, None when they can. Quick: no I/O.
 
         :param sizes_bytes: by the objects' names, how much more each is than what is there under its name.
@@ -158,8 +160,8 @@ class Quotas:
         added = self._promises.new_bytes(sizes_bytes)
         if not added:
             return None
-        if self._excess(place.channel, limits, added) > 0:
-            return _full(place.channel, limits, self._used(place.channel), added)
+        if self._excess(bucket, place.channel, limits, added) > 0:
+            return _full(place.channel, limits, self._used(bucket, place.channel), added)
         if limits.node_day_bytes_max is not None:
             used = limits.day_bytes + self._promises.bytes(place.channel, place.node)
             used += self._usage.unwritten(place).upload_bytes
@@ -167,51 +169,59 @@ class Quotas:
                 return _day_full(place, limits, used, added)
         return None
 
-    def promise(self, node_id: str, sizes_bytes: Mapping[str, int]) -> None:
-        """These uploads are about to be signed."""
-        self._promises.add(node_id, sizes_bytes)
+    def promise(self, bucket: BucketEngine, place: Place, limits: Limits, sizes_bytes: Mapping[str, int]) -> None:
+        """These uploads are about to be signed.
 
-    async def without_present(self, sizes_bytes: Mapping[str, int]) -> dict[str, int]:
+        Where the hub does not see what arrives, they count as what their node has uploaded from now on, and no more as
+        what it still may.
+        """
+        if not bucket.watched:
+            for name, size_bytes in sizes_bytes.items():
+                if self._promises.new_bytes({name: size_bytes}):
+                    self._usage.arrived(name, place.node, size_bytes)
+        if limits.any:
+            self._promises.add(place.node if bucket.watched else "", sizes_bytes)
+
+    async def without_present(self, bucket: BucketEngine, sizes_bytes: Mapping[str, int]) -> dict[str, int]:
         """Look which objects are in the bucket already; return how much more each will be than now."""
-        return await asyncio.get_running_loop().run_in_executor(None, self._added, dict(sizes_bytes))
+        return await asyncio.get_running_loop().run_in_executor(None, _added, bucket, dict(sizes_bytes))
 
-    async def make_room(self, place: Place, limits: Limits, sizes_bytes: Mapping[str, int]) -> None:
+    async def make_room(
+        self, bucket: BucketEngine, place: Place, limits: Limits, sizes_bytes: Mapping[str, int]
+    ) -> None:
         """Remove what nobody has read for longest, if the channel's owner lets unread objects go."""
         if limits.size_bytes_max is None or limits.unread_days_max is None:
             return
         channel = place.channel
         async with self._making_room.setdefault(channel, asyncio.Lock()):
-            excess = self._excess(channel, limits, self._promises.new_bytes(sizes_bytes))
+            excess = self._excess(bucket, channel, limits, self._promises.new_bytes(sizes_bytes))
             if excess <= 0 or time.monotonic() < self._in_vain.get(channel, 0.0):
                 return
             wanted = excess + int(limits.size_bytes_max * _SPARE_PART)
-            freed = await asyncio.get_running_loop().run_in_executor(None, self._free, channel, wanted)
+            freed = await asyncio.get_running_loop().run_in_executor(None, self._free, bucket, channel, wanted)
             if freed < excess:
                 self._in_vain[channel] = time.monotonic() + _RETRY_SECONDS
             else:
                 self._in_vain.pop(channel, None)
 
-    def _excess(self, channel: str, limits: Limits, added_bytes: int) -> int:
+    def _excess(self, bucket: BucketEngine, channel: str, limits: Limits, added_bytes: int) -> int:
         if limits.size_bytes_max is None:
             return 0
-        return self._used(channel) + added_bytes - limits.size_bytes_max
+        return self._used(bucket, channel) + added_bytes - limits.size_bytes_max
 
-    def _used(self, channel: str) -> int:
-        return self._bucket.totals(channel).size_bytes + self._promises.bytes(channel)
+    def _used(self, bucket: BucketEngine, channel: str) -> int:
+        return bucket.totals(channel).size_bytes + self._promises.bytes(channel)
 
-    def _added(self, sizes_bytes: dict[str, int]) -> dict[str, int]:
-        return {name: max(0, size - (self._bucket.size(name) or 0)) for name, size in sizes_bytes.items()}
-
-    def _free(self, channel: str, wanted_bytes: int) -> int:
+    def _free(self, bucket: BucketEngine, channel: str, wanted_bytes: int) -> int:
         """Remove objects until so many bytes are free; return how many are."""
         unread_since = self._clock() - RECENT_SECONDS
-        victims = heapq.nsmallest(_VICTIMS_MAX, self._unread(channel, unread_since), key=lambda found: found[0])
+        victims = heapq.nsmallest(_VICTIMS_MAX, self._unread(bucket, channel, unread_since), key=lambda found: found[0])
         freed = count = 0
         for _, found in victims:
             if freed >= wanted_bytes or self._closing.is_set():
                 break
             try:
-                if self._bucket.expire(found.name, unread_since):
+                if bucket.expire(found.name, unread_since):
                     freed += found.size_bytes
                     count += 1
             except DiskError as error:
@@ -219,16 +229,22 @@ class Quotas:
         _log.info("channel %s: %d objects that were unread for longest (%d bytes) made room", channel, count, freed)
         return freed
 
-    def _unread(self, channel: str, unread_since: float) -> Iterator[tuple[float, ObjectRecord]]:
+    def _unread(
+        self, bucket: BucketEngine, channel: str, unread_since: float
+    ) -> Iterator[tuple[float, ObjectRecord]]:
         after = ""
         while not self._closing.is_set():
-            page = self._bucket.objects(channel, after=after, limit=_PAGE)
+            page = bucket.objects(channel, after=after, limit=_PAGE)
             for found in page:
                 if found.last_read is not None and found.last_read < unread_since:
                     yield found.last_read, found
             if len(page) < _PAGE:
                 return
             after = page[-1].name
+
+
+def _added(bucket: BucketEngine, sizes_bytes: dict[str, int]) -> dict[str, int]:
+    return {name: max(0, size - (bucket.size(name) or 0)) for name, size in sizes_bytes.items()}
 
 
 def _full(channel: str, limits: Limits, used_bytes: int, added_bytes: int) -> QuotaExceeded:

@@ -38,8 +38,7 @@ class Wanted(NamedTuple):
 class Uploads:
     """Signs uploads. One for each hub, used on its event loop."""
 
-    def __init__(self, bucket: BucketEngine, settings: Settings, clock: Callable[[], float]) -> None:
-        self._bucket = bucket
+    def __init__(self, settings: Settings, clock: Callable[[], float]) -> None:
         self._settings = settings
         self._clock = clock
         self._rate = RateLimiter(settings.sign_rate_per_node_max, RATE_WINDOW_SECONDS)
@@ -60,9 +59,9 @@ class Uploads:
             limit=f"{self._settings.sign_rate_per_node_max:g} upload URLs a second are allowed")
         return wanted
 
-    def sign(self, wanted: list[Wanted], node_id: str) -> SignedUploads:
+    def sign(self, bucket: BucketEngine, wanted: list[Wanted], node_id: str) -> SignedUploads:
         """Sign what ``check`` returned."""
-        return SignedUploads(uploads=[self._signed(item, node_id) for item in wanted])
+        return SignedUploads(uploads=[self._signed(bucket, item, node_id) for item in wanted])
 
     def _wanted(self, body: UploadBody) -> list[Wanted]:
         channel = body.channel
@@ -85,9 +84,9 @@ class Uploads:
             wanted.append(Wanted("", name, body.index_size_bytes, replace=True))
         return wanted
 
-    def _signed(self, item: Wanted, node_id: str) -> SignedObject:
-        signed = self._bucket.sign_put(item.object_name, item.size_bytes, self._settings.url_life_seconds,
-                                       replace=item.replace, node_id=node_id)
+    def _signed(self, bucket: BucketEngine, item: Wanted, node_id: str) -> SignedObject:
+        signed = bucket.sign_put(item.object_name, item.size_bytes, self._settings.url_life_seconds,
+                                 replace=item.replace, node_id=node_id)
         return SignedObject(sha1=item.sha1, object=item.object_name, url=signed.url, headers=signed.headers)
 
 

@@ -1,7 +1,7 @@
 """Objects of a bucket by URL: put, get, head; what each status means; retries.
 
-A bucket is anything with Google Cloud Storage's manners (ARCHITECTURE §2): range GET, PUT to a signed URL that creates
-(or, where it was signed so, replaces) an object, 404 missing, 403 refused, 412 exists.
+A bucket is anything with the manners of Google Cloud Storage and S3 (ARCHITECTURE §2): range GET, PUT to a signed URL
+that creates (or, where it was signed so, replaces) an object, 404 missing, 403 refused, 412 exists.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import re
 import secrets
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -37,6 +38,7 @@ T = TypeVar("T")
 _log = logging.getLogger("kachery_fast.net")
 _PASSING = frozenset({408, 409, 421, 425, 429})
 _REFUSED = frozenset({401, 403})
+_REASON_SIZE_BYTES_MAX = 65536
 
 
 class SignedUpload(NamedTuple):
@@ -166,9 +168,14 @@ class HttpBucket:
         return (await self._small(object_name, get, _Place(self, object_name, ahead))).body
 
     async def size(self, object_name: str, *, ahead: Iterable[str] = ()) -> int:
-        place = _Place(self, object_name, ahead, head=True)
-        length = (await self._small(object_name, self._client.head, place)).headers.get("content-length")
-        if length is None:
+        try:
+            answer = await self._small(object_name, self._client.head, _Place(self, object_name, ahead, head=True))
+            length: str | None = answer.headers.get("content-length")
+        except UploadRefused:  # without a reason, which no answer to HEAD has
+            answer = await self._small(object_name, lambda url: self._client.get_small(
+                url, _REASON_SIZE_BYTES_MAX, {"range": "bytes=0-0"}), _Place(self, object_name, ahead))
+            length = answer.headers.get("content-range", "").rpartition("/")[2] or answer.headers.get("content-length")
+        if length is None or not length.isdecimal():
             raise BucketUnreachable(object=object_name, why="it does not tell the object's size", attempts=1)
         return int(length)
 
@@ -208,7 +215,7 @@ class HttpBucket:
             except (PartialTransfer, Stalled, BucketUnreachable) as error:
                 await tries.failed(error)
                 continue
-            if answer.status == 200:
+            if answer.status in (200, 206):
                 return answer
             if place.renew(answer):
                 continue
@@ -269,11 +276,11 @@ class _Tries:
         :raises BucketUnreachable: a passing trouble (5xx, 429 and the like) on the last try.
         """
         text = answer.body.decode("utf-8", "replace")
-        why = " ".join(text.split())[:200] or "no reason given"
+        why = _reason(text) or "no reason given"
         name = self._object_name
-        if answer.status == 404 and action == "the download":
+        if answer.status == 404 and action == "the download" and "NoSuchBucket" not in text:
             raise ObjectMissing(object=name)
-        if answer.status in (400, 401, 403) and action == "the upload" and (not text or "expired" in text.lower()):
+        if answer.status in (400, 401, 403) and ("expired" in text.lower() or (action == "the upload" and not text)):
             raise UrlExpired(object=name, why=why)
         if answer.status < 500 and answer.status not in _PASSING and answer.status not in (200, 206):
             if 300 <= answer.status < 400:
@@ -292,6 +299,13 @@ class _Tries:
         seconds = max(floor_seconds, self._bucket._uniform(0.0, ceiling))
         _log.info("%s: %s; trying again in %.1f s", self._object_name, why, seconds)
         await self._bucket._sleep(seconds)
+
+
+def _reason(text: str) -> str:
+    """What a bucket says: of an error of S3's or Google's (XML), its code and message."""
+    parts = [found[1] for name in ("Code", "Message") if (found := re.search(f"<{name}>([^<]*)</{name}>", text))]
+    said = ": ".join(parts) or text
+    return " ".join("".join(c if c.isprintable() else " " for c in said).split())[:200]
 
 
 def _retry_after_seconds(headers: Mapping[str, str]) -> float:

@@ -73,6 +73,9 @@ class BucketEngine(Protocol):
     url_base: str
     """The base of object URLs, relative to the hub if it begins with a slash."""
 
+    watched: bool
+    """Whether the hub sees what moves; else an upload counts from when it was signed."""
+
     def sign_put(
         self, object_name: str, size_bytes: int, life_seconds: float, *, replace: bool = False, node_id: str = ""
     ) -> SignedUrl:

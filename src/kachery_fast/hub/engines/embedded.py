@@ -21,6 +21,8 @@ __all__ = ["EmbeddedBucket", "EmbeddedPubsub"]
 class EmbeddedBucket:
     """A ``BucketEngine`` over the embedded object server."""
 
+    watched = True
+
     def __init__(self, server: BucketServer, signer: UploadSigner, reads: DownloadSigner) -> None:
         self._server = server
         self._signer = signer

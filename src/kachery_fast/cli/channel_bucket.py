@@ -1,0 +1,106 @@
+"""``kachery-fast channel bucket | engines``: buckets of a channel's owner's."""
+
+from __future__ import annotations
+
+import configparser
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..errors import DiskError, InvalidArgument
+from .output import command_errors, emit
+from .owner import ask_hub, hub_options
+
+__all__ = ["bucket", "engines"]
+
+
+@click.command()
+@click.argument("name")
+@click.option("--s3", "s3_bucket", metavar="BUCKET", help="Use this bucket, which speaks S3; needs --credentials.")
+@click.option("--use", "used", metavar="BUCKET", help="Use one that the hub knows (kachery-fast channel engines).")
+@click.option("--own", is_flag=True, help="Use the hub's own bucket.")
+@click.option("--endpoint", default="", metavar="URL", help="The server of the bucket. [default: Amazon's]")
+@click.option("--region", default="", help="The region of the bucket; Amazon's want it.")
+@click.option("--credentials", metavar="FILE", help="The access key and its secret, as in ~/.aws/credentials.")
+@click.option("--profile", default="default", show_default=True, help="The section of that file.")
+@click.option("--prefix", default="", help="Before the names of all objects.")
+@click.option("--path-style/--host-style", default=None, help="Whether URLs name the bucket in their path, or in the "
+                                                              "host's name. [default: in the path, but for Amazon's]")
+@click.option("--public-reads", is_flag=True, help="Everybody may read there who knows a name; reads are not signed.")
+@click.option("--no-create-only", is_flag=True, help="The store does not know If-None-Match.")
+@click.option("--as", "known_as", metavar="NAME", help="What to call it at the hub. [default: as the bucket]")
+@hub_options
+@command_errors
+def bucket(
+    name: str, s3_bucket: str | None, used: str | None, own: bool, endpoint: str, region: str, credentials: str | None,
+    profile: str, prefix: str, path_style: bool | None, public_reads: bool, no_create_only: bool, known_as: str | None,
+    hub_url: str | None, token: str | None, as_json: bool,
+) -> None:
+    """Show which bucket the channel NAME uses, or have it use another one: --s3, --use or --own.
+
+    The other bucket begins empty, as far as the channel is concerned; nodes upload again what is asked for. The hub
+    keeps the credentials encrypted, signs URLs with them, and shows them to nobody.
+    """
+    if [s3_bucket is not None, used is not None, own].count(True) > 1:
+        raise InvalidArgument(what="Choose one of --s3, --use and --own.")
+    if s3_bucket is not None:
+        if credentials is None:
+            raise InvalidArgument(what="--s3 needs --credentials FILE.")
+        added = ask_hub(hub_url, token, "addS3Bucket", name=known_as or s3_bucket, bucket=s3_bucket, endpoint=endpoint,
+                        region=region, prefix=prefix, pathStyle=path_style, publicReads=public_reads,
+                        createOnly=not no_create_only, **_read_credentials(credentials, profile))
+        used = added["id"]
+    if used is None and not own:
+        answer = ask_hub(hub_url, token, "showChannel", channel=name)
+        shown = {"channel": name, "name": answer["bucket"]}
+    else:
+        shown = ask_hub(hub_url, token, "setBucket", channel=name, engine=used)
+    emit(shown, f"{name}: " + ("the hub's own bucket" if shown["name"] is None else f"the bucket {shown['name']!r}"),
+         as_json)
+
+
+@click.command()
+@click.option("--renew", metavar="BUCKET", help="Give this one other credentials; needs --credentials.")
+@click.option("--remove", "removed", metavar="BUCKET", help="Have the hub forget this one; what is in it stays.")
+@click.option("--credentials", metavar="FILE", help="The access key and its secret, as in ~/.aws/credentials.")
+@click.option("--profile", default="default", show_default=True, help="The section of that file.")
+@hub_options
+@command_errors
+def engines(
+    renew: str | None, removed: str | None, credentials: str | None, profile: str, hub_url: str | None,
+    token: str | None, as_json: bool,
+) -> None:
+    """List your buckets that the hub knows, and which channels use them; or change or remove one."""
+    if renew is not None:
+        if credentials is None:
+            raise InvalidArgument(what="--renew needs --credentials FILE.")
+        answer = ask_hub(hub_url, token, "changeCredentials", engine=renew, **_read_credentials(credentials, profile))
+        emit(answer, f"The bucket {answer['name']!r} has other credentials now.", as_json)
+        return
+    if removed is not None:
+        answer = ask_hub(hub_url, token, "removeEngine", engine=removed)
+        emit(answer, f"The hub has forgotten the bucket {answer['name']!r}. What is in it stays there.", as_json)
+        return
+    answer = ask_hub(hub_url, token, "listEngines")
+    emit(answer, lambda: "\n".join(_line(item) for item in answer["engines"]) or "The hub knows no bucket of yours.",
+         as_json)
+
+
+def _line(item: dict[str, Any]) -> str:
+    users = f"used by {', '.join(item['channels'])}" if item["channels"] else "not used"
+    return f"{item['name']}  {item['url']}  {users}"
+
+
+def _read_credentials(path: str, profile: str) -> dict[str, str]:
+    """Read an access key as Amazon's tools keep it; no error shows what is in the file."""
+    parser = configparser.ConfigParser(interpolation=None)
+    try:
+        parser.read_string(Path(path).expanduser().read_text("utf-8"))
+        section = parser[profile]
+        return {"accessKey": section["aws_access_key_id"], "secretKey": section["aws_secret_access_key"]}
+    except OSError as error:
+        raise DiskError(action="reading", path=path, why=error.strerror) from None
+    except (configparser.Error, KeyError, UnicodeDecodeError):
+        raise InvalidArgument(what=f"{path} has no section [{profile}] with aws_access_key_id and "
+                                   "aws_secret_access_key.") from None

@@ -1,0 +1,106 @@
+"""Which bucket a channel has: its owner's, or the hub's own.
+
+What a channel has is read from the registry within the transaction that decides, so that a change holds at once, also
+where it was made by another hub; what was made of a row (keys opened, signers) is kept for as long as the row is so.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from .engines import BucketEngine
+from .engines.s3_settings import S3Credentials, S3Settings
+from .outbound import Outbound
+from .tables import channels, engines
+from .vault import Vault
+
+__all__ = ["BucketPlace", "Buckets", "EngineRow", "find_bucket"]
+
+_KEPT_MAX = 256
+
+
+class EngineRow(NamedTuple):
+    """An engine as it is in the registry."""
+
+    id: str
+    name: str
+    kind: str
+    settings: str
+    secret: bytes
+
+
+class BucketPlace(NamedTuple):
+    """What nodes are told: the base of object URLs, and whether each of them is signed, whoever may read there."""
+
+    url_base: str
+    signed_reads: bool
+
+
+def find_bucket(connection: Connection, channel: str) -> EngineRow | None:
+    """Return the engine of a channel's bucket, None for the hub's own; runs inside ``Registry.call``."""
+    row = connection.execute(
+        sa.select(*(engines.c[name] for name in EngineRow._fields))
+        .select_from(channels.join(engines, channels.c.bucket == engines.c.id))
+        .where(channels.c.name == channel)).first()
+    return None if row is None else EngineRow(*row)
+
+
+class Buckets:
+    """The buckets of one hub. Its methods may be called from any thread.
+
+    :param own: the hub's own. :param clock: seconds since the epoch.
+    """
+
+    def __init__(self, own: BucketEngine, vault: Vault, outbound: Outbound, clock: Callable[[], float]) -> None:
+        self.own = own
+        self.vault = vault
+        self.outbound = outbound
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[EngineRow, BucketEngine] = OrderedDict()
+        self._counter = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hub-counter")
+
+    def use(self, row: EngineRow | None) -> BucketEngine:
+        """Return the bucket of a row that ``find_bucket`` returned. The first one of a kind takes a moment.
+
+        :raises CredentialsUnreadable: they were encrypted with another key.
+        """
+        if row is None:
+            return self.own
+        with self._lock:
+            found = self._kept.pop(row, None) or self._made(row)
+            self._kept[row] = found
+            while len(self._kept) > _KEPT_MAX:
+                self._kept.popitem(last=False)
+            return found
+
+    def of(self, connection: Connection, channel: str) -> BucketEngine:
+        """Return the bucket of a channel; runs inside ``Registry.call``. Raises as ``use`` does."""
+        return self.use(find_bucket(connection, channel))
+
+    def place(self, row: EngineRow | None) -> BucketPlace:
+        """Return what nodes are told of a bucket, which takes no credentials."""
+        if row is None:
+            return BucketPlace(self.own.url_base, False)
+        settings = msgspec.json.decode(row.settings, type=S3Settings)
+        return BucketPlace(settings.url_base, not settings.public_reads)
+
+    def close(self) -> None:
+        """Break off what is under way."""
+        self.outbound.close()
+        self._counter.shutdown(cancel_futures=True)
+
+    def _made(self, row: EngineRow) -> BucketEngine:
+        from .engines.s3 import S3Bucket  # its signer takes a quarter of a second, and many hubs have no use for it
+
+        credentials = msgspec.json.decode(self.vault.open(row.id, row.secret, row.name), type=S3Credentials)
+        settings = msgspec.json.decode(row.settings, type=S3Settings)
+        return S3Bucket(settings, credentials, self.outbound, self._counter, self._clock)

@@ -1,0 +1,189 @@
+"""A store that speaks S3, on loopback, in a process of its own: moto's, behind what moto leaves out.
+
+moto keeps the objects and answers as S3 does, but takes presigned URLs without looking at them. So this process checks
+each before moto sees the request, as AWS describes it ("Authenticating Requests: Using Query Parameters", Signature
+Version 4): key, region, age, signed headers, signature, and what the key may do. It shares no code with the hub or
+botocore. Run as a program it prints its port.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, quote, unquote
+
+BUCKET = "lab-bucket"
+REGION = "eu-central-1"
+ACCESS_KEY = "AKIAOFTHELAB"
+SECRET_KEY = "the/secret+of/the+lab's+bucket"
+_ROOT = Path(__file__).parent.parent
+
+_CODES = {400: "Bad Request", 403: "Forbidden", 404: "Not Found"}
+
+
+class S3Server:
+    """A running one."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.host = f"127.0.0.1:{port}"
+        self.url = f"http://{self.host}"
+        self.settings: dict[str, Any] = {
+            "bucket": BUCKET, "endpoint": self.url, "region": REGION, "accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}
+
+    def set(self, **state: Any) -> None:
+        """Change how it is: ``denied`` (operations), ``offset`` (of its clock, in seconds), ``public``, ``region``."""
+        self._request("POST", "/_gate", json.dumps(state).encode())
+
+    def reset(self) -> None:
+        """Begin anew, with an empty bucket."""
+        self.set(denied=[], offset=0, public=False, region=REGION, bucket=True)
+
+    def remove_bucket(self) -> None:
+        """Have the bucket be gone."""
+        self.set(bucket=False)
+
+    def requests(self) -> list[str]:
+        """What was asked for by signed URLs, or without any, since the last reset: each as ``METHOD PATH``."""
+        found: list[str] = json.loads(self._request("GET", "/_gate", None))
+        return found
+
+    def _request(self, method: str, path: str, data: bytes | None) -> bytes:
+        request = urllib.request.Request(self.url + path, data=data, method=method)
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return bytes(answer.read())
+
+
+@contextmanager
+def running_s3() -> Iterator[S3Server]:
+    """Start one with an empty bucket; end its process at the end."""
+    process = subprocess.Popen([sys.executable, "-m", "tests.s3_server"], cwd=_ROOT, stdout=subprocess.PIPE,
+                               stderr=subprocess.DEVNULL)
+    try:
+        assert process.stdout is not None
+        server = S3Server(int(process.stdout.readline()))
+        server.reset()
+        yield server
+    finally:
+        process.terminate()
+        process.communicate(timeout=20)
+
+
+class _Gate:
+    """Looks at each request before moto does."""
+
+    def __init__(self, application: Callable[..., Iterable[bytes]]) -> None:
+        self._application = application
+        self._state: dict[str, Any] = {"denied": [], "offset": 0, "public": False, "region": REGION}
+        self._requests: list[str] = []
+
+    def __call__(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        path, method = environ["PATH_INFO"], environ["REQUEST_METHOD"]
+        if path == "/_gate":
+            if method == "POST":
+                self._change(json.loads(environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))))
+            start("200 OK", [("Content-Type", "application/json")])
+            return [json.dumps(self._requests).encode()]
+        if "HTTP_AUTHORIZATION" not in environ:
+            self._requests.append(f"{method} {path}")
+            found = self._refusal(environ, method)
+            if found is not None:
+                return _refuse(start, method, *found)
+        return self._application(environ, start)
+
+    def _change(self, state: dict[str, Any]) -> None:
+        from moto.core.models import DEFAULT_ACCOUNT_ID
+        from moto.s3.models import s3_backends
+
+        bucket = state.pop("bucket", None)
+        if bucket is not None:
+            self._requests.clear()
+            backend = s3_backends[DEFAULT_ACCOUNT_ID]["aws"]
+            backend.reset()
+            if bucket:
+                backend.create_bucket(BUCKET, REGION)
+        self._state.update(state)
+
+    def _refusal(self, environ: dict[str, Any], method: str) -> tuple[int, str, str] | None:
+        query = dict(parse_qsl(environ["QUERY_STRING"], keep_blank_values=True))
+        operation = ("ListBucket" if "list-type" in query else
+                     {"PUT": "PutObject", "GET": "GetObject", "HEAD": "GetObject"}.get(method, "DeleteObject"))
+        if "X-Amz-Signature" not in query:
+            public = self._state["public"] and method in ("GET", "HEAD")
+            return None if public else (403, "AccessDenied", "Access Denied")
+        key, day, region, service, end = query["X-Amz-Credential"].split("/")
+        if key != ACCESS_KEY:
+            return 403, "InvalidAccessKeyId", "The AWS Access Key Id you provided does not exist in our records."
+        if (region, service, end) != (self._state["region"], "s3", "aws4_request"):
+            return 400, "AuthorizationQueryParametersError", (
+                f"Error parsing the X-Amz-Credential parameter; the region '{region}' is wrong; expecting "
+                f"'{self._state['region']}'")
+        begun = datetime.strptime(query["X-Amz-Date"], "%Y%m%dT%H%M%SZ").replace(tzinfo=timezone.utc).timestamp()
+        now = time.time() + self._state["offset"]
+        if now < begun - 900:
+            return 403, "AccessDenied", "Request is not valid yet"
+        if now > begun + int(query["X-Amz-Expires"]):
+            return 403, "AccessDenied", "Request has expired"
+        if not hmac.compare_digest(_signature(environ, method, query, f"{day}/{region}/{service}/{end}"),
+                                   query["X-Amz-Signature"]):
+            return 403, "SignatureDoesNotMatch", "The request signature we calculated does not match"
+        if operation in self._state["denied"]:
+            return 403, "AccessDenied", "Access Denied"
+        return None
+
+
+def _signature(environ: dict[str, Any], method: str, query: dict[str, str], scope: str) -> str:
+    signed = query["X-Amz-SignedHeaders"]
+    assert "host" in signed.split(";")
+    headers = "".join(f"{name}:{_header(environ, name)}\n" for name in signed.split(";"))
+    canonical = "\n".join([
+        method, quote(unquote(environ["RAW_URI"].partition("?")[0]), safe="/-_.~"),
+        "&".join(sorted(f"{quote(name, safe='-_.~')}={quote(value, safe='-_.~')}" for name, value in query.items()
+                        if name != "X-Amz-Signature")),
+        headers, signed, "UNSIGNED-PAYLOAD"])
+    key = b"AWS4" + SECRET_KEY.encode()
+    for part in scope.split("/"):
+        key = hmac.new(key, part.encode(), hashlib.sha256).digest()
+    text = "\n".join(["AWS4-HMAC-SHA256", query["X-Amz-Date"], scope, hashlib.sha256(canonical.encode()).hexdigest()])
+    return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
+
+
+def _header(environ: dict[str, Any], name: str) -> str:
+    variable = name.upper().replace("-", "_")
+    return str(environ.get(variable if name in ("content-length", "content-type") else f"HTTP_{variable}", ""))
+
+
+def _refuse(start: Callable[..., Any], method: str, status: int, code: str, message: str) -> Iterable[bytes]:
+    body = f"<?xml version='1.0' encoding='UTF-8'?>\n<Error><Code>{code}</Code><Message>{message}</Message></Error>"
+    start(f"{status} {_CODES[status]}", [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
+    return [] if method == "HEAD" else [body.encode()]
+
+
+def _serve() -> None:
+    from moto.moto_server.werkzeug_app import create_backend_app
+    from werkzeug.serving import WSGIRequestHandler, make_server
+
+    class Handler(WSGIRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log(self, *arguments: Any) -> None:
+            pass
+
+    server = make_server("127.0.0.1", 0, _Gate(create_backend_app("s3")), threaded=True, request_handler=Handler)
+    sys.stdout.write(f"{server.port}\n")
+    sys.stdout.flush()
+    server.serve_forever()
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,107 @@
+"""A channel on a bucket that speaks S3, in real processes: hub, nodes, and a store that checks each signature."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import kachery_fast as kf
+from kachery_fast.cli.lab import Lab
+from kachery_fast.errors import KacheryError
+from tests.s3_server import ACCESS_KEY, BUCKET, REGION, SECRET_KEY, S3Server, running_s3
+from tests.system.support import CHUNK_SIZE_BYTES, QUICK, make_recording, objects
+
+SIZE = 5 * CHUNK_SIZE_BYTES + 17
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[S3Server]:
+    with running_s3() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory, s3: S3Server) -> Iterator[Lab]:
+    directory = tmp_path_factory.mktemp("lab")
+    with Lab(directory, environ={**QUICK, "KACHERY_HUB_ENGINE_HOSTS": s3.host, "KACHERY_RETRY_ATTEMPTS_MAX": "2",
+                                 "KACHERY_CHANNEL_REFRESH_SECONDS": "0.2", "KACHERY_PATIENCE_SECONDS": "2"}) as lab:
+        lab.start_hub()
+        credentials = directory / "credentials"
+        credentials.write_text(f"[lab]\naws_access_key_id = {ACCESS_KEY}\naws_secret_access_key={SECRET_KEY}\n")
+        found = lab.owner("bucket", "demo", "--s3", BUCKET, "--endpoint", s3.url, "--region", REGION, "--prefix", "kf",
+                          "--credentials", str(credentials), "--profile", "lab")
+        assert found["name"] == BUCKET
+        for name in ("A", "B"):
+            lab.add_node(name)
+        yield lab
+
+
+@pytest.mark.parametrize("option", ["--public", "--private"])
+def test_a_file_goes_from_node_to_node_through_the_owner_s_bucket(
+    lab: Lab, s3: S3Server, tmp_path: Path, option: str
+) -> None:
+    s3.reset()
+    lab.owner("set", "demo", option)
+    recording = make_recording(tmp_path / "recording.dat", SIZE, seed=len(option))
+    uri = stored(lab, recording)
+    with lab.nodes["B"].used():
+        assert Path(kf.load_file(uri)).read_bytes() == recording.read_bytes()
+    asked = s3.requests()
+    assert sum(line.startswith(f"PUT /{BUCKET}/kf/demo/sha1/") for line in asked) == 7, "six chunks and the manifest"
+    assert sum(line.startswith(f"GET /{BUCKET}/kf/demo/sha1/") for line in asked) >= 7
+    assert not lab.bucket_dir.exists() or not objects(lab.bucket_dir), "the hub's own bucket has nothing of it"
+    listed = lab.owner("objects", "demo")["objects"]
+    assert sorted(line["sizeBytes"] for line in listed)[-5:] == [CHUNK_SIZE_BYTES] * 5
+    assert len(listed) == 7
+    upload(lab, uri)
+    assert len(lab.owner("objects", "demo")["objects"]) == 7
+
+
+@pytest.mark.parametrize(("state", "code", "advice"), [
+    ({"bucket": False}, "NoSuchBucket", "does not exist"),
+    ({"region": "us-west-2"}, "AuthorizationQueryParametersError", "expecting 'us-west-2'"),
+    ({"denied": ["PutObject"]}, "AccessDenied", "Access Denied"),
+    ({"offset": 700}, "Request has expired", "clocks"),
+    ({"offset": -1000}, "AccessDenied", "not valid yet"),
+])
+def test_what_the_bucket_refuses_is_said_with_its_cause(
+    lab: Lab, s3: S3Server, tmp_path: Path, state: dict[str, Any], code: str, advice: str
+) -> None:
+    s3.reset()
+    uri = stored(lab, make_recording(tmp_path / "recording.dat", 1000, seed=len(code + advice)))
+    s3.set(**state)
+    with pytest.raises(KacheryError) as refused:
+        upload(lab, uri)
+    assert code in refused.value.message
+    assert advice in refused.value.message
+    assert SECRET_KEY not in refused.value.message
+    s3.reset()
+    upload(lab, uri)
+
+
+def test_a_load_whose_upload_is_refused_says_why_and_ends_well_when_the_permission_is_back(
+    lab: Lab, s3: S3Server, tmp_path: Path
+) -> None:
+    s3.reset()
+    recording = make_recording(tmp_path / "recording.dat", SIZE, seed=5)
+    uri = stored(lab, recording)
+    s3.set(denied=["PutObject"])
+    with lab.nodes["B"].used():
+        with pytest.raises(KacheryError) as refused:
+            kf.load_file(uri)
+        assert "AccessDenied" in refused.value.message
+        s3.set(denied=[])
+        assert Path(kf.load_file(uri)).read_bytes() == recording.read_bytes()
+
+
+def stored(lab: Lab, path: Path) -> str:
+    with lab.nodes["A"].used():
+        return kf.store_file(path)
+
+
+def upload(lab: Lab, uri: str) -> None:
+    with lab.nodes["A"].used():
+        kf.upload_file(uri, channel="demo")

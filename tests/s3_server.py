@@ -42,12 +42,13 @@ class S3Server:
             "bucket": BUCKET, "endpoint": self.url, "region": REGION, "accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}
 
     def set(self, **state: Any) -> None:
-        """Change how it is: ``denied`` (operations), ``offset`` (of its clock, in seconds), ``public``, ``region``."""
+        """Change how it is: ``denied`` (operations), ``offset`` (of its clock, in seconds), ``public`` (reads need no
+        signature), ``forgetful`` (``If-None-Match`` is not heeded), ``region``."""
         self._request("POST", "/_gate", json.dumps(state).encode())
 
     def reset(self) -> None:
         """Begin anew, with an empty bucket."""
-        self.set(denied=[], offset=0, public=False, region=REGION, bucket=True)
+        self.set(denied=[], offset=0, public=False, forgetful=False, region=REGION, bucket=True)
 
     def remove_bucket(self) -> None:
         """Have the bucket be gone."""
@@ -84,7 +85,7 @@ class _Gate:
 
     def __init__(self, application: Callable[..., Iterable[bytes]]) -> None:
         self._application = application
-        self._state: dict[str, Any] = {"denied": [], "offset": 0, "public": False, "region": REGION}
+        self._state: dict[str, Any] = {"denied": [], "offset": 0, "public": False, "forgetful": False, "region": REGION}
         self._requests: list[str] = []
 
     def __call__(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
@@ -99,6 +100,8 @@ class _Gate:
             found = self._refusal(environ, method)
             if found is not None:
                 return _refuse(start, method, *found)
+            if self._state["forgetful"]:
+                environ.pop("HTTP_IF_NONE_MATCH", None)
         return self._application(environ, start)
 
     def _change(self, state: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""``kachery-fast channel bucket | engines``: buckets of a channel's owner's."""
+"""``kachery-fast channel bucket | engines | test``: buckets of a channel's owner's, and whether they work."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
-from ..errors import DiskError, InvalidArgument
+from ..errors import DiskError, EngineUnusable, InvalidArgument
 from .output import command_errors, emit
 from .owner import ask_hub, hub_options
 
-__all__ = ["bucket", "engines"]
+__all__ = ["bucket", "engines", "try_"]
 
 
 @click.command()
@@ -29,13 +29,14 @@ __all__ = ["bucket", "engines"]
                                                               "host's name. [default: in the path, but for Amazon's]")
 @click.option("--public-reads", is_flag=True, help="Everybody may read there who knows a name; reads are not signed.")
 @click.option("--no-create-only", is_flag=True, help="The store does not know If-None-Match.")
+@click.option("--test", "tested", is_flag=True, help="Then test it: kachery-fast channel test NAME.")
 @click.option("--as", "known_as", metavar="NAME", help="What to call it at the hub. [default: as the bucket]")
 @hub_options
 @command_errors
 def bucket(
     name: str, s3_bucket: str | None, used: str | None, own: bool, endpoint: str, region: str, credentials: str | None,
-    profile: str, prefix: str, path_style: bool | None, public_reads: bool, no_create_only: bool, known_as: str | None,
-    hub_url: str | None, token: str | None, as_json: bool,
+    profile: str, prefix: str, path_style: bool | None, public_reads: bool, no_create_only: bool, tested: bool,
+    known_as: str | None, hub_url: str | None, token: str | None, as_json: bool,
 ) -> None:
     """Show which bucket the channel NAME uses, or have it use another one: --s3, --use or --own.
 
@@ -56,8 +57,27 @@ def bucket(
         shown = {"channel": name, "name": answer["bucket"]}
     else:
         shown = ask_hub(hub_url, token, "setBucket", channel=name, engine=used)
-    emit(shown, f"{name}: " + ("the hub's own bucket" if shown["name"] is None else f"the bucket {shown['name']!r}"),
-         as_json)
+    if tested:
+        shown["test"] = ask_hub(hub_url, token, "testChannel", channel=name)
+    text = f"{name}: " + ("the hub's own bucket" if shown["name"] is None else f"the bucket {shown['name']!r}")
+    emit(shown, "\n".join([text, *(_steps(shown["test"]) if tested else [])]), as_json)
+    if tested:
+        _end(shown["test"])
+
+
+@click.command("test")
+@click.argument("name")
+@hub_options
+@command_errors
+def try_(name: str, hub_url: str | None, token: str | None, as_json: bool) -> None:
+    """Test the bucket and the messages of the channel NAME: do there what nodes do.
+
+    An object is written, read, listed and removed by signed URLs, and a message is echoed. Ends with exit code 5 when
+    something is wrong.
+    """
+    answer = ask_hub(hub_url, token, "testChannel", channel=name)
+    emit(answer, lambda: "\n".join(_steps(answer)), as_json)
+    _end(answer)
 
 
 @click.command()
@@ -85,6 +105,20 @@ def engines(
     answer = ask_hub(hub_url, token, "listEngines")
     emit(answer, lambda: "\n".join(_line(item) for item in answer["engines"]) or "The hub knows no bucket of yours.",
          as_json)
+
+
+def _steps(answer: dict[str, Any]) -> list[str]:
+    lines = []
+    for step in answer["steps"]:
+        lines.append(f"  {step['seconds']:6.2f} s  {step['name']}" + ("" if step["ok"] else f": FAILED, {step['why']}"))
+        if step["advice"]:
+            lines.append(f"            {step['advice']}")
+    return lines
+
+
+def _end(answer: dict[str, Any]) -> None:
+    if not answer["ok"]:
+        click.get_current_context().exit(EngineUnusable.exit_code)
 
 
 def _line(item: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 from sqlalchemy.engine import Connection
 
-from .buckets import Buckets
+from .buckets import Buckets, EngineRow
 from .engines import PubsubEngine
 from .usage import Usage
 from .vault import Vault
@@ -67,6 +67,7 @@ class Outside(NamedTuple):
     buckets: Buckets
     pubsub: PubsubEngine
     usage: Usage
+    try_channel: Callable[[str, str, EngineRow | None], Awaitable[Answer]]
 
 
 class Done(NamedTuple):

@@ -43,6 +43,7 @@ from .performing import ACTS_BY_NAME, Performer
 from .registry import Registry, registry_url
 from .relay import Relay
 from .sessions import Seal
+from .trying import Trier
 from .vault import Vault
 from .web.site import Site
 
@@ -160,7 +161,9 @@ class Hub:
         parts.push_async_callback(asyncio.to_thread, node_api.close)
         await node_api.start()
         self._registry, self._broker, self._node_api = registry, broker, node_api
-        performer = Performer(registry, Outside(buckets, pubsub, care.usage), self._clock, lambda: self.public_url,
+        trier = Trier(buckets, pubsub, lambda: self.local_url, settings, self._clock)
+        outside = Outside(buckets, pubsub, care.usage, trier.run)
+        performer = Performer(registry, outside, self._clock, lambda: self.public_url,
                               open_channels.refresh)
         self._owner_api = OwnerApi(registry, performer, self._clock)
         seal = Seal(bytes.fromhex(directory.secret("session-key")))

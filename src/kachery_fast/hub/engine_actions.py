@@ -136,7 +136,8 @@ class BucketSet(Answer):
 async def _check_address(request: AddS3Bucket, outside: Outside) -> None:
     """Nodes are sent there from the first signed URL on, so that it is looked at before there is one."""
     url = _settings_of(request).bucket_url
-    await asyncio.get_running_loop().run_in_executor(None, outside.buckets.outbound.check, url)
+    if request.endpoint:  # Amazon's are no secret
+        await asyncio.get_running_loop().run_in_executor(None, outside.buckets.outbound.check, url)
 
 
 def _add_s3(connection: Connection, actor: Actor, request: AddS3Bucket, at: At) -> Done:

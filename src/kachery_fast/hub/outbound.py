@@ -13,7 +13,6 @@ import ipaddress
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
@@ -143,10 +142,15 @@ class Outbound:
 
     @contextmanager
     def _connected(self, scheme: str, host: str, port: int, *, hub: bool) -> Iterator[http.client.HTTPConnection]:
-        end = time.monotonic() + self._exchange_seconds_max
         sock = self._open(host, port, hub=hub)
+        cut = threading.Event()
+
         # The time-out of a socket is for each read: who sends a byte now and then would never meet it.
-        watchdog = threading.Timer(max(0.0, end - time.monotonic()), _end, [sock])
+        def cut_off() -> None:
+            cut.set()
+            _end(sock)
+
+        watchdog = threading.Timer(self._exchange_seconds_max, cut_off)
         watchdog.daemon = True
         watchdog.start()
         try:
@@ -160,12 +164,13 @@ class Outbound:
                 with self._lock:
                     self._active.discard(sock)
                     self._active.add(wrapped)
-                watchdog.args = [wrapped]
                 sock = wrapped
             connection = http.client.HTTPConnection(host, port)
             connection.auto_open = 0  # only ever this connection, to the address that was checked
             connection.sock = sock
             yield connection
+            if cut.is_set():  # what ends early can look complete
+                raise TimeoutError
         finally:
             watchdog.cancel()
             with self._lock:

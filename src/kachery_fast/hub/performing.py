@@ -21,6 +21,7 @@ from .node_actions import NODE_ACTS
 from .registry import Registry
 from .tables import owners
 from .traffic_actions import TRAFFIC_ACTS
+from .trying import TRYING_ACTS
 
 __all__ = ["ACTS", "ACTS_BY_NAME", "Performer"]
 
@@ -28,7 +29,8 @@ _log = logging.getLogger("kachery_fast.hub")
 
 ACTS: dict[type[Request], Act] = {
     act.request: act for act in (
-        *CHANNEL_ACTS, *BUCKET_ACTS, *TRAFFIC_ACTS, *ENGINE_ACTS, *NODE_ACTS, *ACCOUNT_ACTS, *IDENTITY_ACTS)}
+        *CHANNEL_ACTS, *BUCKET_ACTS, *TRAFFIC_ACTS, *ENGINE_ACTS, *TRYING_ACTS, *NODE_ACTS, *ACCOUNT_ACTS,
+        *IDENTITY_ACTS)}
 ACTS_BY_NAME: dict[str, Act] = {act.name: act for act in ACTS.values()}
 
 CODE_FAILURES_PER_MINUTE_MAX = 10

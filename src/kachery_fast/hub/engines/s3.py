@@ -12,7 +12,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import logging
-import re
 import threading
 import time
 import xml.etree.ElementTree as ET
@@ -31,9 +30,10 @@ from ...errors import EngineUnusable, KacheryError, ObjectMissing
 from ...protocol.manifest import CHUNK_SIZE_BYTES_MAX
 from ..outbound import Outbound, Reply, shown
 from . import BucketTotals, KindTotal, ObjectRecord, SignedRead, SignedUrl
+from .s3_answers import advice_for, code_of, refusal_of
 from .s3_settings import S3Credentials, S3Settings
 
-__all__ = ["RECOUNT_SECONDS", "S3Bucket", "advice_for"]
+__all__ = ["RECOUNT_SECONDS", "S3Bucket"]
 
 _log = logging.getLogger("kachery_fast.hub")
 
@@ -43,27 +43,6 @@ _OWN_LIFE_SECONDS = 60
 _PAGE = 1000
 _PAGES_MAX = 10_000
 _KINDS = ("feeds", "sha1", "task_results")
-_CODE = re.compile(rb"<Code>\s*([A-Za-z0-9.]{1,64})\s*</Code>")
-_MESSAGE = re.compile(rb"<Message>([^<]{1,1000})</Message>")
-
-_ADVICE = {
-    "NoSuchBucket": "Make the bucket, or correct its name.",
-    "AccessDenied": "Let these credentials put, get, delete and list objects there (s3:PutObject, s3:GetObject, "
-                    "s3:DeleteObject on its objects, s3:ListBucket on the bucket).",
-    "AllAccessDisabled": "Make another bucket.",
-    "InvalidAccessKeyId": "The access key is not known there: give the credentials anew.",
-    "SignatureDoesNotMatch": "The secret does not belong to the access key, or something on the way changes requests: "
-                             "give the credentials anew.",
-    "AuthorizationHeaderMalformed": "The region is another one: correct it.",
-    "AuthorizationQueryParametersError": "The region is another one: correct it.",
-    "PermanentRedirect": "The bucket is in another region, or at another address: correct them.",
-    "TemporaryRedirect": "The bucket was made just now, or is in another region: correct the region, or wait.",
-    "RequestTimeTooSkewed": "The clock of the hub's machine, or of the store, is wrong: set it.",
-    "RequestExpired": "The clock of the hub's machine, or of the store, is wrong: set it.",
-    "SlowDown": "The store asks for fewer requests: try again later.",
-    "NotImplemented": "The store does not know If-None-Match: say so with --no-create-only.",
-    "QuotaExceeded": "Make room in the store.",
-}
 
 
 class _Counted(NamedTuple):
@@ -174,7 +153,7 @@ class S3Bucket:
     def read(self, object_name: str, limit_bytes: int) -> tuple[bytes, str]:
         """See ``BucketEngine``."""
         reply = self._ask("GET", self._url(object_name), limit_bytes=limit_bytes)
-        if reply.status == 404 and _code(reply) != "NoSuchBucket":
+        if reply.status == 404 and code_of(reply) != "NoSuchBucket":
             raise ObjectMissing(object=object_name)
         self._check(reply, 200)
         return reply.body, reply.headers.get("etag", "")
@@ -277,33 +256,6 @@ class _Signer(S3SigV4QueryAuth):  # type: ignore[misc]
         text = self.string_to_sign(request, self.canonical_request(request))
         self._inject_signature_to_request(request, self.signature(text, request))
         return str(request.url)
-
-
-def refusal_of(reply: Reply) -> str:
-    """What a store answered, as it may be shown."""
-    message = _MESSAGE.search(reply.body)
-    code = _code(reply)
-    said = ": ".join(part for part in (code, shown(message[1]) if message else "") if part)
-    return f"HTTP {reply.status}{f', {said}' if said else ''}"
-
-
-def advice_for(reply: Reply) -> str:
-    """What to do about such an answer."""
-    code = _code(reply)
-    if code in _ADVICE:
-        return _ADVICE[code]
-    if reply.status in (301, 302, 307, 308):
-        return _ADVICE["PermanentRedirect"]
-    if reply.status in (401, 403):
-        return _ADVICE["AccessDenied"]
-    if reply.status == 404:
-        return _ADVICE["NoSuchBucket"]
-    return "Try again later." if reply.status >= 500 else "Is it a server that speaks S3?"
-
-
-def _code(reply: Reply) -> str:
-    found = _CODE.search(reply.body)
-    return found[1].decode() if found else ""
 
 
 def _number(text: str) -> int:

@@ -13,6 +13,7 @@ from ..account_actions import ListAccounts, ShowAccount, ShowAudit
 from ..actions import Actor, Answer, Request
 from ..bucket_actions import ListObjects, ShowUsage, UsageView
 from ..channel_actions import ChannelList, ListChannels, ShowChannel
+from ..engine_actions import EngineList, ListEngines
 from ..node_actions import FindApproval, ListNodes, ShowNode
 from ..performing import ACTS, Performer
 from ..registry import Registry
@@ -66,8 +67,9 @@ async def _channel(look: Look) -> _Page:
     if signed_in is not None and settings.owner == signed_in.owner:
         view: Answer = await look.ask(ShowChannel(channel=name))
         usage: UsageView = await look.ask(ShowUsage(channel=name))
+        mine: EngineList = await look.ask(ListEngines())
         return "channel.html", {"view": view, "usage": usage, "kinds": _KINDS, "hub_url": look.hub_url,
-                                "traffic": await look.ask(ShowTraffic(channel=name))}
+                                "traffic": await look.ask(ShowTraffic(channel=name)), "engines": mine.engines}
     if not settings.listed:
         # The same as of one that is not there: who may not see it does not learn that it is.
         look.visitor.must_be_signed_in()
@@ -86,6 +88,11 @@ async def _objects(look: Look) -> _Page:
     asked = ListObjects(channel=look.request.match_info["name"], kind=kind if kind in _KINDS else "",  # type: ignore[arg-type]
                         after=look.request.query.get("after", "")[:1000])
     return "objects.html", {"found": await look.ask(asked), "asked": asked, "kinds": _KINDS}
+
+
+async def _buckets(look: Look) -> _Page:
+    found: EngineList = await look.ask(ListEngines())
+    return "buckets.html", {"engines": found.engines}
 
 
 async def _nodes(look: Look) -> _Page:
@@ -136,6 +143,7 @@ PAGES: dict[str, Callable[[Look], Awaitable[_Page]]] = {
     "/channels/{name}": _channel,
     "/channels/{name}/live": _live,
     "/channels/{name}/objects": _objects,
+    "/buckets": _buckets,
     "/nodes": _nodes,
     "/nodes/{node}": _node,
     "/approve": _approve,

@@ -19,6 +19,7 @@ from ..channel_actions import InvitationMade
 from ..limits import RateLimiter, address_group
 from ..performing import ACTS_BY_NAME, Performer
 from ..registry import Registry
+from ..trying import ChannelTried
 from .forms import read_form
 from .pages import PAGES, Look
 from .render import STATIC, Pages
@@ -36,8 +37,10 @@ SIGN_INS_PER_MINUTE_MAX = 10
 REDIRECT_PATH = "/sign-in/provider"
 _Handler = Callable[[web.Request, Visitor], Awaitable[web.StreamResponse]]
 
-# Answers with something that is shown once: on a page of their own.
-_SHOWN = (InvitationMade, TokenMade, SignInLink)
+# Answers that have a page of their own: with something that is shown once, or longer than a line.
+_SHOWN: dict[type[Answer], str] = {
+    InvitationMade: "shown_once.html", TokenMade: "shown_once.html", SignInLink: "shown_once.html",
+    ChannelTried: "tried.html"}
 
 
 class Site:
@@ -225,8 +228,8 @@ class Site:
             _log.info("%s %s: %s", request.method, request.path, error.message)
             note = Note("error", error.message)
         else:
-            if isinstance(answer, _SHOWN):
-                return self._show(request, visitor, "shown_once.html", answer=answer, kind=type(answer).__name__,
+            if type(answer) in _SHOWN:
+                return self._show(request, visitor, _SHOWN[type(answer)], answer=answer, kind=type(answer).__name__,
                                   to=to)
             note = Note("done", said(act.name, answer))
         response = _see(to)
@@ -249,7 +252,11 @@ _SAID = {
     "revoke": "Taken away from the node {node}, at once.",
     "removeNode": "The node {node} is no longer on {channel}.",
     "closeInvitations": "{closed} invitations were closed.",
-    "deleteChannel": "The channel {channel} was deleted, and {objects_removed} objects with it.",
+    "deleteChannel": "The channel {channel} was deleted, and {objects_removed} objects with it. {left}",
+    "addS3Bucket": "The hub knows the bucket {name} now. Choose it on the page of a channel.",
+    "changeCredentials": "The bucket {name} has other credentials now.",
+    "removeEngine": "The hub has forgotten the bucket {name}. What is in it stays there.",
+    "setBucket": "The bucket of {channel} was changed. Test it next.",
     "approveNode": "The node {label} is yours now. {refused}",
     "denyNode": "The node {node} was not approved.",
     "requestPermissions": "Asked for on {channel}. What its owner grants of it is in force.",

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner, Result
 
 import kachery_fast as kf
+from kachery_fast.cli import program
 from kachery_fast.cli.lab import Lab
 from kachery_fast.errors import KacheryError
 from tests.s3_server import ACCESS_KEY, BUCKET, REGION, SECRET_KEY, S3Server, running_s3
@@ -32,8 +35,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory, s3: S3Server) -> Iterator[Lab]
         credentials = directory / "credentials"
         credentials.write_text(f"[lab]\naws_access_key_id = {ACCESS_KEY}\naws_secret_access_key={SECRET_KEY}\n")
         found = lab.owner("bucket", "demo", "--s3", BUCKET, "--endpoint", s3.url, "--region", REGION, "--prefix", "kf",
-                          "--credentials", str(credentials), "--profile", "lab")
+                          "--credentials", str(credentials), "--profile", "lab", "--test")
         assert found["name"] == BUCKET
+        assert found["test"]["ok"], found
         for name in ("A", "B"):
             lab.add_node(name)
         yield lab
@@ -95,6 +99,38 @@ def test_a_load_whose_upload_is_refused_says_why_and_ends_well_when_the_permissi
         assert "AccessDenied" in refused.value.message
         s3.set(denied=[])
         assert Path(kf.load_file(uri)).read_bytes() == recording.read_bytes()
+
+
+def command(lab: Lab, *arguments: str) -> Result:
+    """Run ``kachery-fast channel ...`` on the hub's machine, within this process."""
+    clean: dict[str, str | None] = {name: None for name in os.environ if name.startswith("KACHERY_")}
+    return CliRunner().invoke(program, ["channel", *arguments], env={**clean, "KACHERY_HUB_DIR": str(lab.hub_dir)})
+
+
+def test_the_commands_say_what_a_channel_uses_and_what_is_wrong_with_it(lab: Lab, s3: S3Server) -> None:
+    s3.reset()
+    assert command(lab, "bucket", "demo").stdout == f"demo: the bucket '{BUCKET}'\n"
+    assert f"  in the bucket '{BUCKET}'\n" in command(lab, "show", "demo").stdout
+    assert command(lab, "engines").stdout == f"{BUCKET}  {s3.url}/{BUCKET}/kf  used by demo\n"
+    well = command(lab, "test", "demo")
+    assert (well.exit_code, len(well.stdout.splitlines())) == (0, 7)
+    s3.set(denied=["PutObject"])
+    wrong = command(lab, "test", "demo")
+    assert wrong.exit_code == 5
+    assert "upload an object: FAILED, HTTP 403, AccessDenied: Access Denied" in wrong.stdout
+    assert "s3:PutObject" in wrong.stdout
+    refused = command(lab, "engines", "--remove", BUCKET)
+    assert (refused.exit_code, "is used by demo" in refused.stderr) == (2, True)
+    credentials = str(lab.directory / "credentials")
+    for arguments in (("engines", "--renew", BUCKET), ("bucket", "demo", "--own", "--use", BUCKET),
+                      ("bucket", "demo", "--s3", BUCKET), ("engines", "--renew", BUCKET, "--credentials", credentials)):
+        assert command(lab, *arguments).exit_code == 2, arguments
+    assert "other credentials" in command(
+        lab, "engines", "--renew", BUCKET, "--credentials", credentials, "--profile", "lab").stdout
+    try:
+        assert command(lab, "bucket", "demo", "--own").stdout == "demo: the hub's own bucket\n"
+    finally:
+        assert command(lab, "bucket", "demo", "--use", BUCKET).exit_code == 0
 
 
 def stored(lab: Lab, path: Path) -> str:

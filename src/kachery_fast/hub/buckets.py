@@ -101,6 +101,7 @@ class Buckets:
     def _made(self, row: EngineRow) -> BucketEngine:
         from .engines.s3 import S3Bucket  # its signer takes a quarter of a second, and many hubs have no use for it
 
-        credentials = msgspec.json.decode(self.vault.open(row.id, row.secret, row.name), type=S3Credentials)
+        opened = self.vault.open(row.id, row.settings, row.secret, row.name)
+        credentials = msgspec.json.decode(opened, type=S3Credentials)
         settings = msgspec.json.decode(row.settings, type=S3Settings)
         return S3Bucket(settings, credentials, self.outbound, self._counter, self._clock)

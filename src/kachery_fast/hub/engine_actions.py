@@ -141,7 +141,7 @@ async def _check_address(request: AddS3Bucket, outside: Outside) -> None:
 
 
 def _add_s3(connection: Connection, actor: Actor, request: AddS3Bucket, at: At) -> Done:
-    settings = _settings_of(request)
+    settings = msgspec.json.encode(_settings_of(request)).decode()
     mine = _of_owner(connection, actor.owner)
     name = request.name.strip()
     if not name or not name.isprintable():
@@ -152,8 +152,8 @@ def _add_s3(connection: Connection, actor: Actor, request: AddS3Bucket, at: At) 
         raise InvalidArgument(what=f"You have {len(mine)} buckets already; {ENGINES_PER_OWNER_MAX} are allowed.")
     engine_id = secrets.token_hex(8)
     connection.execute(engines.insert().values(
-        id=engine_id, owner=actor.owner, kind=S3, name=name, settings=msgspec.json.encode(settings).decode(),
-        secret=_sealed(at, engine_id, request), created=at.now_ms))
+        id=engine_id, owner=actor.owner, kind=S3, name=name, settings=settings,
+        secret=_sealed(at, engine_id, settings, request), created=at.now_ms))
     return Done(_line(connection, _require(connection, actor.owner, engine_id)))
 
 
@@ -164,7 +164,8 @@ def _list(connection: Connection, actor: Actor, request: ListEngines, at: At) ->
 
 def _change_credentials(connection: Connection, actor: Actor, request: ChangeCredentials, at: At) -> Done:
     row = _require(connection, actor.owner, request.engine)
-    connection.execute(engines.update().where(engines.c.id == row.id).values(secret=_sealed(at, row.id, request)))
+    secret = _sealed(at, row.id, row.settings, request)
+    connection.execute(engines.update().where(engines.c.id == row.id).values(secret=secret))
     return Done(_line(connection, row))
 
 
@@ -218,9 +219,9 @@ def _settings_of(request: AddS3Bucket) -> S3Settings:
         path_style=path_style, public_reads=request.public_reads, create_only=request.create_only))
 
 
-def _sealed(at: At, engine_id: str, request: AddS3Bucket | ChangeCredentials) -> bytes:
+def _sealed(at: At, engine_id: str, settings: str, request: AddS3Bucket | ChangeCredentials) -> bytes:
     credentials = check_credentials(request.access_key.strip(), request.secret_key.strip())
-    return at.vault.seal(engine_id, msgspec.json.encode(credentials))
+    return at.vault.seal(engine_id, settings, msgspec.json.encode(credentials))
 
 
 def _of_owner(connection: Connection, owner: str) -> list[Row[Any]]:

@@ -1,7 +1,8 @@
 """Credentials of owners' engines, encrypted at rest: who has the registry alone, or a copy of it, has none of them.
 
 AES-256-GCM (NIST SP 800-38D) with a random nonce of 96 bits for each; the key is in the hub's directory, outside the
-registry. What is encrypted is bound to its engine's id, so that a row's secret is of no use in another row.
+registry. What is encrypted is bound to the rest of its engine's row: it is of no use in another one, nor in this one
+when it names another bucket.
 """
 
 from __future__ import annotations
@@ -28,25 +29,25 @@ class Vault:
     def __init__(self, key: bytes) -> None:
         self._cipher = AESGCM(key)
 
-    def seal(self, engine_id: str, secret: bytes) -> bytes:
-        """Return a secret as it may be kept in the registry."""
+    def seal(self, engine_id: str, settings: str, secret: bytes) -> bytes:
+        """Return a secret as it may be kept in the registry, with these settings of its engine."""
         nonce = secrets.token_bytes(_NONCE_BYTES)
-        return _FORMAT + nonce + self._cipher.encrypt(nonce, secret, _bound_to(engine_id))
+        return _FORMAT + nonce + self._cipher.encrypt(nonce, secret, _bound_to(engine_id, settings))
 
-    def open(self, engine_id: str, sealed: bytes, name: str) -> bytes:
+    def open(self, engine_id: str, settings: str, sealed: bytes, name: str) -> bytes:
         """Return what was sealed for this engine.
 
         :param name: what its owner calls it, for the error.
-        :raises CredentialsUnreadable: it was sealed with another key, for another engine, or is damaged.
+        :raises CredentialsUnreadable: it was sealed with another key, for another engine or settings, or is damaged.
         """
         begin = len(_FORMAT) + _NONCE_BYTES
         try:
             if not sealed.startswith(_FORMAT):
                 raise InvalidTag
-            return self._cipher.decrypt(sealed[len(_FORMAT):begin], sealed[begin:], _bound_to(engine_id))
+            return self._cipher.decrypt(sealed[len(_FORMAT):begin], sealed[begin:], _bound_to(engine_id, settings))
         except (InvalidTag, ValueError):
             raise CredentialsUnreadable(name=name) from None
 
 
-def _bound_to(engine_id: str) -> bytes:
-    return b"kachery-fast:engine:" + engine_id.encode()
+def _bound_to(engine_id: str, settings: str) -> bytes:
+    return f"kachery-fast:engine:{engine_id}:{settings}".encode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
@@ -475,6 +476,24 @@ def test_tests_are_rare(tmp_path: Path, s3: S3Server) -> None:
                 await world.owner.call("testChannel", channel=CHANNEL)
             with pytest.raises(RateLimited):
                 await world.owner.call("testChannel", channel=CHANNEL)
+
+    run_on("uvloop", scenario())
+
+
+@pytest.mark.live
+def test_a_real_bucket_works(tmp_path: Path) -> None:
+    """``KACHERY_TEST_S3``: the fields of ``addS3Bucket``, as JSON."""
+    fields = os.environ.get("KACHERY_TEST_S3")
+    if not fields:
+        pytest.skip("KACHERY_TEST_S3 names no bucket")
+
+    async def scenario() -> None:
+        async with running_world(tmp_path) as world:
+            await world.owner.call("addS3Bucket", name="real", **json.loads(fields))
+            await world.owner.call("setBucket", channel=CHANNEL, engine="real")
+            tried = await world.owner.call("testChannel", channel=CHANNEL)
+            assert tried["ok"], tried
+            await world.owner.call("deleteChannel", channel=CHANNEL)
 
     run_on("uvloop", scenario())
 

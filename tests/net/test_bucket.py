@@ -124,7 +124,9 @@ def test_a_server_without_ranges_is_read_from_the_start_again(loop_kind: str) ->
 
 @pytest.mark.parametrize(("status", "body", "error"), [
     (404, b"", ObjectMissing), (403, b"AccessDenied", UploadRefused), (401, b"", UploadRefused),
-    (302, b"", UploadRefused), (400, b"", UploadRefused), (416, b"", WrongSize),
+    (302, b"", UploadRefused), (400, b"", UploadRefused), (416, b"", WrongSize), (403, EXPIRED, UrlExpired),
+    (404, b"<Error><Code>NoSuchBucket</Code></Error>", UploadRefused),
+    (404, b"<Error><Code>NoSuchKey</Code></Error>", ObjectMissing),
 ])
 def test_answers_that_do_not_pass_are_not_tried_again(loop_kind: str, status: int, body: bytes,
                                                       error: type[KacheryError]) -> None:
@@ -184,6 +186,19 @@ def test_size_and_small_objects(loop_kind: str) -> None:
     with FaultyServer(answer(404)) as server:
         for ask in (lambda bucket: bucket.size(NAME), lambda bucket: bucket.get_small(NAME, 10)):
             assert isinstance(with_bucket(loop_kind, server.url, ask)[0], ObjectMissing)
+
+
+def test_why_head_is_refused_is_asked_for_by_get(loop_kind: str) -> None:
+    said = (b"<?xml version='1.0'?>\n<Error><Code>AccessDenied</Code><Message>Access\x1b Denied</Message>"
+            b"<RequestId>0123456789</RequestId></Error>")
+    with FaultyServer(answer(403), answer(403, said)) as server:
+        raised, _ = with_bucket(loop_kind, server.url, lambda bucket: bucket.size(NAME))
+        assert [head.split()[0] for head in server.heads] == [b"HEAD", b"GET"]
+    assert isinstance(raised, UploadRefused)
+    assert "AccessDenied: Access Denied (HTTP 403)" in raised.message
+    with FaultyServer(answer(403), serve(DATA)) as server:
+        assert with_bucket(loop_kind, server.url, lambda bucket: bucket.size(NAME))[0] == len(DATA)
+        assert field(server.heads[1], "range") == "bytes=0-0"
 
 
 # --- uploads

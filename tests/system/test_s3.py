@@ -123,7 +123,8 @@ def test_the_commands_say_what_a_channel_uses_and_what_is_wrong_with_it(lab: Lab
     assert (refused.exit_code, "is used by demo" in refused.stderr) == (2, True)
     credentials = str(lab.directory / "credentials")
     for arguments in (("engines", "--renew", BUCKET), ("bucket", "demo", "--own", "--use", BUCKET),
-                      ("bucket", "demo", "--s3", BUCKET), ("engines", "--renew", BUCKET, "--credentials", credentials)):
+                      ("bucket", "demo", "--s3", BUCKET), ("bucket", "demo", "--region", "x"),
+                      ("engines", "--renew", BUCKET, "--credentials", credentials)):
         assert command(lab, *arguments).exit_code == 2, arguments
     assert "other credentials" in command(
         lab, "engines", "--renew", BUCKET, "--credentials", credentials, "--profile", "lab").stdout

@@ -45,6 +45,8 @@ def bucket(
     """
     if [s3_bucket is not None, used is not None, own].count(True) > 1:
         raise InvalidArgument(what="Choose one of --s3, --use and --own.")
+    if s3_bucket is None and (endpoint or region or credentials or prefix or known_as or public_reads):
+        raise InvalidArgument(what="Name the bucket that this is said of, with --s3.")
     if s3_bucket is not None:
         if credentials is None:
             raise InvalidArgument(what="--s3 needs --credentials FILE.")

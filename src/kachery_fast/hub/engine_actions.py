@@ -147,7 +147,8 @@ def _add_s3(connection: Connection, actor: Actor, request: AddS3Bucket, at: At) 
     if not name or not name.isprintable():
         raise InvalidArgument(what="Give the bucket a name, of printable characters.")
     if any(name in (row.name, row.id) for row in mine):
-        raise AlreadyExists(what=f"Your bucket {name!r}", advice="Choose another name, or remove that one first.")
+        raise AlreadyExists(what=f"Your bucket {name!r}", advice=f"Have a channel use it: kachery-fast channel "
+                            f"bucket CHANNEL --use {name}. Or choose another name.")
     if len(mine) >= ENGINES_PER_OWNER_MAX:
         raise InvalidArgument(what=f"You have {len(mine)} buckets already; {ENGINES_PER_OWNER_MAX} are allowed.")
     engine_id = secrets.token_hex(8)

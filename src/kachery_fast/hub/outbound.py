@@ -204,8 +204,7 @@ class Outbound:
         allowed = [row for row in found if is_for_everybody(str(row[4][0]))]
         if not allowed:
             raise AddressRefused(host=host if port in _PORTS.values() else f"{host}:{port}",
-                                 why=f"its address {found[0][4][0]} is a private, local or reserved one" if found else
-                                 "it has no address")
+                                 why="its address is a private, local or reserved one")
         return allowed
 
 

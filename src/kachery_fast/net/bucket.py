@@ -21,6 +21,7 @@ from ..config import Settings
 from ..errors import (
     BucketUnreachable,
     KacheryError,
+    NotPermitted,
     ObjectMissing,
     PartialTransfer,
     Stalled,
@@ -171,13 +172,20 @@ class HttpBucket:
         try:
             answer = await self._small(object_name, self._client.head, _Place(self, object_name, ahead, head=True))
             length: str | None = answer.headers.get("content-length")
-        except UploadRefused:  # without a reason, which no answer to HEAD has
-            answer = await self._small(object_name, lambda url: self._client.get_small(
-                url, _REASON_SIZE_BYTES_MAX, {"range": "bytes=0-0"}), _Place(self, object_name, ahead))
-            length = answer.headers.get("content-range", "").rpartition("/")[2] or answer.headers.get("content-length")
+        except UploadRefused as refused:
+            length = await self._size_by_get(object_name, ahead, refused)
         if length is None or not length.isdecimal():
             raise BucketUnreachable(object=object_name, why="it does not tell the object's size", attempts=1)
         return int(length)
+
+    async def _size_by_get(self, object_name: str, ahead: Iterable[str], refused: UploadRefused) -> str | None:
+        """Ask for the first byte where HEAD was refused: no answer to HEAD says why."""
+        try:
+            answer = await self._small(object_name, lambda url: self._client.get_small(
+                url, _REASON_SIZE_BYTES_MAX, {"range": "bytes=0-0"}), _Place(self, object_name, ahead))
+        except NotPermitted:  # this node may look whether an object is there, but not read it
+            raise refused from None
+        return answer.headers.get("content-range", "").rpartition("/")[2] or answer.headers.get("content-length")
 
     async def put_from(self, upload: SignedUpload, fd: int, offset: int, length: int, *,
                        progress: Progress | None = None) -> bool:

@@ -35,7 +35,7 @@ from .outbound import Reply
 __all__ = ["TRIALS_PER_MINUTE_MAX", "TRYING_ACTS", "ChannelTried", "Trier"]
 
 TRIALS_PER_MINUTE_MAX = 6
-ECHO_SECONDS_MAX = 10.0
+ECHO_SECONDS_MAX = 20.0
 # As far as stores that speak S3 let clocks differ is 15 minutes; before that URLs live shorter, or longer, than meant.
 CLOCKS_DIFFER_SECONDS_MAX = 60.0
 _CLIENT = "the-hub"

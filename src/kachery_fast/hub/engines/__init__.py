@@ -105,7 +105,7 @@ class BucketEngine(Protocol):
     def sha1(self, object_name: str) -> str:
         """Return the SHA-1 of an object's bytes.
 
-        :raises ObjectMissing: there is no such object.
+        :raises ObjectMissing: there is no such object. :raises TooLarge: it is longer than any that was signed for.
         """
 
     def read(self, object_name: str, limit_bytes: int) -> tuple[bytes, str]:

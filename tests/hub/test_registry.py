@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
 import json
 import logging
@@ -272,6 +273,31 @@ def test_a_hub_whose_postgresql_restarts_says_so_and_goes_on(tmp_path: Path) -> 
         run_on("asyncio-debug", scenario())
     finally:
         cluster.close()
+
+
+def test_closing_waits_for_what_was_begun_and_leaves_no_connection(tmp_path: Path) -> None:
+    cluster = the_cluster()
+    name = cluster.make_database()
+
+    async def scenario() -> None:
+        registry = Registry(registry_url(cluster.url(name), tmp_path))
+        await registry.open()
+        others = sa.text("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND "
+                         "pid <> pg_backend_pid() AND query LIKE '%pg_sleep%'")
+        slow = [asyncio.ensure_future(registry.call(lambda connection: connection.execute(
+            sa.text("SELECT 7, pg_sleep(0.5)")).scalar())) for _ in range(3)]
+        while await registry.call(lambda connection: connection.execute(others).scalar()) != 3:
+            await asyncio.sleep(0)
+        await registry.close()
+        assert [await answer for answer in slow] == [7, 7, 7]
+        gc.collect()  # a connection that was forgotten warns, and a warning fails the test
+        watch = Registry(registry_url(cluster.url(name), tmp_path))
+        await watch.open()
+        assert await watch.call(lambda connection: connection.execute(others).scalar()) == 0
+        await watch.close()
+
+    run_on("asyncio-debug", scenario())
+    cluster.drop_database(name)
 
 
 @pytest.mark.postgresql

@@ -148,8 +148,7 @@ class Registry:
 
     async def close(self) -> None:
         """Finish what was begun and disconnect."""
-        await asyncio.get_running_loop().run_in_executor(self._threads, self._dispose)
-        self._threads.shutdown()
+        await asyncio.to_thread(self._close)
 
     def _run(
         self, function: Callable[Concatenate[Connection, _P], _T], *args: _P.args, **kwargs: _P.kwargs
@@ -196,7 +195,9 @@ class Registry:
         _log.error("the registry failed", exc_info=error)
         return DiskError(action=action, path=self._name, why=_reason(error))
 
-    def _dispose(self) -> None:
+    def _close(self) -> None:
+        # First what is under way: a connection that is in use is not closed with the others.
+        self._threads.shutdown()
         if self._engine is not None:
             self._engine.dispose()
             self._engine = None

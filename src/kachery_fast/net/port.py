@@ -24,7 +24,9 @@ _log = logging.getLogger("kachery_fast.net")
 
 _METHOD_SIZE_MAX = 16
 _HEAD_END = b"\r\n\r\n"
-_BACKLOG = 512
+# Who is not accepted by then is not heard, and asks again after a second, three, seven. Linux takes 4,096 at most.
+_BACKLOG = 4096
+_ACCEPTED_AT_ONCE_MAX = 32
 _ACCEPT_PAUSE_SECONDS = 0.1
 
 
@@ -71,15 +73,20 @@ class Port:
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while True:
+            await _readable(listener)
             try:
-                sock, _address = await loop.sock_accept(listener)
+                # Several a turn: when thousands come back at once a turn takes long, and one a turn would be slow.
+                for _ in range(_ACCEPTED_AT_ONCE_MAX):
+                    sock, _address = listener.accept()
+                    sock.setblocking(False)
+                    task = loop.create_task(self._sort(sock))
+                    self._sorting.add(task)
+                    task.add_done_callback(functools.partial(self._sorted, sock))
+            except BlockingIOError:
+                continue
             except OSError as error:  # e.g. out of file descriptors: others must close some first
                 _log.warning("a connection could not be accepted: %s", error)
                 await asyncio.sleep(_ACCEPT_PAUSE_SECONDS)
-                continue
-            task = loop.create_task(self._sort(sock))
-            self._sorting.add(task)
-            task.add_done_callback(functools.partial(self._sorted, sock))
 
     def _sorted(self, sock: socket.socket, task: asyncio.Task[None]) -> None:
         self._sorting.discard(task)
@@ -106,18 +113,23 @@ class Port:
 
         :raises ConnectionError: the client closed.
         """
-        seen = b""
-        while True:
+        known = 0
+        try:
+            seen = _peek(sock)  # mostly it is there already
+        except BlockingIOError:
             await _readable(sock)
-            known, seen = len(seen), sock.recv(HEAD_SIZE_BYTES_MAX, socket.MSG_PEEK)
-            if len(seen) == known:  # what made it readable is the end
-                raise ConnectionResetError
+            seen = _peek(sock)
+        while len(seen) > known:
             decided = _begins_with(seen, self._server.prefixes)
             if decided is False or (decided and (_HEAD_END in seen or len(seen) == HEAD_SIZE_BYTES_MAX)):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
                 return decided
             # What was peeked stays readable; ask to be woken by more than that only.
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, len(seen) + 1)
+            known = len(seen)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, known + 1)
+            await _readable(sock)
+            seen = _peek(sock)
+        raise ConnectionResetError  # what made it readable is the end
 
 
 async def serve_port(host: str, port: int, app_factory: Callable[[], asyncio.BaseProtocol],
@@ -157,6 +169,10 @@ def _listen(family: int, address: tuple[Any, ...]) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def _peek(sock: socket.socket) -> bytes:
+    return sock.recv(HEAD_SIZE_BYTES_MAX, socket.MSG_PEEK)
 
 
 async def _readable(sock: socket.socket) -> None:

@@ -6,27 +6,36 @@ So its share of the two processors can be told from the hub's.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import gc
 import json
+import logging
 import os
 import secrets
 import statistics
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
+
+import httpx
+from httpx._transports import default
+from tests.embedded.broker_server import until
+from tests.hub.changes import Changes
+from tests.hub.crowd import LightNode, Place, RealNode, channel_of, crowd_key, sent_at
 
 from kachery_fast.config import load_settings
 from kachery_fast.errors import KacheryError
 from kachery_fast.net.hub import HubClient
 from kachery_fast.net.loop import run_on_loop
 from kachery_fast.protocol.names import ObjectName
-from tests.hub.changes import Changes
-from tests.hub.crowd import LightNode, Place, RealNode, channel_of, crowd_key, sent_at
 
 CONNECTING_MAX = 64
 LOST_AFTER_SECONDS = 10.0
+RESTART_SECONDS_MAX = 60.0
 # A stride that is prime to the crowd: another channel with each message.
 STRIDE = 1009
 
@@ -72,9 +81,8 @@ class Crowd:
         self._times_ms, self._failed = {}, 0
         sent = await self._publish(rate, asyncio.sleep(seconds))
         expected = (sent - self._failed) * self._place.per_channel
-        end = time.monotonic() + LOST_AFTER_SECONDS
-        while self._heard < expected and time.monotonic() < end:
-            await asyncio.sleep(0.05)
+        with contextlib.suppress(AssertionError):  # what is lost is told
+            await until(lambda: self._heard >= expected, LOST_AFTER_SECONDS)
         times_ms = [each for times in self._times_ms.values() for each in times]
         return {"sent": sent, "failed": self._failed, "expected": expected, "heard": self._heard,
                 "message_bytes": len(self._nodes[0].wish()), **_spread(times_ms),
@@ -89,29 +97,31 @@ class Crowd:
         loop = asyncio.get_running_loop()
         ending = asyncio.ensure_future(end)
         saying: set[asyncio.Task[None]] = set()
-        begun, count = time.perf_counter(), 0
+        begun, sent = time.perf_counter(), 0
         while not ending.done():
-            node = self._nodes[count * STRIDE % len(self._nodes)]
-            count += 1
+            node = self._nodes[sent * STRIDE % len(self._nodes)]
+            sent += 1
             task = loop.create_task(node.say())
             saying.add(task)
             task.add_done_callback(saying.discard)
             task.add_done_callback(self._said)
-            await asyncio.sleep(max(0.0, begun + count / rate - time.perf_counter()))
+            await asyncio.sleep(max(0.0, begun + sent / rate - time.perf_counter()))
         await asyncio.gather(*saying, return_exceptions=True)
-        return count
+        return sent
 
     def _said(self, task: asyncio.Task[None]) -> None:
         self._failed += task.exception() is not None
 
-    async def survive(self, rate: float, down: str, up: str, nodes: int, seconds: float) -> dict[str, Any]:
+    async def survive(self, rate: float, signed_rate: float, down: str, up: str, seconds: float) -> dict[str, Any]:
         """Publish, sign and change until the hub was away and every node is back.
 
+        :param rate, signed_rate: messages, and about as many requests for signed URLs, a second.
         :param down, up: files that appear when the hub is ended, and when it is up again, the latter with the time.
         :param seconds: how long after that at most.
         """
         self._changes = Changes("change", self._place.url, self._token, self._place.settings)
-        others = [asyncio.create_task(self._changes.make_for_ever()), asyncio.create_task(self._sign_for_ever())]
+        others = [asyncio.create_task(self._changes.make_for_ever()),
+                  asyncio.create_task(self._sign_for_ever(signed_rate))]
         self._back, self._since = {}, float("inf")
         returned = asyncio.create_task(self._returned(Path(down), Path(up), seconds))
         await self._publish(rate, returned)
@@ -127,25 +137,20 @@ class Crowd:
                 "changes": self._changes.count, "lost_changes": await self._changes.lost()}
 
     async def _returned(self, down: Path, up: Path, seconds: float) -> float:
-        while not down.exists():
-            await asyncio.sleep(0.01)
+        await until(down.exists, RESTART_SECONDS_MAX)
         self._since = time.monotonic()  # what was sent later was sent to the hub that came after
-        while not (up.exists() and up.read_text()):
-            await asyncio.sleep(0.01)
-        since = float(up.read_text())
-        while len(self._back) < len(self._nodes) and time.monotonic() < since + seconds:
-            await asyncio.sleep(0.05)
+        await until(lambda: _time_in(up) is not None, RESTART_SECONDS_MAX)
+        since = _time_in(up) or 0.0
+        with contextlib.suppress(AssertionError):  # who is not back is told
+            await until(lambda: len(self._back) == len(self._nodes), seconds)
         return since
 
-    async def _sign_for_ever(self) -> None:
-        number = 0
-        while True:
+    async def _sign_for_ever(self, rate: float) -> None:
+        for number in count():
             node = self._nodes[number % len(self._nodes)]
-            number += 1
-            try:
+            with contextlib.suppress(KacheryError):
                 await node.hub.sign_uploads(node.channel_name, [(secrets.token_hex(20), 20 << 20)])
-            except KacheryError:
-                await asyncio.sleep(0.01)
+            await asyncio.sleep(1 / rate)
 
     async def sign(self, nodes: int, seconds: float, *, at_once: int = 0, rate: float = 0.0,
                    download: bool = False) -> dict[str, Any]:
@@ -155,10 +160,10 @@ class Crowd:
         """
         clients = [HubClient(self._place.url, crowd_key(number), self._place.settings) for number in range(nodes)]
         times_ms: list[float] = []
-        turns = iter(range(1 << 60))
+        turns = count()
 
         async def one() -> None:
-            number = next(turn for turn in turns) % nodes
+            number = next(turns) % nodes
             channel = channel_of(number, self._place.per_channel)
             begun = time.perf_counter()
             if download:
@@ -189,6 +194,11 @@ class Crowd:
         return {"requests": len(times_ms), "per_second": len(times_ms) / elapsed, **_spread(times_ms)}
 
 
+def _time_in(path: Path) -> float | None:
+    text = path.read_text() if path.exists() else ""
+    return float(text) if text else None
+
+
 def _spread(times_ms: list[float]) -> dict[str, float]:
     if len(times_ms) < 2:
         return {}
@@ -197,6 +207,9 @@ def _spread(times_ms: list[float]) -> dict[str, float]:
 
 
 async def _serve() -> None:
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of what the SDK leaves behind
+    # Each client of the SDK makes one, for 25 ms; a machine has one node, and this process has many.
+    vars(default)["create_ssl_context"] = functools.cache(httpx.create_ssl_context)
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
@@ -206,7 +219,7 @@ async def _serve() -> None:
         cpu, wall = time.process_time(), time.perf_counter()
         try:
             answer = await getattr(crowd, command.pop("do"))(**command)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is told
+        except Exception as error:  # whatever it is, it is told
             answer = {"error": repr(error)}
         answer["crowd_share"] = (time.process_time() - cpu) / (time.perf_counter() - wall)
         print(json.dumps(answer), flush=True)

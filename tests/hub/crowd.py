@@ -77,7 +77,8 @@ def register(connection: Connection, owner: str, count: int, per_channel: int, *
         if number % per_channel == 0:
             channels.create_channel(connection, name, owner, now_ms)
             channels.change_channel(connection, name, {"private": private})
-            code = invitations.create_invitation(connection, name, owner, PERMISSIONS, None, now_ms + 86_400_000, now_ms)
+            day_ms = 24 * 3600 * 1000
+            code = invitations.create_invitation(connection, name, owner, PERMISSIONS, None, now_ms + day_ms, now_ms)
         invitations.join_channel(
             connection, public_id(crowd_key(number)), code, f"node-{number}", PERMISSIONS, now_ms)
 

@@ -244,6 +244,8 @@ class Hub:
             return response
         except web.HTTPException:
             raise
+        except ConnectionError:  # who asked has gone; nobody reads this
+            return web.Response(status=400)
         except Exception:
             _log.exception("%s %s failed", request.method, request.path)
             return _failure(NodeError(what="the hub met an error of its own; its log says more"))

@@ -6,7 +6,6 @@ Both share the machine, loopback between them; how much of a processor each took
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import subprocess
@@ -17,15 +16,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.hub.crowd import register
+from tests.hub.crowd import CrowdedHub
 
 from benchmarks.measure import Figure, Ratio, figure
-from kachery_fast.cli.lab import Program, free_port
-from kachery_fast.hub.registry import Registry, registry_url
 
 __all__ = ["FIGURES"]
 
-OWNER = "lab@localhost"
 NODES = 2000
 SIGNING_NODES = 200
 PER_CHANNEL = 20
@@ -39,49 +35,10 @@ HEARD_MS_MAX = 100.0
 BACK_SECONDS_MAX = 5.0
 
 
-class _Hub:
-    """A hub with the nodes of a crowd registered, in a process of its own."""
-
-    def __init__(self, directory: Path, nodes: int, per_channel: int, *, private: bool = False) -> None:
-        self.per_channel = per_channel
-        self.directory = directory / "hub"
-        self.directory.mkdir(mode=0o700, parents=True)
-        asyncio.run(self._register(nodes, private))
-        port = free_port()
-        self.url = f"http://127.0.0.1:{port}"
-        environ = {name: value for name, value in os.environ.items() if not name.startswith("KACHERY_")}
-        self.program = Program(["hub", "--dir", str(self.directory), "--port", str(port), "--owner", OWNER], environ,
-                               directory / "hub.log")
-
-    async def _register(self, nodes: int, private: bool) -> None:
-        registry = Registry(registry_url("", self.directory))
-        await registry.open()
-        await registry.call(register, OWNER, nodes, self.per_channel, private=private)
-        await registry.close()
-
-    def start(self) -> None:
-        """Start it, and wait until it listens."""
-        address = self.directory / "address"
-        address.unlink(missing_ok=True)
-        self.program.start()
-        self.program.wait_until(address.exists, "the hub")
-
-    @property
-    def token(self) -> str:
-        """The owner's."""
-        return (self.directory / "owner-token").read_text().strip()
-
-    @property
-    def cpu_seconds(self) -> float:
-        """Of this start of it, all threads."""
-        fields = Path(f"/proc/{self.program.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 class _Crowd:
     """The nodes' process."""
 
-    def __init__(self, hub: _Hub) -> None:
+    def __init__(self, hub: CrowdedHub) -> None:
         self._hub = hub
         self._process = subprocess.Popen([sys.executable, "-m", "benchmarks.hub_crowd"], stdin=subprocess.PIPE,
                                          stdout=subprocess.PIPE, text=True)
@@ -114,8 +71,8 @@ class _Crowd:
 
 
 @contextmanager
-def _crowded(directory: Path, nodes: int, per_channel: int, **options: Any) -> Iterator[tuple[_Hub, _Crowd]]:
-    hub = _Hub(directory, nodes, per_channel, **options)
+def _crowded(directory: Path, nodes: int, per_channel: int, **options: Any) -> Iterator[tuple[CrowdedHub, _Crowd]]:
+    hub = CrowdedHub(directory, nodes, per_channel, **options)
     try:
         hub.start()
         crowd = _Crowd(hub)

@@ -1,255 +1,210 @@
-"""Many nodes of one hub in one process: those that nodes really are, and light ones that do the same for less.
-
-A tenth of a millisecond of a message's way is the ``ably`` SDK, and each of its clients takes 25 ms to make, most of it
-for TLS that is not used here: with thousands in one process it would be that process that is measured. A light node
-does the same with a tenth of the work: its tokens come from ``HubClient``, its websocket says and hears what the SDK's
-does, and it comes back after the same pauses (``AblyClient``, ``AblyChannel``).
-"""
+"""A crowd at work: it connects, publishes, changes things, and lives through the restart of its hub."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
-import hashlib
 import os
-import random
 import secrets
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable
+from itertools import count
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode, urlsplit
 
-import msgspec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from sqlalchemy.engine import Connection
+from kachery_fast.cli.lab import Program, free_port
+from kachery_fast.config import load_settings
+from kachery_fast.errors import KacheryError
+from kachery_fast.hub.registry import Registry, registry_url
+from tests.embedded.broker_server import until
+from tests.hub.changes import Changes
+from tests.hub.crowd_nodes import LightNode, Place, RealNode, register, sent_at
 
-from kachery_fast.config import Settings
-from kachery_fast.embedded.broker_wire import Action
-from kachery_fast.errors import BandUnreachable, KacheryError
-from kachery_fast.hub import channels, identity, invitations
-from kachery_fast.net.ably_client import RECONNECT_JITTER_SECONDS, RECONNECT_SECONDS
-from kachery_fast.net.channel import AblyChannel, Message
-from kachery_fast.net.hub import HubClient
-from kachery_fast.protocol.access import Permission
-from kachery_fast.protocol.bodies import Want
-from kachery_fast.protocol.messages import encode_band
-from kachery_fast.protocol.names import band_name
-from kachery_fast.protocol.signing import private_key, public_id
+__all__ = ["Crowd", "CrowdedHub", "spread"]
 
-__all__ = ["BANDS", "Heard", "LightNode", "Place", "RealNode", "channel_of", "crowd_key", "register", "sent_at"]
-
-# What a node says and hears that may request and provide files, as the invitation lets it that a hub prints first.
-PERMISSIONS = frozenset({Permission.REQUEST_FILES, Permission.PROVIDE_FILES})
-BANDS = ("requestFiles", "provideFiles")
-
-_WAIT_SECONDS = 30.0
-
-Heard = Callable[["RealNode | LightNode", bytes], None]
-"""Called with each message that a node hears."""
+OWNER = "lab@localhost"
+CONNECTING_MAX = 64
+LOST_AFTER_SECONDS = 10.0
+RESTART_SECONDS_MAX = 60.0
+# A stride that is prime to the crowd: another channel with each message.
+STRIDE = 1009
 
 
-class Place(msgspec.Struct, frozen=True):
-    """Which hub the nodes are at, and how many of them are on each channel."""
+class CrowdedHub:
+    """``kachery-fast hub`` in a process of its own, with the nodes of a crowd registered.
 
-    url: str
-    per_channel: int
-    settings: Settings
+    :param directory: where everything is kept.
+    """
 
+    def __init__(self, directory: Path, nodes: int, per_channel: int, *, private: bool = False) -> None:
+        self.per_channel = per_channel
+        self.directory = directory / "hub"
+        self.directory.mkdir(mode=0o700, parents=True)
+        asyncio.run(self._register(nodes, private))
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        environ = {name: value for name, value in os.environ.items() if not name.startswith("KACHERY_")}
+        self.program = Program(["hub", "--dir", str(self.directory), "--port", str(port), "--owner", OWNER], environ,
+                               directory / "hub.log")
 
-def crowd_key(number: int) -> Ed25519PrivateKey:
-    """The key of a node, the same in every process."""
-    return private_key(hashlib.sha256(f"crowd {number}".encode()).digest())
+    async def _register(self, nodes: int, private: bool) -> None:
+        registry = Registry(registry_url("", self.directory))
+        await registry.open()
+        await registry.call(register, OWNER, nodes, self.per_channel, private=private)
+        await registry.close()
 
+    def start(self) -> None:
+        """Start it, and wait until it listens."""
+        address = self.directory / "address"
+        address.unlink(missing_ok=True)
+        self.program.start()
+        self.program.wait_until(address.exists, "the hub")
 
-def channel_of(number: int, per_channel: int) -> str:
-    """The channel that a node is on."""
-    return f"lab-{number // per_channel}"
+    @property
+    def token(self) -> str:
+        """The owner's."""
+        return (self.directory / "owner-token").read_text().strip()
 
-
-def register(connection: Connection, owner: str, count: int, per_channel: int, *, private: bool = False) -> None:
-    """Make the channels of ``owner`` and their nodes in a registry, all in one transaction."""
-    now_ms = int(time.time() * 1000)
-    identity.ensure_owner(connection, owner, now_ms, admin=True)
-    code = ""
-    for number in range(count):
-        name = channel_of(number, per_channel)
-        if number % per_channel == 0:
-            channels.create_channel(connection, name, owner, now_ms)
-            channels.change_channel(connection, name, {"private": private})
-            day_ms = 24 * 3600 * 1000
-            code = invitations.create_invitation(connection, name, owner, PERMISSIONS, None, now_ms + day_ms, now_ms)
-        invitations.join_channel(
-            connection, public_id(crowd_key(number)), code, f"node-{number}", PERMISSIONS, now_ms)
-
-
-def sent_at(data: bytes) -> float:
-    """When a message was sent that ``wish`` made, by ``time.monotonic``."""
-    begin = data.index(b'"request":"') + 11
-    return float(data[begin:data.index(b'"', begin)])
-
-
-class _Node:
-    def __init__(self, number: int, place: Place) -> None:
-        self.key = crowd_key(number)
-        self.id = public_id(self.key)
-        self.channel_name = channel_of(number, place.per_channel)
-        self.hub = HubClient(place.url, self.key, place.settings)
-
-    def wish(self) -> bytes:
-        """Return a signed wish for a file, as a node would send it; its request's id tells when it was made."""
-        body = Want(channel=self.channel_name, time=int(time.time() * 1000), id=secrets.token_hex(16),
-                    request=f"{time.monotonic():.6f}", sha1=secrets.token_hex(20), manifest=secrets.token_hex(20))
-        return encode_band([body], self.key)
-
-    async def _token(self) -> dict[str, Any]:
-        plain: dict[str, Any] = msgspec.to_builtins(await self.hub.pubsub_token(self.channel_name))
-        return plain
+    @property
+    def cpu_seconds(self) -> float:
+        """Of this start of it, all threads."""
+        fields = Path(f"/proc/{self.program.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-class RealNode(_Node):
-    """A node's own way to its channel."""
+class Crowd:
+    """All nodes of this process."""
 
-    def __init__(self, number: int, place: Place, heard: Heard) -> None:
-        super().__init__(number, place)
-        self._heard = heard
-        self._channel = AblyChannel(
-            self.channel_name, endpoint=urlsplit(place.url).netloc, tls=False, token=self._token, client_id=self.id,
-            settings=place.settings)
+    def __init__(self, url: str, per_channel: int, token: str) -> None:
+        self.place = Place(url, per_channel, load_settings({}, connect_timeout_seconds=60.0))
+        self._token = token
+        self.nodes: list[RealNode | LightNode] = []
+        self._times_ms: dict[type, list[float]] = {}
+        self._failed = 0
+        self._back: dict[int, float] = {}
+        self._since = float("inf")
+        self._changes: Changes | None = None
+        self._times = 0
 
-    async def connect(self) -> None:
-        """Connect, and listen."""
-        await self._channel.connect()
-        for band in BANDS:
-            await self._channel.subscribe(band_name(self.channel_name, band), self._receive)
+    @property
+    def changes_made(self) -> int:
+        """How many changes were acknowledged."""
+        return 0 if self._changes is None else self._changes.count
 
-    def _receive(self, message: Message) -> None:
-        self._heard(self, message.data)
+    def _hear(self, node: RealNode | LightNode, data: bytes) -> None:
+        now, sent = time.monotonic(), sent_at(data)
+        self._times_ms.setdefault(type(node), []).append(1000 * (now - sent))
+        if sent > self._since:
+            self._back.setdefault(id(node), now)
 
-    async def say(self) -> None:
-        """Publish a wish; returns when it is acknowledged."""
-        await self._channel.publish(band_name(self.channel_name, BANDS[0]), self.wish())
+    async def connect(self, first: int, count: int, real_every: int) -> dict[str, Any]:
+        """Connect nodes, of which one in ``real_every`` is what nodes really are, and listen."""
+        kinds: dict[bool, type[RealNode | LightNode]] = {True: RealNode, False: LightNode}
+        fresh = [kinds[number % real_every == 0](number, self.place, self._hear)
+                 for number in range(first, first + count)]
+        self.nodes += fresh
+        slots = asyncio.Semaphore(CONNECTING_MAX)
 
-    async def close(self) -> None:
-        """Disconnect."""
-        await self._channel.close()
-        await self.hub.close()
+        async def one(node: RealNode | LightNode) -> None:
+            async with slots:
+                await node.connect()
 
+        await asyncio.gather(*(one(node) for node in fresh))
+        return {"real": sum(isinstance(node, RealNode) for node in self.nodes)}
 
-class LightNode(_Node):
-    """The same, for less."""
+    async def publish(self, rate: float, seconds: float) -> dict[str, Any]:
+        """Have one node after the other publish, at a rate a second, evenly; return how late all was heard."""
+        self._times_ms, self._failed = {}, 0
+        sent = await self._publish(rate, asyncio.sleep(seconds))
+        expected = (sent - self._failed) * self.place.per_channel
+        with contextlib.suppress(AssertionError):  # what is lost is told
+            await until(lambda: self._heard >= expected, LOST_AFTER_SECONDS)
+        times_ms = [each for times in self._times_ms.values() for each in times]
+        return {"sent": sent, "failed": self._failed, "expected": expected, "heard": self._heard,
+                "message_bytes": len(self.nodes[0].wish()), **spread(times_ms),
+                "real": spread(self._times_ms.get(RealNode, []))}
 
-    def __init__(self, number: int, place: Place, heard: Heard) -> None:
-        super().__init__(number, place)
-        self._heard = heard
-        self._address = urlsplit(place.url)
-        self._pause_seconds = RECONNECT_SECONDS + random.uniform(0, RECONNECT_JITTER_SECONDS)
-        self._attached = asyncio.Event()
-        self._writer: asyncio.StreamWriter | None = None
-        self._serial = 0
-        self._waiting: dict[int, asyncio.Future[None]] = {}
-        self._life: asyncio.Task[None] | None = None
-        self._seen: set[str] = set()
+    @property
+    def _heard(self) -> int:
+        return sum(len(times) for times in self._times_ms.values())
 
-    async def connect(self) -> None:
-        """Connect, and listen."""
-        self._life = asyncio.create_task(self._live())
-        await asyncio.wait_for(self._attached.wait(), _WAIT_SECONDS)
+    async def _publish(self, rate: float, end: Awaitable[object]) -> int:
+        """Publish until ``end``; returns how many were sent."""
+        loop = asyncio.get_running_loop()
+        ending = asyncio.ensure_future(end)
+        saying: set[asyncio.Task[None]] = set()
+        begun, sent = time.perf_counter(), 0
+        while not ending.done():
+            node = self.nodes[sent * STRIDE % len(self.nodes)]
+            sent += 1
+            task = loop.create_task(node.say())
+            saying.add(task)
+            task.add_done_callback(saying.discard)
+            task.add_done_callback(self._said)
+            await asyncio.sleep(max(0.0, begun + sent / rate - time.perf_counter()))
+        await asyncio.gather(*saying, return_exceptions=True)
+        return sent
 
-    async def say(self) -> None:
-        """Publish a wish; returns when it is acknowledged."""
-        if self._writer is None or not self._attached.is_set():
-            raise BandUnreachable(channel=self.channel_name, why="not connected")
-        serial, self._serial = self._serial, self._serial + 1
-        acknowledged = self._waiting[serial] = asyncio.get_running_loop().create_future()
-        self._send({"action": Action.MESSAGE, "channel": band_name(self.channel_name, BANDS[0]), "msgSerial": serial,
-                    "messages": [{"id": secrets.token_urlsafe(12), "data": self.wish()}]})
-        await acknowledged
+    def _said(self, task: asyncio.Task[None]) -> None:
+        self._failed += task.exception() is not None
 
-    async def close(self) -> None:
-        """Disconnect."""
-        if self._life is not None:
-            self._life.cancel()
-            await asyncio.wait([self._life])
-        await self.hub.close()
+    async def survive(self, rate: float, signed_rate: float, down: str, up: str, seconds: float) -> dict[str, Any]:
+        """Publish, sign and change until the hub was away and every node is back.
 
-    async def _live(self) -> None:
-        token: dict[str, Any] | None = None
-        while True:
-            try:
-                token = token or await self._token()
-                was_up = await self._be_connected(token["token"])
-            except KacheryError:
-                was_up = False
-            except OSError:  # as AblyClient does: who cannot connect doubts the token
-                was_up, token = False, None
-            if not was_up:
-                await asyncio.sleep(self._pause_seconds)
-
-    async def _be_connected(self, token: str) -> bool:
-        """Connect and listen until the connection ends. Returns whether messages flowed."""
-        reader, writer = await asyncio.open_connection(self._address.hostname, self._address.port)
-        try:
-            query = urlencode({"clientId": self.id, "accessToken": token, "v": "5", "format": "msgpack"})
-            key = base64.b64encode(os.urandom(16)).decode()
-            writer.write((f"GET /?{query} HTTP/1.1\r\nHost: {self._address.netloc}\r\nUpgrade: websocket\r\n"
-                          f"Connection: Upgrade\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n"
-                          ).encode())
-            if not (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101"):
-                return False
-            self._writer, self._serial = writer, 0
-            while True:
-                self._act(await self._frame(reader))
-        except asyncio.IncompleteReadError:
-            return self._attached.is_set()
-        finally:
-            self._attached.clear()
-            self._writer = None
-            for waiting in self._waiting.values():
-                if not waiting.done():
-                    waiting.set_exception(BandUnreachable(channel=self.channel_name, why="the connection broke"))
-                    waiting.exception()
-            self._waiting.clear()
-            writer.close()
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
-
-    def _act(self, body: dict[str, Any]) -> None:
-        action = body.get("action")
-        if action == Action.CONNECTED:
-            for band in BANDS:
-                self._send({"action": Action.ATTACH, "channel": band_name(self.channel_name, band)})
-        elif action == Action.ATTACHED:
-            if body["channel"].endswith(BANDS[-1]):
-                self._attached.set()
-        elif action == Action.MESSAGE:
-            for message in body["messages"]:
-                if message["id"] not in self._seen:
-                    self._seen.add(message["id"])
-                    self._heard(self, message["data"])
-        elif action == Action.ACK:
-            waiting = self._waiting.pop(body["msgSerial"], None)
-            if waiting is not None and not waiting.done():
-                waiting.set_result(None)
-
-    def _send(self, body: dict[str, Any], kind: int = 0x82) -> None:
-        assert self._writer is not None, "only what is connected sends"
-        data = msgspec.msgpack.encode(body) if kind == 0x82 else b""
-        # A mask of zeros is one (RFC 6455, 5.3), and spares the masking.
-        size = bytes((0x80 | len(data),)) if len(data) < 126 else b"\xfe" + len(data).to_bytes(2, "big")
-        self._writer.write(bytes((kind,)) + size + b"\0\0\0\0" + data)
-
-    async def _frame(self, reader: asyncio.StreamReader) -> dict[str, Any]:
-        """Return the next protocol message; {} for what is none.
-
-        :raises IncompleteReadError: the connection has ended.
+        :param rate, signed_rate: messages, and about as many requests for signed URLs, a second.
+        :param down, up: files that appear when the hub is ended, and when it is up again, the latter with the time.
+        :param seconds: how long after that at most.
         """
-        first, size = await reader.readexactly(2)
-        if size > 125:
-            size = int.from_bytes(await reader.readexactly(2 if size == 126 else 8), "big")
-        data = await reader.readexactly(size)
-        if first == 0x88:
-            raise asyncio.IncompleteReadError(b"", None)
-        if first == 0x89:
-            self._send({}, 0x8A)
-        return dict(msgspec.msgpack.decode(data)) if first == 0x82 else {}
+        self._times += 1
+        self._changes = Changes(f"change-{self._times}", self.place.url, self._token, self.place.settings)
+        others = [asyncio.create_task(self._changes.make_for_ever()),
+                  asyncio.create_task(self._sign_for_ever(signed_rate))]
+        self._back, self._since = {}, float("inf")
+        returned = asyncio.create_task(self._returned(Path(down), Path(up), seconds))
+        await self._publish(rate, returned)
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        since = returned.result()
+        back = sorted(when - since for when in self._back.values())
+        lost = await self._changes.lost()
+        await self._changes.close()
+        return {"back": len(back), "p50_seconds": statistics.median(back) if back else None,
+                "last_seconds": back[-1] if len(back) == len(self.nodes) else None,
+                "real_last_seconds": max((self._back.get(id(node), float("inf")) - since for node in self.nodes
+                                          if isinstance(node, RealNode)), default=None),
+                "changes": self.changes_made, "lost_changes": lost}
+
+    async def _returned(self, down: Path, up: Path, seconds: float) -> float:
+        await until(down.exists, RESTART_SECONDS_MAX)
+        self._since = time.monotonic()  # what was sent later was sent to the hub that came after
+        await until(lambda: _time_in(up) is not None, RESTART_SECONDS_MAX)
+        since = _time_in(up) or 0.0
+        with contextlib.suppress(AssertionError):  # who is not back is told
+            await until(lambda: len(self._back) == len(self.nodes), seconds)
+        return since
+
+    async def _sign_for_ever(self, rate: float) -> None:
+        for number in count():
+            node = self.nodes[number % len(self.nodes)]
+            with contextlib.suppress(KacheryError):
+                await node.hub.sign_uploads(node.channel_name, [(secrets.token_hex(20), 20 << 20)])
+            await asyncio.sleep(1 / rate)
+
+    async def close(self) -> None:
+        """Disconnect everybody."""
+        await asyncio.gather(*(node.close() for node in self.nodes))
+
+
+def _time_in(path: Path) -> float | None:
+    text = path.read_text() if path.exists() else ""
+    return float(text) if text else None
+
+
+def spread(times_ms: list[float]) -> dict[str, float]:
+    """The middle, the slowest of a hundred but one, and the slowest."""
+    if len(times_ms) < 2:
+        return {}
+    cuts = statistics.quantiles(times_ms, n=100)
+    return {"p50_ms": cuts[49], "p99_ms": cuts[98], "max_ms": max(times_ms)}

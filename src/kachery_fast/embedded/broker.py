@@ -49,6 +49,7 @@ class BrokerLimits:
     """Protocol messages per second from one connection, averaged; faster clients are read more slowly."""
     inbound_burst_max: float = 4000.0
     connections_max: int = 4096
+    connections_per_client_max: int = 256  # a node has one for each of its channels
     channels_max: int = 8192
     attachments_max: int = 256
     send_queue_bytes_max: int = 8 * 1024 * 1024
@@ -232,8 +233,6 @@ class Broker:
 
     def _admit(self, request: web.Request) -> Claims | Fault:
         query = request.query
-        if len(self._connections) >= self.limits.connections_max:
-            return Fault(42900, 429, "Too many connections.")
         token = query.get("access_token") or query.get("accessToken") or ""
         if not token:
             # A key in a URL ends up in logs, and it grants everything: only tokens are taken.
@@ -241,10 +240,14 @@ class Broker:
         claims = self.check(token)
         if isinstance(claims, Fault):
             return claims
-        asked = query.get("clientId", "")
-        if asked and claims.client_id == "*":
+        clients = [connection.session.client_id for connection in self._connections.values()]
+        if (len(clients) >= self.limits.connections_max
+                or clients.count(claims.client_id) >= self.limits.connections_per_client_max):
+            return Fault(42900, 429, "Too many connections.")
+        asked = query.get("clientId", "") or claims.client_id
+        if claims.client_id == "*":
             return claims._replace(client_id=asked)
-        if asked and asked != claims.client_id:
+        if asked != claims.client_id:
             return Fault(40102, 401, "The clientId asked for is not the token's.")
         return claims
 

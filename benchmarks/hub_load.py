@@ -55,12 +55,13 @@ class _Crowd:
         self._write({"do": do, **fields})
         if meanwhile is not None:
             meanwhile()
-            cpu = 0.0
+            cpu, wall = self._hub.cpu_seconds, time.perf_counter()
         assert self._process.stdout is not None, "it has a pipe"
         answer: dict[str, Any] = json.loads(self._process.stdout.readline())
         if "error" in answer:
             raise AssertionError(answer["error"])
-        answer["hub_share"] = (self._hub.cpu_seconds - cpu) / (time.perf_counter() - wall)
+        answer["hub_cpu_seconds"] = self._hub.cpu_seconds - cpu
+        answer["hub_share"] = answer["hub_cpu_seconds"] / (time.perf_counter() - wall)
         return answer
 
     def close(self) -> None:
@@ -158,7 +159,8 @@ def _back(directory: Path, how: str) -> Figure:
         raise AssertionError(f"something was lost: {found}")
     note = (f"{NODES:,} nodes on channels of {PER_CHANNEL}, one in {REAL_EVERY} with the SDK, of which the last is "
             f"back after {found['real_last_seconds']:.1f} s; half of all after {found['p50_seconds']:.1f} s; none of "
-            f"{found['changes']} changes lost that were acknowledged meanwhile; {_shares(found)}")
+            f"{found['changes']} changes lost that were acknowledged meanwhile; {found['hub_cpu_seconds']:.1f} s of the hub's "
+            f"processor time for all of it; {_shares(found)}")
     return _against(f"all nodes back after {'kill -9' if how == 'kill' else 'SIGTERM'} / {BACK_SECONDS_MAX:.0f} s",
                     found["last_seconds"], BACK_SECONDS_MAX, unit="s", bar="<= 1", note=note)
 

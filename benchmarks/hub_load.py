@@ -159,8 +159,8 @@ def _back(directory: Path, how: str) -> Figure:
         raise AssertionError(f"something was lost: {found}")
     note = (f"{NODES:,} nodes on channels of {PER_CHANNEL}, one in {REAL_EVERY} with the SDK, of which the last is "
             f"back after {found['real_last_seconds']:.1f} s; half of all after {found['p50_seconds']:.1f} s; none of "
-            f"{found['changes']} changes lost that were acknowledged meanwhile; {found['hub_cpu_seconds']:.1f} s of the hub's "
-            f"processor time for all of it; {_shares(found)}")
+            f"{found['changes']} changes lost that were acknowledged meanwhile; {found['hub_cpu_seconds']:.1f} s of "
+            f"the hub's processor time for all of it; {_shares(found)}")
     return _against(f"all nodes back after {'kill -9' if how == 'kill' else 'SIGTERM'} / {BACK_SECONDS_MAX:.0f} s",
                     found["last_seconds"], BACK_SECONDS_MAX, unit="s", bar="<= 1", note=note)
 

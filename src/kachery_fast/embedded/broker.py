@@ -18,13 +18,13 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import hdrs, web
 
 from ..errors import BadMessage
 from .broker_connection import Connection, Session
+from .broker_limits import BrokerLimits
 from .broker_relay import REVOCATION_MARGIN_SECONDS, Published, Relay, Revoked, decode_event, encode_event
 from .broker_rest import Rest
 from .broker_rings import Ring, RingLimits, Rings
@@ -35,36 +35,6 @@ from .tokens import LIFE_SECONDS_MAX, Claims, TokenKey, check_token, make_token
 __all__ = ["Broker", "BrokerLimits", "TokenKey", "is_websocket"]
 
 log = logging.getLogger("kachery_fast.embedded.broker")
-
-
-@dataclass(frozen=True)
-class BrokerLimits:
-    """Every bound of the broker."""
-
-    message_size_bytes_max: int = 65536
-    """All messages of one publish together."""
-    messages_per_publish_max: int = 1000
-    frame_size_bytes_max: int = 524288
-    inbound_rate_max: float = 2000.0
-    """Protocol messages per second from one connection, averaged; faster clients are read more slowly."""
-    inbound_burst_max: float = 4000.0
-    connections_max: int = 4096
-    connections_per_client_max: int = 256  # a node has one for each of its channels
-    channels_max: int = 8192
-    attachments_max: int = 256
-    send_queue_bytes_max: int = 8 * 1024 * 1024
-    """Unsent bytes of one connection; it is cut beyond."""
-    send_total_bytes_max: int = 128 * 1024 * 1024
-    """Unsent bytes of all connections, looked at each tick; those that hold the most are cut beyond."""
-    ring_messages_max: int = 1024
-    ring_size_bytes_max: int = 1024 * 1024
-    ring_total_size_bytes_max: int = 64 * 1024 * 1024
-    connection_state_seconds: float = 120.0
-    """How long a broken connection can be resumed, and how long a message is kept for replay."""
-    idle_seconds: float = 6.0
-    """A client that has heard nothing for this long may take the broker for gone; a heartbeat goes out before."""
-    tick_seconds: float = 0.5
-    close_seconds: float = 2.0
 
 
 def is_websocket(request: web.BaseRequest) -> bool:
@@ -93,6 +63,7 @@ class Broker:
         self.meter = Meter(clock)
         self._started = _floor_ms(clock())
         self._connections: dict[str, Connection] = {}
+        self._connections_of: Counter[str] = Counter()
         self._sessions: dict[str, Session] = {}
         self._numbers = 0
         self._revoked: dict[str, float] = {}
@@ -219,11 +190,15 @@ class Broker:
         session, error = self._session(claims, request.query)
         connection = Connection(self, session, claims, request.query, websocket, transport)
         self._connections[session.id] = connection
+        self._connections_of[session.client_id] += 1
         self.counters["connects"] += 1
-        connection.send_connected(error)
         try:
+            connection.send_connected(error)
             await connection.run()
         finally:
+            self._connections_of[session.client_id] -= 1
+            if not self._connections_of[session.client_id]:
+                del self._connections_of[session.client_id]
             session.left_seconds = connection.loop.time()
             if self._connections.get(session.id) is connection:
                 del self._connections[session.id]
@@ -240,9 +215,8 @@ class Broker:
         claims = self.check(token)
         if isinstance(claims, Fault):
             return claims
-        clients = [connection.session.client_id for connection in self._connections.values()]
-        if (len(clients) >= self.limits.connections_max
-                or clients.count(claims.client_id) >= self.limits.connections_per_client_max):
+        if (len(self._connections) >= self.limits.connections_max
+                or self._connections_of[claims.client_id] >= self.limits.connections_per_client_max):
             return Fault(42900, 429, "Too many connections.")
         asked = query.get("clientId", "") or claims.client_id
         if claims.client_id == "*":

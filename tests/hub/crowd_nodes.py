@@ -89,6 +89,10 @@ def sent_at(data: bytes) -> float:
     return float(data[begin:data.index(b'"', begin)])
 
 
+class _Refused(Exception):
+    """The broker does not take the token."""
+
+
 class _Node:
     def __init__(self, number: int, place: Place) -> None:
         self.key = crowd_key(number)
@@ -179,10 +183,11 @@ class LightNode(_Node):
             try:
                 token = token or await self._token()
                 was_up = await self._be_connected(token["token"])
-            except KacheryError:
+            except _Refused:
+                was_up, token = True, None
+                await asyncio.sleep(random.uniform(0, 0.25))
+            except (KacheryError, OSError):
                 was_up = False
-            except OSError:  # as AblyClient does: who cannot connect doubts the token
-                was_up, token = False, None
             if not was_up:
                 await asyncio.sleep(self._pause_seconds)
 
@@ -216,6 +221,8 @@ class LightNode(_Node):
 
     def _act(self, body: dict[str, Any]) -> None:
         action = body.get("action")
+        if action == Action.ERROR:
+            raise _Refused
         if action == Action.CONNECTED:
             for band in BANDS:
                 self._send({"action": Action.ATTACH, "channel": band_name(self.channel_name, band)})

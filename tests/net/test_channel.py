@@ -343,40 +343,6 @@ def test_after_a_restart_the_channel_is_back_within_five_seconds(loop_kind: str)
 
 
 @pytest.mark.parametrize("loop_kind", LOOPS)
-def test_who_finds_the_broker_gone_comes_back_with_a_new_token_and_is_not_refused(loop_kind: str) -> None:
-    async def scenario() -> None:
-        async with serving() as server, joined(server) as one:
-            client = one.channel._client
-            one.tokens.gate.clear()
-            await server.stop()
-            await until(lambda: one.tokens.calls == 2)
-            await server.start()
-            one.tokens.gate.set()
-            await one.become(True)
-            assert one.channel._client is client
-            assert server.broker.stats().get("connects_refused", 0) == 0
-            await one.channel.publish(BAND, b"back")
-            assert (await one.receive()).data == b"back"
-
-    run_on(loop_kind, scenario())
-
-
-def test_where_the_hub_is_away_too_the_token_that_is_there_is_tried() -> None:
-    async def scenario() -> None:
-        async with (serving() as server, proxying(server.port) as path,
-                    joined(server, endpoint=f"127.0.0.1:{path.port}") as one):
-            one.tokens.fault = OSError("the hub is away")
-            path.target = 1  # nobody listens there
-            path.cut()
-            await until(lambda: one.tokens.calls >= 2)
-            path.target = server.port
-            await one.become(True)
-            assert server.broker.stats()["resumes"] == 1
-
-    run_on("uvloop", scenario())
-
-
-@pytest.mark.parametrize("loop_kind", LOOPS)
 def test_cut_connections_resume_and_lose_nothing(loop_kind: str) -> None:
     async def scenario() -> None:
         async with (serving() as server, proxying(server.port) as first, proxying(server.port) as second,

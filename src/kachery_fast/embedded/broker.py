@@ -17,7 +17,7 @@ import logging
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from aiohttp import hdrs, web
@@ -36,6 +36,8 @@ __all__ = ["Broker", "BrokerLimits", "TokenKey", "is_websocket"]
 
 log = logging.getLogger("kachery_fast.embedded.broker")
 
+_OLD = Fault(40142, 401, "The token is from before the broker's start. Ask the hub for a new one.")
+
 
 def is_websocket(request: web.BaseRequest) -> bool:
     """Say whether a request asks for a websocket, and so belongs to the broker."""
@@ -46,10 +48,13 @@ class Broker:
     """All connections and channels of one hub process. Use it on one running event loop; ``close`` it at the end."""
 
     def __init__(self, *, keys: TokenKey, clock: Callable[[], float] = time.time,
-                 limits: BrokerLimits | None = None, relay: Relay | None = None) -> None:
+                 limits: BrokerLimits | None = None, relay: Relay | None = None,
+                 vouch: Callable[[Claims], Awaitable[bool]] | None = None) -> None:
         """
         :param keys: the key whose tokens are accepted, and which ``issue_token`` signs with.
         :param clock: seconds since the epoch; tokens and the age of messages go by it.
+        :param vouch: says whether what a token from before the start grants would be granted now. None: nobody does,
+            and each client needs a new one after a restart.
         :param relay: the way to the brokers that have the same key, if there are any; it calls ``receive``.
         """
         self.key = keys
@@ -68,6 +73,7 @@ class Broker:
         self._numbers = 0
         self._revoked: dict[str, float] = {}
         self._relay = relay
+        self._vouch = vouch
         self._rest = Rest(keys, clock, self.issue_token)
         self._tasks: set[asyncio.Task[None]] = set()
         self._ticker: asyncio.Task[None] | None = None
@@ -99,7 +105,7 @@ class Broker:
     async def revoke(self, client_id: str) -> int:
         """Refuse every token of ``client_id`` issued until now and cut its connections; return how many were cut.
 
-        Not kept over a restart; but tokens from before the broker's start are never accepted either. Other brokers
+        Not kept over a restart; tokens from before it hold only where ``vouch`` says so. Other brokers
         hear of it at once; how many connections they cut is not counted.
         """
         margin = 0.0 if self._relay is None else REVOCATION_MARGIN_SECONDS
@@ -173,11 +179,11 @@ class Broker:
             compress=False, max_msg_size=self.limits.frame_size_bytes_max, timeout=self.limits.close_seconds,
             heartbeat=30.0)
         await websocket.prepare(request)
+        claims = await self._admit(request)
         transport = request.transport
         if transport is None or self._closed:
             await websocket.close()
             return websocket
-        claims = self._admit(request)
         if isinstance(claims, Fault):
             self.counters["connects_refused"] += 1
             # A fault that may pass is a DISCONNECTED, so that the client comes back; the others are final.
@@ -206,13 +212,18 @@ class Broker:
             await connection.closed()
         return websocket
 
-    def _admit(self, request: web.Request) -> Claims | Fault:
+    async def _admit(self, request: web.Request) -> Claims | Fault:
         query = request.query
         token = query.get("access_token") or query.get("accessToken") or ""
         if not token:
             # A key in a URL ends up in logs, and it grants everything: only tokens are taken.
             return Fault(40101, 401, "Only tokens are accepted here; basic authentication is not.")
         claims = self.check(token)
+        if claims is _OLD and self._vouch is not None:
+            before = check_token(self.key, token, self.clock())
+            if isinstance(before, Claims) and await self._vouch(before):
+                # What was revoked meanwhile was decided after this was looked up, and is known here by now.
+                claims = self.check(token, vouched=True)
         if isinstance(claims, Fault):
             return claims
         if (len(self._connections) >= self.limits.connections_max
@@ -225,14 +236,15 @@ class Broker:
             return Fault(40102, 401, "The clientId asked for is not the token's.")
         return claims
 
-    def check(self, token: str) -> Claims | Fault:
-        """Verify a token: form, signature, times, and that it was issued after this broker's start and after the
-        last revocation of its client. The latter two have a code that makes a client fetch a new token."""
+    def check(self, token: str, *, vouched: bool = False) -> Claims | Fault:
+        """Verify a token: form, signature, times, and that it was issued after this broker's start (unless
+        ``vouched``) and after the last revocation of its client. The latter two have a code that makes a client fetch
+        a new token."""
         claims = check_token(self.key, token, self.clock())
         if isinstance(claims, Fault):
             return claims
-        if claims.issued < self._started:
-            return Fault(40142, 401, "The token is from before the broker's start. Ask the hub for a new one.")
+        if claims.issued < self._started and not vouched:
+            return _OLD
         if claims.issued <= self._revoked.get(claims.client_id, -1.0):
             return Fault(40141, 401, "The token was revoked. Ask the hub for a new one.")
         return claims

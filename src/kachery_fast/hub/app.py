@@ -46,6 +46,7 @@ from .relay import Relay
 from .sessions import Seal
 from .trying import Trier
 from .vault import Vault
+from .vouching import make_vouch
 from .web.site import Site
 
 if TYPE_CHECKING:
@@ -154,7 +155,8 @@ class Hub:
         parts.push_async_callback(care.stop)
         parts.push_async_callback(asyncio.to_thread, server.close)
         relay = Relay(registry.url, directory.key(), self._clock) if registry.shared else None
-        broker = Broker(keys=TokenKey("kachery.hub", directory.secret("broker-key")), clock=self._clock, relay=relay)
+        key = TokenKey("kachery.hub", directory.secret("broker-key"))
+        broker = Broker(keys=key, clock=self._clock, relay=relay, vouch=make_vouch(registry))
         if relay is not None:
             parts.push_async_callback(relay.close)
             await relay.start(broker.receive, broker.forget_tokens)

@@ -8,8 +8,6 @@ The SDK is imported at first use (100 ms). What is changed about it, each reprod
 - a DISCONNECTED without an error, or with a status from 500 to 504, leaves the SDK connected to nothing for ever;
 - a refused token is replaced only once in a client's life, as the SDK keeps the first refusal for its last error, and
   it calls itself connected meanwhile: here a refused token ends the client;
-- after a connection that could not be opened it would come with the token that it has, which a broker that has started
-  anew refuses: here a new one is fetched first, so that the return of thousands costs that broker half;
 - a publish whose frame cannot be sent leaves a future that fails later and that nobody awaits: it is collected;
 - an ATTACH that finds no connection is no unhandled exception; the SDK attaches again when connected;
 - a message marked as a delta to an unknown one is left out; the SDK would attach again, get it again, and so on;
@@ -90,8 +88,6 @@ class AblyClient:
         self._listening: dict[str, Any] = {}
         self._up = False
         self._failures = 0
-        self._details: dict[str, Any] | None = None
-        self._doubted = False
         self._closing: asyncio.Task[None] | None = None
         self.token_seconds = float("-inf")
         self.heard_seconds = float("-inf")
@@ -114,8 +110,6 @@ class AblyClient:
             channel_retry_timeout=int(CHANNEL_RETRY_SECONDS * 1000), auto_connect=False,
             # Before it tries a fallback host, the SDK asks a web page whether there is an internet, blocking the loop.
             fallback_hosts=[], **options)
-        token_has_expired = realtime.auth.token_details_has_expired
-        realtime.auth.token_details_has_expired = lambda: self._doubted or token_has_expired()
         realtime.options.max_message_size = 2 * self._message_size_bytes_max + 1024
         manager = realtime.connection.connection_manager
         manager.on("transport.pending", self._adopt)
@@ -173,10 +167,7 @@ class AblyClient:
             details = await asyncio.wait_for(self._token(), TOKEN_TIMEOUT_SECONDS)
         except Exception as error:
             self.why = f"no token: {error or type(error).__name__}"
-            if self._doubted and self._details is not None:  # the hub may be away, and the broker elsewhere
-                return self._details
             raise
-        self._details, self._doubted = details, False
         self.token_seconds = asyncio.get_running_loop().time()
         return details
 
@@ -226,14 +217,11 @@ class AblyClient:
         on_activity, send_close = transport.on_activity, transport.close
 
         async def ws_connect(url: str, headers: Any) -> None:
-            opened = False
             try:
                 async with connect(url, additional_headers=headers, proxy=proxy, max_size=FRAME_SIZE_BYTES_MAX,
                                    open_timeout=REQUEST_TIMEOUT_SECONDS, close_timeout=1.0) as websocket:
-                    opened = True
                     await transport._handle_websocket_connection(url, websocket)
             except (WebSocketException, OSError, asyncio.TimeoutError) as error:
-                self._doubted = self._doubted or not opened
                 failure = AblyException(f"cannot connect to {self._endpoint}: {error}", 400, 40000)
                 transport._emit("failed", failure)
                 raise failure from error

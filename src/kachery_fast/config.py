@@ -36,6 +36,7 @@ class Settings:
     hub_host: str
     hub_port: int
     hub_token: str
+    hub_connections_max: int
     hub_database: str
     hub_key_file: str
     hub_bucket_dir: str
@@ -128,6 +129,9 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("hub_port", 20440, "port", "KACHERY_HUB_PORT", "The port of the hub."),
     Setting("hub_token", "", "secret", "KACHERY_HUB_TOKEN",
             "The owner's token for channel commands; found in the hub's directory when on its machine."),
+    Setting("hub_connections_max", 10000, "count", "KACHERY_HUB_CONNECTIONS_MAX",
+            "Connections that a hub holds at once, those to the bucket apart; beyond, who has most gives up "
+            "some.", minimum=16),
     Setting("hub_database", "", "secret URL", "KACHERY_HUB_DATABASE",
             "The hub's registry: postgresql://USER:PASSWORD@HOST/DATABASE. Empty: hub.db in the hub's directory."),
     Setting("hub_key_file", "", "file", "KACHERY_HUB_KEY_FILE",

@@ -320,6 +320,21 @@ def test_the_number_of_connections_channels_and_attachments_is_bounded() -> None
     run_on("uvloop", scenario())
 
 
+def test_one_client_does_not_take_the_connections_of_all() -> None:
+    async def scenario() -> None:
+        async with (serving(BrokerLimits(connections_per_client_max=2, tick_seconds=0.05)) as server,
+                    raw_client(server)):
+            async with raw_client(server), raw_client(server, expect=Action.DISCONNECTED) as refused:
+                assert refused.connected["error"]["statusCode"] == 429
+                async with raw_client(server, token=server.token("node-2")):
+                    pass
+            await until(lambda: server.broker.stats()["connections"] == 1)
+            async with raw_client(server):
+                pass
+
+    run_on("uvloop", scenario())
+
+
 # --- resume and replay
 
 

@@ -583,6 +583,20 @@ def test_connections_beyond_the_limit_are_asked_to_come_back(tmp_path: Path) -> 
         held.pop().close()
 
 
+def test_an_address_that_holds_most_connections_makes_room_for_another(tmp_path: Path) -> None:
+    with running_bucket(tmp_path / "root", bucket_connections_max=2) as bucket:
+        held = [socket.create_connection(("127.0.0.1", bucket.port), 20, ("127.0.0.2", 0)) for _ in range(2)]
+        for sock, name in zip(held, (NAME, OTHER), strict=True):
+            sock.sendall(put_request(bucket.sign(name, 10), b"12345", content_length="10"))
+        wait_until(lambda: len(bucket.files()) == 2)  # both are busy
+        assert bucket.talk(get_request(f"/bucket/{NAME}")).status == 404
+        assert held[0].recv(1) == b""  # the one that came first
+        held[1].sendall(b"67890")
+        assert held[1].recv(12) == b"HTTP/1.1 200"
+        for sock in held:
+            sock.close()
+
+
 def test_an_idle_connection_makes_room_for_a_new_one(tmp_path: Path) -> None:
     with running_bucket(tmp_path / "root", bucket_connections_max=2) as bucket:
         held: list[socket.socket] = []

@@ -20,6 +20,7 @@ from kachery_fast.errors import InvalidArgument, ObjectMissing, UploadRefused, U
 from kachery_fast.net.bucket import HttpBucket, SignedUpload
 from kachery_fast.net.port import Port, serve_port
 from kachery_fast.net.ranges import RangeClient
+from kachery_fast.net.visitors import Visitors
 from tests.embedded.bucket_server import NAME, SECRET, Clock, get_request, read_all, take_apart
 from tests.network import LOOPS, run_on
 
@@ -38,7 +39,7 @@ class House:
         return SignedUpload(name, *self.signer.sign(name, size, 300, f"{self.url}/bucket"))
 
 
-def in_house(loop_kind: str, tmp_path: Path, work: Callable[[House], Any], **options: float) -> None:
+def in_house(loop_kind: str, tmp_path: Path, work: Callable[[House], Any], **options: Any) -> None:
     async def hello(_request: web.Request) -> web.Response:
         return web.Response(text="hello")
 
@@ -185,7 +186,7 @@ def test_several_addresses_are_listened_on(loop_kind: str, tmp_path: Path) -> No
         listeners.append(socket.create_server(("127.0.0.2", listeners[0].getsockname()[1])))
         for listener in listeners:
             listener.setblocking(False)
-        port = Port(listeners, asyncio.Protocol, house.bucket, 5.0)
+        port = Port(listeners, asyncio.Protocol, house.bucket, Visitors(10), watched=False)
         try:
             for host in ("127.0.0.1", "127.0.0.2"):
                 reader, writer = await asyncio.open_connection(host, port.port)

@@ -17,14 +17,14 @@ import logging
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from aiohttp import hdrs, web
 
 from ..errors import BadMessage
 from .broker_connection import Connection, Session
+from .broker_limits import BrokerLimits
 from .broker_relay import REVOCATION_MARGIN_SECONDS, Published, Relay, Revoked, decode_event, encode_event
 from .broker_rest import Rest
 from .broker_rings import Ring, RingLimits, Rings
@@ -36,34 +36,7 @@ __all__ = ["Broker", "BrokerLimits", "TokenKey", "is_websocket"]
 
 log = logging.getLogger("kachery_fast.embedded.broker")
 
-
-@dataclass(frozen=True)
-class BrokerLimits:
-    """Every bound of the broker."""
-
-    message_size_bytes_max: int = 65536
-    """All messages of one publish together."""
-    messages_per_publish_max: int = 1000
-    frame_size_bytes_max: int = 524288
-    inbound_rate_max: float = 2000.0
-    """Protocol messages per second from one connection, averaged; faster clients are read more slowly."""
-    inbound_burst_max: float = 4000.0
-    connections_max: int = 4096
-    channels_max: int = 8192
-    attachments_max: int = 256
-    send_queue_bytes_max: int = 8 * 1024 * 1024
-    """Unsent bytes of one connection; it is cut beyond."""
-    send_total_bytes_max: int = 128 * 1024 * 1024
-    """Unsent bytes of all connections, looked at each tick; those that hold the most are cut beyond."""
-    ring_messages_max: int = 1024
-    ring_size_bytes_max: int = 1024 * 1024
-    ring_total_size_bytes_max: int = 64 * 1024 * 1024
-    connection_state_seconds: float = 120.0
-    """How long a broken connection can be resumed, and how long a message is kept for replay."""
-    idle_seconds: float = 6.0
-    """A client that has heard nothing for this long may take the broker for gone; a heartbeat goes out before."""
-    tick_seconds: float = 0.5
-    close_seconds: float = 2.0
+_OLD = Fault(40142, 401, "The token is from before the broker's start. Ask the hub for a new one.")
 
 
 def is_websocket(request: web.BaseRequest) -> bool:
@@ -75,10 +48,13 @@ class Broker:
     """All connections and channels of one hub process. Use it on one running event loop; ``close`` it at the end."""
 
     def __init__(self, *, keys: TokenKey, clock: Callable[[], float] = time.time,
-                 limits: BrokerLimits | None = None, relay: Relay | None = None) -> None:
+                 limits: BrokerLimits | None = None, relay: Relay | None = None,
+                 vouch: Callable[[Claims], Awaitable[bool]] | None = None) -> None:
         """
         :param keys: the key whose tokens are accepted, and which ``issue_token`` signs with.
         :param clock: seconds since the epoch; tokens and the age of messages go by it.
+        :param vouch: says whether what a token from before the start grants would be granted now. None: nobody does,
+            and each client needs a new one after a restart.
         :param relay: the way to the brokers that have the same key, if there are any; it calls ``receive``.
         """
         self.key = keys
@@ -92,10 +68,12 @@ class Broker:
         self.meter = Meter(clock)
         self._started = _floor_ms(clock())
         self._connections: dict[str, Connection] = {}
+        self._connections_of: Counter[str] = Counter()
         self._sessions: dict[str, Session] = {}
         self._numbers = 0
         self._revoked: dict[str, float] = {}
         self._relay = relay
+        self._vouch = vouch
         self._rest = Rest(keys, clock, self.issue_token)
         self._tasks: set[asyncio.Task[None]] = set()
         self._ticker: asyncio.Task[None] | None = None
@@ -127,7 +105,7 @@ class Broker:
     async def revoke(self, client_id: str) -> int:
         """Refuse every token of ``client_id`` issued until now and cut its connections; return how many were cut.
 
-        Not kept over a restart; but tokens from before the broker's start are never accepted either. Other brokers
+        Not kept over a restart; tokens from before it hold only where ``vouch`` says so. Other brokers
         hear of it at once; how many connections they cut is not counted.
         """
         margin = 0.0 if self._relay is None else REVOCATION_MARGIN_SECONDS
@@ -201,11 +179,11 @@ class Broker:
             compress=False, max_msg_size=self.limits.frame_size_bytes_max, timeout=self.limits.close_seconds,
             heartbeat=30.0)
         await websocket.prepare(request)
+        claims = await self._admit(request)
         transport = request.transport
         if transport is None or self._closed:
             await websocket.close()
             return websocket
-        claims = self._admit(request)
         if isinstance(claims, Fault):
             self.counters["connects_refused"] += 1
             # A fault that may pass is a DISCONNECTED, so that the client comes back; the others are final.
@@ -218,11 +196,15 @@ class Broker:
         session, error = self._session(claims, request.query)
         connection = Connection(self, session, claims, request.query, websocket, transport)
         self._connections[session.id] = connection
+        self._connections_of[session.client_id] += 1
         self.counters["connects"] += 1
-        connection.send_connected(error)
         try:
+            connection.send_connected(error)
             await connection.run()
         finally:
+            self._connections_of[session.client_id] -= 1
+            if not self._connections_of[session.client_id]:
+                del self._connections_of[session.client_id]
             session.left_seconds = connection.loop.time()
             if self._connections.get(session.id) is connection:
                 del self._connections[session.id]
@@ -230,32 +212,39 @@ class Broker:
             await connection.closed()
         return websocket
 
-    def _admit(self, request: web.Request) -> Claims | Fault:
+    async def _admit(self, request: web.Request) -> Claims | Fault:
         query = request.query
-        if len(self._connections) >= self.limits.connections_max:
-            return Fault(42900, 429, "Too many connections.")
         token = query.get("access_token") or query.get("accessToken") or ""
         if not token:
             # A key in a URL ends up in logs, and it grants everything: only tokens are taken.
             return Fault(40101, 401, "Only tokens are accepted here; basic authentication is not.")
         claims = self.check(token)
+        if claims is _OLD and self._vouch is not None:
+            before = check_token(self.key, token, self.clock())
+            if isinstance(before, Claims) and await self._vouch(before):
+                # What was revoked meanwhile was decided after this was looked up, and is known here by now.
+                claims = self.check(token, vouched=True)
         if isinstance(claims, Fault):
             return claims
-        asked = query.get("clientId", "")
-        if asked and claims.client_id == "*":
+        if (len(self._connections) >= self.limits.connections_max
+                or self._connections_of[claims.client_id] >= self.limits.connections_per_client_max):
+            return Fault(42900, 429, "Too many connections.")
+        asked = query.get("clientId", "") or claims.client_id
+        if claims.client_id == "*":
             return claims._replace(client_id=asked)
-        if asked and asked != claims.client_id:
+        if asked != claims.client_id:
             return Fault(40102, 401, "The clientId asked for is not the token's.")
         return claims
 
-    def check(self, token: str) -> Claims | Fault:
-        """Verify a token: form, signature, times, and that it was issued after this broker's start and after the
-        last revocation of its client. The latter two have a code that makes a client fetch a new token."""
+    def check(self, token: str, *, vouched: bool = False) -> Claims | Fault:
+        """Verify a token: form, signature, times, and that it was issued after this broker's start (unless
+        ``vouched``) and after the last revocation of its client. The latter two have a code that makes a client fetch
+        a new token."""
         claims = check_token(self.key, token, self.clock())
         if isinstance(claims, Fault):
             return claims
-        if claims.issued < self._started:
-            return Fault(40142, 401, "The token is from before the broker's start. Ask the hub for a new one.")
+        if claims.issued < self._started and not vouched:
+            return _OLD
         if claims.issued <= self._revoked.get(claims.client_id, -1.0):
             return Fault(40141, 401, "The token was revoked. Ask the hub for a new one.")
         return claims

@@ -42,7 +42,9 @@ class Rest:
 
     async def request_token(self, request: web.Request) -> web.Response:
         """Answer 201 and TokenDetails to a rightly signed, fresh TokenRequest; else an error map."""
-        raw = await request.content.read(REQUEST_SIZE_BYTES_MAX + 1)
+        raw = await request.read()
+        if len(raw) > REQUEST_SIZE_BYTES_MAX:
+            return _refusal(request, Fault(40009, 413, f"A token request has at most {REQUEST_SIZE_BYTES_MAX} bytes."))
         decode = msgspec.msgpack.decode if MSGPACK in request.headers.get(hdrs.CONTENT_TYPE, "") \
             else msgspec.json.decode
         try:

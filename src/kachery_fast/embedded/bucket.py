@@ -14,6 +14,7 @@ import re
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -155,12 +156,13 @@ class BucketServer:
         """Take over an accepted socket of which nothing was read yet; returns at once, a thread does the rest.
 
         At ``bucket_connections_max`` connections the one that has been idle longest makes room (HTTP allows a server
-        to close a connection between requests at any time); where none is idle, the answer is 503 with Retry-After.
+        to close a connection between requests at any time). Where none is idle, an address that holds more than half
+        makes room for another one; else the answer is 503 with Retry-After.
         """
         with self._lock:
             if self._closed or len(self._refused) >= _REFUSALS_MAX:
                 sock.close()
-            elif len(self._served) < self._connections_max or self._drop_idle():
+            elif len(self._served) < self._connections_max or self._drop_idle() or self._drop_for(_address(sock)):
                 handler = RequestHandler(sock, self._files, self._signer.verify, prefix=self.prefix,
                                          limits=self._limits, upload_rate=self._upload_rate,
                                          download_rate=self._download_rate, observer=self._observer,
@@ -234,6 +236,18 @@ class BucketServer:
         _shut(sock)
         return True
 
+    def _drop_for(self, newcomer: str) -> bool:
+        """Break off the oldest connection of another address that holds more than half of all; whether there was one.
+        Call with the lock held."""
+        addresses = {sock: _address(sock) for sock in self._served}
+        most, count = Counter(addresses.values()).most_common(1)[0]
+        if most == newcomer or 2 * count <= self._connections_max:
+            return False
+        oldest = next(sock for sock, address in addresses.items() if address == most)
+        del self._served[oldest]
+        _shut(oldest)
+        return True
+
     def _run(self, sock: socket.socket, work: Callable[[], None]) -> None:
         try:
             work()
@@ -251,3 +265,10 @@ class BucketServer:
 def _shut(sock: socket.socket) -> None:
     with suppress(OSError):
         sock.shutdown(socket.SHUT_RDWR)
+
+
+def _address(sock: socket.socket) -> str:
+    try:
+        return str(sock.getpeername()[0])
+    except OSError:  # it has gone
+        return ""

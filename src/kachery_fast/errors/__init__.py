@@ -76,6 +76,7 @@ from .general import (
     StaleMessage,
     Stalled,
     TooLarge,
+    TooSlow,
     UnsafePickle,
     UploadRefused,
     UrlExpired,
@@ -109,6 +110,6 @@ __all__ = [
     "ObjectExists", "ObjectMissing", "OnlyCopyHere", "OwnerTokenRefused", "PartialTransfer", "ProviderUnusable",
     "QuotaExceeded", "RateLimited", "RegistryUnreachable", "ResultRefused", "SignInRefused", "SignatureInvalid",
     "StaleMessage", "Stalled", "StoredMeanwhile", "SubfeedNotAvailable", "TaskCrashed", "TaskFailed", "TaskHung",
-    "TaskNotTaken", "TaskOutcomeUnknown", "TaskPending", "TaskUnknown", "TooLarge", "UnsafePickle", "UploadRefused",
-    "UrlExpired", "WrongFormat", "WrongSize",
+    "TaskNotTaken", "TaskOutcomeUnknown", "TaskPending", "TaskUnknown", "TooLarge", "TooSlow", "UnsafePickle",
+    "UploadRefused", "UrlExpired", "WrongFormat", "WrongSize",
 ]

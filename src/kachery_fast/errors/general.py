@@ -12,7 +12,7 @@ __all__ = [
     "LocalFileUnreadable", "ManifestInvalid", "MutableMissing", "NoChannel", "NodeError", "NodeNotRunning",
     "NotADataFile", "NotAvailable", "NotInStore", "NotOnHub", "NotPermitted", "ObjectExists", "ObjectMissing",
     "OwnerTokenRefused", "PartialTransfer", "RateLimited", "RegistryUnreachable", "SignatureInvalid", "StaleMessage",
-    "Stalled", "TooLarge", "UnsafePickle", "UploadRefused", "UrlExpired", "WrongFormat", "WrongSize",
+    "Stalled", "TooLarge", "TooSlow", "UnsafePickle", "UploadRefused", "UrlExpired", "WrongFormat", "WrongSize",
 ]
 
 # --- 2: the call itself is wrong
@@ -225,6 +225,13 @@ class BucketUnreachable(KacheryError):
 
     exit_code = 5
     http_status = 503
+
+
+class TooSlow(KacheryError):
+    """{what} did not come within {limit_seconds} s; the hub waits no longer."""
+
+    exit_code = 5
+    http_status = 408
 
 
 class RateLimited(KacheryError):

@@ -25,8 +25,9 @@ from ..config import Settings
 from ..embedded.broker import Broker, TokenKey, is_websocket
 from ..embedded.bucket import BucketServer, UploadSigner
 from ..embedded.bucket_reads import DownloadSigner, ReadGate
-from ..errors import InvalidArgument, InvalidSetting, KacheryError, NodeError, NotOnHub, TooLarge
+from ..errors import InvalidArgument, InvalidSetting, KacheryError, NodeError, NotOnHub, TooLarge, TooSlow
 from ..net.port import Port, serve_port
+from ..net.visitors import Patience, Visitors, connections_max
 from . import identity
 from .actions import Outside
 from .buckets import Buckets
@@ -45,6 +46,7 @@ from .relay import Relay
 from .sessions import Seal
 from .trying import Trier
 from .vault import Vault
+from .vouching import make_vouch
 from .web.site import Site
 
 if TYPE_CHECKING:
@@ -56,6 +58,9 @@ _log = logging.getLogger("kachery_fast.hub")
 
 # How long requests that are being answered may take when the hub stops.
 STOP_SECONDS = 2.0
+# How long what is left of a refused request is read, so that its sender reads the refusal.
+LINGERING_SECONDS = 2.0
+PATIENCE = Patience()
 # Where several hubs share a registry, and perhaps a bucket's directory, each counts anew so often what the others did.
 RECOUNT_SECONDS = 600.0
 EXPIRY_SECONDS = 3600.0
@@ -150,7 +155,8 @@ class Hub:
         parts.push_async_callback(care.stop)
         parts.push_async_callback(asyncio.to_thread, server.close)
         relay = Relay(registry.url, directory.key(), self._clock) if registry.shared else None
-        broker = Broker(keys=TokenKey("kachery.hub", directory.secret("broker-key")), clock=self._clock, relay=relay)
+        key = TokenKey("kachery.hub", directory.secret("broker-key"))
+        broker = Broker(keys=key, clock=self._clock, relay=relay, vouch=make_vouch(registry))
         if relay is not None:
             parts.push_async_callback(relay.close)
             await relay.start(broker.receive, broker.forget_tokens)
@@ -168,13 +174,16 @@ class Hub:
         self._owner_api = OwnerApi(registry, performer, self._clock)
         seal = Seal(bytes.fromhex(directory.secret("session-key")))
         self._site = Site(registry, performer, seal, self._clock, lambda: self.public_url, sign_in)
-        runner = web.AppRunner(self._application(), access_log=None, shutdown_timeout=STOP_SECONDS)
+        self._visitors = Visitors(connections_max(settings.hub_connections_max), PATIENCE, group=address_group)
+        runner = web.AppRunner(
+            self._application(), access_log=None, shutdown_timeout=STOP_SECONDS, lingering_time=LINGERING_SECONDS)
         parts.push_async_callback(runner.cleanup)
         await runner.setup()
         # Before the runner's turn to stop: its websockets would make it wait.
         parts.push_async_callback(broker.close)
         assert runner.server is not None, "a runner that is set up has a server"
-        self._port = await serve_port(settings.hub_host, settings.hub_port, runner.server, server)
+        self._port = await serve_port(settings.hub_host, settings.hub_port, runner.server, server,
+                                      visitors=self._visitors)
         parts.push_async_callback(self._port.close)
 
     async def stop(self) -> None:
@@ -208,7 +217,8 @@ class Hub:
 
     def _application(self) -> web.Application:
         app = web.Application(
-            client_max_size=self._settings.api_body_size_bytes_max, middlewares=[self._translate_errors])
+            client_max_size=self._settings.api_body_size_bytes_max,
+            middlewares=[self._translate_errors, self._attend])
         app.router.add_get("/", self._root)
         app.router.add_get("/api/health", self._health)
         app.router.add_get("/join/{code}", self._join_page)
@@ -228,7 +238,10 @@ class Hub:
             return await handler(request)
         except KacheryError as error:
             _log.info("%s %s: %s", request.method, request.path, error.message)
-            return self._refusal(request, error)
+            refusal = self._refusal(request, error)
+            if isinstance(error, TooSlow):
+                refusal.force_close()
+            return refusal
         except web.HTTPRequestEntityTooLarge:
             limit = self._settings.api_body_size_bytes_max
             return _failure(TooLarge(what="The request", size=request.content_length or f"more than {limit}",
@@ -244,9 +257,23 @@ class Hub:
             return response
         except web.HTTPException:
             raise
+        except ConnectionError:  # who asked has gone; nobody reads this
+            return web.Response(status=400)
         except Exception:
             _log.exception("%s %s failed", request.method, request.path)
             return _failure(NodeError(what="the hub met an error of its own; its log says more"))
+
+    @web.middleware
+    async def _attend(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+        """Answer a request whose body has come, in time; a websocket's has none, and its broker watches over it."""
+        with self._visitors.answering(request.transport):
+            if request.can_read_body and not is_websocket(request):
+                limit_seconds = self._visitors.patience.body_seconds
+                try:
+                    await asyncio.wait_for(request.read(), limit_seconds)
+                except asyncio.TimeoutError:
+                    raise TooSlow(what="The request", limit_seconds=limit_seconds) from None
+            return await handler(request)
 
     def _refusal(self, request: web.Request, error: KacheryError) -> web.Response:
         return self._site.error_page(error) if _is_for_people(request) else _failure(error)

@@ -73,13 +73,14 @@ _same_owner = sa.and_(
     memberships.c.node == nodes.c.id, memberships.c.owner == nodes.c.owner, nodes.c.forgotten.is_(None))
 in_force = sa.and_(_same_owner, memberships.c.state == MEMBER)
 _known = sa.and_(_same_owner, memberships.c.state.in_([MEMBER, ASKED]))
+# Made once, as every request of a node runs it: making it takes as long as running it.
+_FIND_GRANT = sa.select(memberships).select_from(memberships.join(nodes, in_force)).where(
+    memberships.c.node == sa.bindparam("node_id"), memberships.c.channel == sa.bindparam("of"))
 
 
 def find_grant(connection: Connection, node_id: str, channel: str) -> Grant | None:
     """Return a node's standing on a channel, None when it is no member or there is no such channel."""
-    row = connection.execute(
-        sa.select(memberships).select_from(memberships.join(nodes, in_force))
-        .where(memberships.c.node == node_id, memberships.c.channel == channel)).first()
+    row = connection.execute(_FIND_GRANT, {"node_id": node_id, "of": channel}).first()
     return None if row is None else to_grant(row)
 
 

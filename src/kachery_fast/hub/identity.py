@@ -27,6 +27,9 @@ _LABEL_LENGTH_MAX = 100
 _LAST_USED_STEP_MS = 60_000
 # By so much of its hash a token is called.
 TOKEN_ID_LENGTH = 12
+# Made once, as every request of a node runs it.
+_FIND_NODE = sa.select(nodes.c.id, nodes.c.owner, nodes.c.label).where(
+    nodes.c.id == sa.bindparam("node_id"), nodes.c.forgotten.is_(None))
 
 
 class NodeRecord(NamedTuple):
@@ -89,9 +92,7 @@ def find_token(connection: Connection, token: str, now_ms: int) -> Actor | None:
 
 def find_node(connection: Connection, node_id: str) -> NodeRecord | None:
     """Return the registration of a node, None when it has none."""
-    row = connection.execute(
-        sa.select(nodes.c.id, nodes.c.owner, nodes.c.label)
-        .where(nodes.c.id == node_id, nodes.c.forgotten.is_(None))).first()
+    row = connection.execute(_FIND_NODE, {"node_id": node_id}).first()
     return None if row is None else NodeRecord(row.id, row.owner, row.label)
 
 

@@ -54,11 +54,15 @@ class Limits(NamedTuple):
         return self.size_bytes_max is not None or self.node_day_bytes_max is not None
 
 
+# Made once, as every upload that is signed runs it.
+_FIND_LIMITS = sa.select(
+    channels.c.size_bytes_max, channels.c.unread_days_max, channels.c.node_day_bytes_max, channels.c.bucket
+).where(channels.c.name == sa.bindparam("channel"))
+
+
 def find_limits(connection: Connection, place: Place) -> Limits:
     """Return what holds for a node on a channel on a day; runs inside ``Registry.call``."""
-    row = connection.execute(
-        sa.select(channels.c.size_bytes_max, channels.c.unread_days_max, channels.c.node_day_bytes_max,
-                  channels.c.bucket).where(channels.c.name == place.channel)).first()
+    row = connection.execute(_FIND_LIMITS, {"channel": place.channel}).first()
     if row is None:
         return Limits(None, None, None)
     # In an owner's own bucket nothing is known of reads, so nothing makes room.

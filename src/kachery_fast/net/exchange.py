@@ -21,7 +21,7 @@ _log = logging.getLogger("kachery_fast.net")
 # Past 10,000 members a NodeConfig takes about 3 MB.
 ANSWER_SIZE_BYTES_MAX = 64 * 1024 * 1024
 # A hub that shuts down, or a proxy before it, says so by these; another try may find it back.
-_PASSING = frozenset({429, 500, 502, 503, 504})
+_PASSING = frozenset({408, 429, 500, 502, 503, 504})
 
 
 def check_hub_url(text: str) -> str:

@@ -36,7 +36,7 @@ test: lint run-tests
 run-tests: $(STAMP) $(STAMP_2022) $(STAMP_OIDC)
 	$(BIN)/python -m compileall -q src tests
 	workers=$$($(BIN)/python -c 'import os; print(min((os.cpu_count() or 1) + 1, 4))') && \
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses $$workers --dist loadfile --benchmark-disable $$ARGS
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses $$workers --dist loadfile --no-loadscope-reorder --benchmark-disable $$ARGS
 
 # cython-lint looks for pycodestyle on the PATH.
 lint: $(STAMP)

@@ -164,8 +164,9 @@ def pytest_runtest_makereport(
 def _outside_listeners() -> list[str]:
     """What the programs that this test started listen on, other than loopback."""
     found = []
-    for child in psutil.Process().children(recursive=True):
+    for process_id in _descendants(os.getpid()):
         try:
+            child = psutil.Process(process_id)
             connections = child.net_connections("inet")
         except (psutil.Error, OSError):
             continue
@@ -174,7 +175,35 @@ def _outside_listeners() -> list[str]:
     return found
 
 
+def _descendants(process_id: int) -> list[int]:
+    """The processes below one, without the PostgreSQL that tests share, which listens on no network.
+
+    By what Linux tells of each thread, as this is asked after each test: psutil looks through all processes.
+    """
+    try:
+        found = [int(child) for task in os.listdir(f"/proc/{process_id}/task")
+                 for child in Path(f"/proc/{process_id}/task/{task}/children").read_text().split()]
+    except OSError:  # another system; or the process, or a thread of it, has ended
+        try:
+            found = [child.pid for child in psutil.Process(process_id).children()]
+        except psutil.Error:
+            return []
+    shared = sys.modules["tests.postgresql"].shared_processes() if "tests.postgresql" in sys.modules else frozenset()
+    found = [child for child in found if child not in shared]
+    return [*found, *(below for child in found for below in _descendants(child))]
+
+
 # --- nothing skipped in silence
+
+
+# What takes long goes first, so that at the end no process runs it while the others have nothing left to do.
+_LONG = ("system", "setup", "legacy", "browser", "cli", "hub", "node", "client")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    folders = {item: item.path.parent.name for item in items}
+    items.sort(key=lambda item: _LONG.index(folders[item]) if folders[item] in _LONG else len(_LONG))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -32,6 +32,8 @@ def run_on(loop_kind: str, coroutine: Coroutine[Any, Any, T], timeout_seconds: f
         import uvloop
 
         factory = uvloop.new_event_loop
+    # What is there already is left out of the collection below, which would otherwise take longer with each test.
+    gc.freeze()
     loop = factory()
     loop.set_debug(loop_kind == "asyncio-debug")
     loop.slow_callback_duration = 2.0

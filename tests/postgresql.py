@@ -23,7 +23,7 @@ from kachery_fast.hub.registry import Registry, registry_url
 
 from .programs import need_program
 
-__all__ = ["PASSWORD", "Cluster", "stop_shared", "the_cluster"]
+__all__ = ["PASSWORD", "Cluster", "shared_processes", "stop_shared", "the_cluster"]
 
 PASSWORD = "the-pass-word"
 _USER = "kachery"
@@ -60,6 +60,11 @@ class Cluster:
         except BaseException:
             self.close()
             raise
+
+    @property
+    def process_id(self) -> int:
+        """Of the server; 0 while it is stopped."""
+        return 0 if self._process is None else self._process.pid
 
     @property
     def _data(self) -> Path:
@@ -150,6 +155,11 @@ def the_cluster() -> Cluster:
     if not _shared:
         _shared.append(Cluster())
     return _shared[0]
+
+
+def shared_processes() -> frozenset[int]:
+    """The ids of the servers that the tests of this process share."""
+    return frozenset(cluster.process_id for cluster in _shared)
 
 
 def stop_shared() -> None:

@@ -32,7 +32,7 @@ def test_whatever_is_sent_is_answered_as_described(tmp_path: Path) -> None:
         done = subprocess.run(
             [Path(sys.executable).with_name("schemathesis"), "run", f"{lab.hub_url}/api/openapi.json", "--no-color",
              "--header", f"Authorization: Bearer {lab.owner_token}", "--phases", "examples,coverage,fuzzing",
-             "--max-examples", "10", "--no-shrink",
+             "--max-examples", "5", "--no-shrink",
              # What can be said in a schema is said there; that a name is taken, or a day too far, cannot.
              "--exclude-checks", "positive_data_acceptance"],
             cwd=tmp_path, capture_output=True, text=True, timeout=240)

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from datetime import datetime, timezone
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,18 +44,24 @@ class Pages:
     """
 
     def __init__(self, version: str) -> None:
-        self._templates = jinja2.Environment(
-            loader=jinja2.FileSystemLoader(_FOLDER / "templates"), autoescape=True, undefined=jinja2.StrictUndefined,
-            trim_blocks=True, lstrip_blocks=True)
-        self._templates.filters.update(moment=_moment, size=_size, count=_count, short=_short,
-                                       detail=_detail, words=_words, called=_called)
-        self._templates.globals.update(
-            version=version, permissions=[permission.value for permission in Permission], bars=_bars)
+        self._templates = _environment(version)
 
     def page(self, template: str, status: int = 200, **fields: Any) -> web.Response:
         """Return a page."""
         text = self._templates.get_template(template).render(**fields)
         return web.Response(text=text, status=status, content_type="text/html", charset="utf-8", headers=HEADERS)
+
+
+@cache  # its templates are compiled once in a process
+def _environment(version: str) -> jinja2.Environment:
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_FOLDER / "templates"), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True)
+    templates.filters.update(moment=_moment, size=_size, count=_count, short=_short, detail=_detail, words=_words,
+                             called=_called)
+    templates.globals.update(
+        version=version, permissions=[permission.value for permission in Permission], bars=_bars)
+    return templates
 
 
 def _moment(time_ms: int | None) -> Markup:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,20 @@ def test_what_is_revoked_after_the_restart_counts_for_tokens_from_before_it(tmp_
             assert (await greeting(world, token))[0] == Action.ERROR
 
     run_on(loop_kind, scenario())
+
+
+def test_many_that_come_at_once_are_looked_up_together_and_each_for_itself(tmp_path: Path) -> None:
+    clock = Clock()
+    names = [f"node {number}" for number in range(30)]
+
+    async def scenario() -> None:
+        async with running_world(tmp_path, clock) as world:
+            tokens = [(await (await world.member(name)).pubsub_token(CHANNEL)).token for name in names]
+            clock.now += 1
+            for name in names[::3]:
+                await world.owner.call("removeNode", channel=CHANNEL, node=node_id(name))
+        async with running_world(tmp_path, clock) as world:
+            said = await asyncio.gather(*(greeting(world, token) for token in tokens))
+            assert [action == Action.CONNECTED for action, _ in said] == [number % 3 > 0 for number in range(30)]
+
+    run_on("uvloop", scenario())

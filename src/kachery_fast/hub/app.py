@@ -46,7 +46,7 @@ from .relay import Relay
 from .sessions import Seal
 from .trying import Trier
 from .vault import Vault
-from .vouching import make_vouch
+from .vouching import Voucher
 from .web.site import Site
 
 if TYPE_CHECKING:
@@ -156,7 +156,9 @@ class Hub:
         parts.push_async_callback(asyncio.to_thread, server.close)
         relay = Relay(registry.url, directory.key(), self._clock) if registry.shared else None
         key = TokenKey("kachery.hub", directory.secret("broker-key"))
-        broker = Broker(keys=key, clock=self._clock, relay=relay, vouch=make_vouch(registry))
+        voucher = Voucher(registry)
+        parts.push_async_callback(voucher.close)
+        broker = Broker(keys=key, clock=self._clock, relay=relay, vouch=voucher.vouch)
         if relay is not None:
             parts.push_async_callback(relay.close)
             await relay.start(broker.receive, broker.forget_tokens)
@@ -169,8 +171,7 @@ class Hub:
         self._registry, self._broker, self._node_api = registry, broker, node_api
         trier = Trier(buckets, pubsub, lambda: self.local_url, settings, self._clock)
         outside = Outside(buckets, pubsub, care.usage, trier.run)
-        performer = Performer(registry, outside, self._clock, lambda: self.public_url,
-                              open_channels.refresh)
+        performer = Performer(registry, outside, self._clock, lambda: self.public_url, open_channels.refresh)
         self._owner_api = OwnerApi(registry, performer, self._clock)
         seal = Seal(bytes.fromhex(directory.secret("session-key")))
         self._site = Site(registry, performer, seal, self._clock, lambda: self.public_url, sign_in)

@@ -2,11 +2,15 @@
 
 So nodes that come back after a restart, thousands at once, need no new token for it, which costs twice what the
 connection does. What the hub revoked before is known by what it kept: what is granted now, and when that was decided.
+Those that come while others are looked up are looked up together, in one question to the registry.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import asyncio
+import logging
+from contextlib import suppress
+from typing import NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -18,31 +22,71 @@ from .grants import in_force, to_grant
 from .registry import Registry
 from .tables import memberships, nodes
 
-__all__ = ["make_vouch"]
+__all__ = ["Voucher"]
 
+_log = logging.getLogger("kachery_fast.hub")
+
+_TOGETHER_MAX = 200
 _FIND = sa.select(memberships).select_from(memberships.join(nodes, in_force)).where(
-    memberships.c.node == sa.bindparam("node_id"), memberships.c.channel == sa.bindparam("of"),
-    memberships.c.decided < sa.bindparam("issued_ms"))
+    memberships.c.node.in_(sa.bindparam("node_ids", expanding=True)))
 
 
-def make_vouch(registry: Registry) -> Callable[[Claims], Awaitable[bool]]:
-    """Return what the broker asks about a token from before its start."""
+class _Undisputed(NamedTuple):
+    """A grant, and when the channel's owner last changed his mind about it, ms since the epoch."""
 
-    async def vouch(claims: Claims) -> bool:
-        of = {band.rpartition("-")[0] for band in claims.capability}
-        if len(of) != 1:
-            return False
-        try:
-            grant = await registry.call(_find_undisputed, claims.client_id, of.pop(), int(claims.issued * 1000))
-        except KacheryError:  # the node asks for a new one, and is told what is wrong
-            return False
-        granted = band_capability(grant)
-        return all(operations <= set(granted.get(band, ())) for band, operations in claims.capability.items())
-
-    return vouch
+    grant: Grant
+    decided_ms: int
 
 
-def _find_undisputed(connection: Connection, node_id: str, channel: str, issued_ms: int) -> Grant | None:
-    """Return a node's grant if the channel's owner has not changed his mind since."""
-    row = connection.execute(_FIND, {"node_id": node_id, "of": channel, "issued_ms": issued_ms}).first()
-    return None if row is None else to_grant(row)
+class Voucher:
+    """Answers the broker. One for each hub, used on its event loop."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._waiting: list[tuple[Claims, asyncio.Future[bool]]] = []
+        self._looking: asyncio.Task[None] | None = None
+
+    async def vouch(self, claims: Claims) -> bool:
+        """Whether all that a token from before the start grants is granted now, by a decision from before the token."""
+        answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._waiting.append((claims, answer))
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.get_running_loop().create_task(self._look_up())
+        return await answer
+
+    async def close(self) -> None:
+        """Vouch for nobody any more."""
+        if self._looking is not None:
+            self._looking.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._looking
+
+    async def _look_up(self) -> None:
+        while self._waiting:
+            asked, self._waiting = self._waiting[:_TOGETHER_MAX], self._waiting[_TOGETHER_MAX:]
+            found: dict[tuple[str, str], _Undisputed] = {}
+            try:
+                found = await self._registry.call(_find, sorted({claims.client_id for claims, _ in asked}))
+            except KacheryError:  # the nodes ask for new ones, and are told what is wrong
+                pass
+            except Exception:
+                _log.exception("tokens from before the start could not be looked up")
+            finally:
+                for claims, answer in asked:
+                    if not answer.done():  # its client may have gone
+                        answer.set_result(_holds(claims, found))
+
+
+def _holds(claims: Claims, found: dict[tuple[str, str], _Undisputed]) -> bool:
+    channels = {band.rpartition("-")[0] for band in claims.capability}
+    known = found.get((claims.client_id, channels.pop())) if len(channels) == 1 else None
+    if known is None or known.decided_ms >= int(claims.issued * 1000):
+        return False
+    granted = band_capability(known.grant)
+    return all(operations <= set(granted.get(band, ())) for band, operations in claims.capability.items())
+
+
+def _find(connection: Connection, node_ids: list[str]) -> dict[tuple[str, str], _Undisputed]:
+    """Return what is in force, by node and channel."""
+    rows = connection.execute(_FIND, {"node_ids": node_ids})
+    return {(row.node, row.channel): _Undisputed(to_grant(row), row.decided) for row in rows}

@@ -54,9 +54,14 @@ def running_provider(
     command = [need_provider(), str(FOLDER / "provider.mjs"), wanted]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
-        line = process.stdout.readline()
-        assert line, "the provider did not start"
-        yield json.loads(line)["issuer"]  # it ends when its standard input is closed, here or by this process's end
+        try:
+            line = process.stdout.readline()
+            assert line, "the provider did not start"
+            yield json.loads(line)["issuer"]
+        finally:
+            # It would end with its standard input too, as it does with this process; but node 18 then waits, now and
+            # then, for ever for a thread of its own.
+            process.kill()
 
 
 def sign_in(issuer: str, clock: Clock | None = None, **options: Any) -> OpenIdSignIn:

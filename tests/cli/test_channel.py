@@ -21,7 +21,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from kachery_fast.cli import program
+from kachery_fast.cli.owner import _find_hub
 from kachery_fast.config import load_settings
+from kachery_fast.errors import DiskError
 from kachery_fast.hub.channel_actions import ChangeChannel
 from kachery_fast.net.hub import HubClient, split_invitation
 from kachery_fast.protocol.signing import private_key, public_id
@@ -282,3 +284,12 @@ def test_a_limit_that_is_none_is_refused(hub_dir: Path, option: tuple[str, str])
     run(hub_dir, "channel", "create", "strict")
     assert run(hub_dir, "channel", "set", "strict", *option).exit_code == 2
     assert run_json(hub_dir, "channel", "show", "strict")["sizeBytesMax"] is None
+
+
+def test_a_token_that_is_given_needs_no_file(tmp_path: Path) -> None:
+    """On the hub's machine too: the hub's own token may be another user's to read."""
+    (tmp_path / "address").write_text("http://127.0.0.1:20440\n")
+    (tmp_path / "owner-token").mkdir()  # not to be read, for root neither
+    assert _find_hub(load_settings(hub_dir=tmp_path, hub_token="mine"), None) == ("http://127.0.0.1:20440", "mine")
+    with pytest.raises(DiskError):
+        _find_hub(load_settings(hub_dir=tmp_path), None)

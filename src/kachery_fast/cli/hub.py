@@ -20,7 +20,7 @@ from ..errors import ActionRefused, HubError, InvalidArgument, NotOnHub
 from ..protocol.names import check_channel_name, check_owner_id
 from .background import start_detached
 from .output import command_errors, emit, json_option
-from .owner import read_own_hub
+from .owner import read_hub_file
 
 if TYPE_CHECKING:
     from ..hub.app import Hub
@@ -117,7 +117,7 @@ def sign_in(context: click.Context, owner: str | None, directory: Path | None, a
 async def _ask_own_hub(settings: Settings, owner: str | None) -> dict[str, Any]:
     from ..net.hub import OwnerClient
 
-    url, token = read_own_hub(settings.hub_dir)
+    url, token = (read_hub_file(settings.hub_dir, name) for name in ("address", "owner-token"))
     if url is None or token is None:
         raise NotOnHub(kind="process; none runs on the directory", name=str(settings.hub_dir),
                        advice="Start it with: kachery-fast hub")

@@ -13,7 +13,7 @@ from ..config import Settings, load_settings
 from ..errors import DiskError, InvalidArgument
 from .output import json_option
 
-__all__ = ["ask_hub", "count_text", "hub_options", "moment_text", "read_own_hub", "split_list"]
+__all__ = ["ask_hub", "count_text", "hub_options", "moment_text", "read_hub_file", "split_list"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -52,7 +52,7 @@ def ask_hub(hub_url: str | None, token: str | None, action: str, /, **fields: An
 
 def _find_hub(settings: Settings, hub_url: str | None) -> tuple[str, str]:
     """Return address and token of the hub that was named, or of the one on this machine."""
-    local_url, local_token = read_own_hub(settings.hub_dir)
+    local_url = read_hub_file(settings.hub_dir, "address")
     url = hub_url or local_url
     if not url:
         raise InvalidArgument(what=f"No hub was named, and none runs on {settings.hub_dir}. Pass --hub URL, or start "
@@ -60,22 +60,20 @@ def _find_hub(settings: Settings, hub_url: str | None) -> tuple[str, str]:
     token = settings.hub_token
     if not token and local_url is not None and url.rstrip("/") == local_url:
         # The token in the directory is this hub's; it is never sent to another.
-        token = local_token or ""
+        token = read_hub_file(settings.hub_dir, "owner-token") or ""
     if not token:
         raise InvalidArgument(what=f"The hub {url} wants its owner's token. Set KACHERY_HUB_TOKEN, or pass --token; "
                                    "the hub's own machine keeps it in the file owner-token of the hub's directory.")
     return url, token
 
 
-def read_own_hub(directory: Path) -> tuple[str | None, str | None]:
-    """Return the address of the hub that runs on a directory of this machine, and its owner's token; None: not there.
+def read_hub_file(directory: Path, name: str) -> str | None:
+    """Return what a hub on this machine keeps in a file of its directory: its ``address`` while it runs, or the
+    ``owner-token``; None when it is not there.
 
-    :raises DiskError: they cannot be read.
+    :raises DiskError: it cannot be read.
     """
-    return _read(directory / "address"), _read(directory / "owner-token")
-
-
-def _read(path: Path) -> str | None:
+    path = directory / name
     try:
         return path.read_text().strip() or None
     except FileNotFoundError:

@@ -15,6 +15,11 @@ from .owner import ask_hub, hub_options
 __all__ = ["bucket", "engines", "try_"]
 
 
+_credentials_option = click.option(
+    "--credentials", metavar="FILE", help="The access key and its secret, as in ~/.aws/credentials.")
+_profile_option = click.option("--profile", default="default", show_default=True, help="The section of that file.")
+
+
 @click.command()
 @click.argument("name")
 @click.option("--s3", "s3_bucket", metavar="BUCKET", help="Use this bucket, which speaks S3; needs --credentials.")
@@ -22,8 +27,8 @@ __all__ = ["bucket", "engines", "try_"]
 @click.option("--own", is_flag=True, help="Use the hub's own bucket.")
 @click.option("--endpoint", default="", metavar="URL", help="The server of the bucket. [default: Amazon's]")
 @click.option("--region", default="", help="The region of the bucket; Amazon's want it.")
-@click.option("--credentials", metavar="FILE", help="The access key and its secret, as in ~/.aws/credentials.")
-@click.option("--profile", default="default", show_default=True, help="The section of that file.")
+@_credentials_option
+@_profile_option
 @click.option("--prefix", default="", help="Before the names of all objects.")
 @click.option("--path-style/--host-style", default=None, help="Whether URLs name the bucket in their path, or in the "
                                                               "host's name. [default: in the path, but for Amazon's]")
@@ -85,8 +90,8 @@ def try_(name: str, hub_url: str | None, token: str | None, as_json: bool) -> No
 @click.command()
 @click.option("--renew", metavar="BUCKET", help="Give this one other credentials; needs --credentials.")
 @click.option("--remove", "removed", metavar="BUCKET", help="Have the hub forget this one; what is in it stays.")
-@click.option("--credentials", metavar="FILE", help="The access key and its secret, as in ~/.aws/credentials.")
-@click.option("--profile", default="default", show_default=True, help="The section of that file.")
+@_credentials_option
+@_profile_option
 @hub_options
 @command_errors
 def engines(

@@ -35,6 +35,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
+from . import forking
+
 # Every program that a test starts inherits this variable; so one that has left our process tree is known by it.
 _MARK = "KACHERY_TEST_RUN"
 _KEPT = ("KACHERY_TEST_", "KACHERY_COVERAGE")
@@ -116,6 +118,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if _surroundings is None:
         _surroundings = _Surroundings()
         sys.addaudithook(_refuse_outside)
+        forking.begin()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -176,7 +179,7 @@ def _outside_listeners() -> list[str]:
 
 
 def _descendants(process_id: int) -> list[int]:
-    """The processes below one, without the PostgreSQL that tests share, which listens on no network.
+    """The processes below one, without those that tests share, which listen on no network.
 
     By what Linux tells of each thread, as this is asked after each test: psutil looks through all processes.
     """
@@ -188,7 +191,9 @@ def _descendants(process_id: int) -> list[int]:
             found = [child.pid for child in psutil.Process(process_id).children()]
         except psutil.Error:
             return []
-    shared = sys.modules["tests.postgresql"].shared_processes() if "tests.postgresql" in sys.modules else frozenset()
+    shared = forking.shared_processes()
+    if "tests.postgresql" in sys.modules:
+        shared |= sys.modules["tests.postgresql"].shared_processes()
     found = [child for child in found if child not in shared]
     return [*found, *(below for child in found for below in _descendants(child))]
 
@@ -246,6 +251,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     complaints = _surroundings.complaints
     if "tests.postgresql" in sys.modules:
         sys.modules["tests.postgresql"].stop_shared()
+    forking.end()
     if not getattr(session.config.option, "numprocesses", None):
         _look_for_leftovers(_surroundings)
     if complaints and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-CONFTEST = Path(__file__).parents[1] / "conftest.py"
+TESTS = Path(__file__).parents[1]
 HEAD = "import os, socket, subprocess, sys, tempfile, pytest\nfrom pathlib import Path\n"
 
 
 def run_suite(place: Path, test: str, *options: str, **environ: str) -> subprocess.CompletedProcess[str]:
     """Run one test file under our conftest, with these options and variables besides."""
-    shutil.copy(CONFTEST, place / "conftest.py")
+    for name in ("__init__.py", "conftest.py", "forking.py"):
+        shutil.copy(TESTS / name, place / name)
     (place / "pytest.ini").write_text("[pytest]\nmarkers = live\n")
     (place / "test_it.py").write_text(HEAD + test)
     given = {name: value for name, value in os.environ.items() if not name.startswith(("KACHERY_", "PYTEST_"))}

@@ -51,7 +51,7 @@ _SMALL_REQUESTS = 4
 _DISK_THREADS = 8
 _VERIFY_THREADS = 2
 _HASH_THREADS = 2
-_LOOK_AGAIN_SECONDS = 1.0
+_LOOK_AGAIN_SECONDS = 0.2
 _API_THREADS = 4
 
 
@@ -191,7 +191,7 @@ class Node:
     async def look_again(self) -> None:
         """Ask the hubs anew, before something is refused by what they said up to ``channel_refresh_seconds`` ago.
 
-        Waits for ``offer_wait_seconds`` at most, and asks once a second at most, however many want to know.
+        Waits for ``offer_wait_seconds`` at most, and asks five times a second at most, however many want to know.
         """
         now = asyncio.get_running_loop().time()
         if not self._hubs or now - self._looked_again_at < _LOOK_AGAIN_SECONDS:

@@ -59,7 +59,9 @@ $(STAMP): $(SOURCES) .ci/find-python
 	  "$$python" -m venv $(VENV) || exit 1; \
 	fi
 	@echo "Installing kachery-fast and what it needs into $(VENV) (a minute or two)"
-	@$(PIP) install --quiet --editable '.[hub,test]'
+	@$(PIP) install --quiet --upgrade pip || true  # that of Python 3.11 takes twice as long
+	@$(PIP) install --quiet --no-compile --editable '.[hub,test]'
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV) || true  # pip uses one CPU; what cannot be compiled is not run
 	@touch $@
 
 $(BENCH_STAMP): $(STAMP) $(STAMP_2022)

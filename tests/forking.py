@@ -38,6 +38,7 @@ _FRESH = "KACHERY_TEST_FRESH"
 _ROOT = Path(__file__).resolve().parent.parent
 # Read by the interpreter, or by what is loaded with it, before any of our code runs.
 _READ_AT_START = ("PYTHON", "LC_", "LANG", "LD_", "MALLOC_", "OPENSSL_", "SSL_", "TZ", _FRESH)
+_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 _WORD = 8  # bytes of a number between the two
 # clone(2) by processor. glibc has no function for it that returns twice.
 _CLONE_CALL = {"x86_64": 56, "aarch64": 220}.get(platform.machine()) if sys.platform == "linux" else None
@@ -97,7 +98,8 @@ class _ForkingPopen(_Popen):
             return
         _forker = _forker or _Forker()
         request = {"arguments": [os.fsdecode(word) for word in args[len(_PROGRAM):]], "environ": environ,
-                   "directory": str(Path(cwd or ".").absolute()), "session": bool(session)}
+                   "directory": str(Path(cwd or ".").absolute()), "session": bool(session),
+                   "ignored": [number for number in _SIGNALS if signal.getsignal(number) == signal.SIG_IGN]}
         files = [number if given == -1 else given for number, given in enumerate((p2cread, c2pwrite, errwrite))]
         self.pid = _forker.fork(request, files)
         self._child_created = True
@@ -179,7 +181,9 @@ def _become(request: dict[str, Any], files: list[int]) -> None:
     os.chdir(request["directory"])
     sys.path[0] = request["directory"]
     sys.argv[1:] = request["arguments"]
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in _SIGNALS:
+        usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        signal.signal(number, signal.SIG_IGN if number in request["ignored"] else usual)
 
 
 def _serve(connection: socket.socket) -> bool:

@@ -83,7 +83,7 @@ def test_files_and_tests_that_are_named_exist(page: Path) -> None:
 def test_variables_that_are_named_exist(page: Path) -> None:
     if page.name in GENERATED:
         return
-    known = {setting.env for setting in SETTINGS} | {"KACHERY_TEST_NO_SKIP"}
+    known = {setting.env for setting in SETTINGS} | {"KACHERY_TEST_NO_SKIP", "KACHERY_TEST_FRESH"}
     if page.name == "from-kc-to-kf.md":
         known |= VARIABLES_OF_2022
     named = set(re.findall(r"\bKACHERY_[A-Z0-9_]+\b", page.read_text("utf-8").replace("KACHERY_*", "")))

@@ -68,6 +68,19 @@ def test_a_program_that_starts_otherwise_is_started(tmp_path: Path) -> None:
         assert not is_forked(hub)
 
 
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, signal.SIG_DFL])
+def test_a_signal_that_is_ignored_here_is_ignored_there(tmp_path: Path, handler: signal.Handlers) -> None:
+    former = signal.signal(signal.SIGHUP, handler)
+    try:
+        with running_hub(tmp_path) as process:
+            assert is_forked(process)
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            mask = int(status.partition("SigIgn:")[2].split()[0], 16)
+            assert bool(mask >> (signal.SIGHUP - 1) & 1) == (handler == signal.SIG_IGN)
+    finally:
+        signal.signal(signal.SIGHUP, former)
+
+
 @pytest.mark.parametrize(("name", "shown"), [("nö such".encode(), "nö such".encode()), (b"\xff", b"\\xff")])
 def test_arguments_environment_exit_code_and_streams_are_its_own(tmp_path: Path, name: bytes, shown: bytes) -> None:
     (tmp_path / "there").write_bytes(b"x")

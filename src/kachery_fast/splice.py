@@ -1,4 +1,4 @@
-"""From a socket into a file, past the memory of the process where the system can.
+"""From a socket, or another file, into a file, past the memory of the process where the system can.
 
 Linux's ``splice`` hands a socket's pages to a pipe and copies them from there into the page cache: one copy, no page
 faults. Receiving 1 GiB in 20 MiB objects on loopback took 0.33 CPU seconds so, 0.6 by ``recv`` into a mapping of the
@@ -16,10 +16,12 @@ import ssl
 import sys
 from contextlib import suppress
 
-__all__ = ["FileReceiver", "FileRefused"]
+__all__ = ["FileReceiver", "FileRefused", "copy_span", "write_at"]
 
 _PIPE_BYTES = 1024 * 1024
 _BUFFER_BYTES = 256 * 1024
+# What copy_file_range answers between file systems, or on one that does not know it.
+_NOT_COPIED = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF})
 _F_SETPIPE_SZ = 1031  # fcntl.h of Linux; in the module fcntl since Python 3.10 on some builds only
 
 
@@ -63,13 +65,7 @@ class FileReceiver:
 
     def write(self, data: bytes | bytearray | memoryview, offset: int) -> None:
         """Write bytes that came by another way. :raises FileRefused:"""
-        view = memoryview(data)
-        try:
-            while view:
-                count = os.pwrite(self._fd, view, offset)
-                view, offset = view[count:], offset + count
-        except OSError as error:
-            raise FileRefused(error) from error
+        write_at(self._fd, data, offset)
 
     def close(self) -> None:
         """Give the pipe back; the socket and the file stay open."""
@@ -115,6 +111,43 @@ class FileReceiver:
         with suppress(OSError):  # above the user's allowance a pipe stays at 64 KiB
             fcntl.fcntl(self._pipe[1], _F_SETPIPE_SZ, _PIPE_BYTES)
         return self._pipe
+
+
+def write_at(fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:
+    """Write all of ``data`` at an offset of an open file. :raises FileRefused:"""
+    view = memoryview(data)
+    try:
+        while view:
+            count = os.pwrite(fd, view, offset)
+            view, offset = view[count:], offset + count
+    except OSError as error:
+        raise FileRefused(error) from error
+
+
+def copy_span(source: int, source_offset: int, target: int, target_offset: int, length: int) -> int:
+    """Copy bytes between two open files, by ``copy_file_range`` where the system can: within a file system it may share
+    the blocks, or have a file server copy them.
+
+    :returns: how many; less than ``length`` when the source ends. :raises OSError: the source cannot be read.
+    :raises FileRefused: the target took no more, or the system does not say which of the two failed.
+    """
+    done = 0
+    try:
+        while sys.platform == "linux" and done < length:
+            count = os.copy_file_range(source, target, length - done, source_offset + done, target_offset + done)
+            if not count:
+                break
+            done += count
+    except OSError as error:
+        if error.errno not in _NOT_COPIED:
+            raise FileRefused(error) from error
+    while done < length:
+        data = os.pread(source, min(_PIPE_BYTES, length - done), source_offset + done)
+        if not data:
+            break
+        write_at(target, data, target_offset + done)
+        done += len(data)
+    return done
 
 
 def _system_splice(source: int, target: int, count: int, target_offset: int | None = None) -> int:

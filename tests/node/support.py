@@ -282,14 +282,14 @@ class Peer:
         self.refreshed = 0
         self.serves = True
         self.ranges = RangeClient(settings, concurrency=2)
+        self.threads = ThreadPoolExecutor(4, "disk")
         self.link = ChannelLink(
             network.info(name), cast(HubClient, network.hub.of(self.identity.node_id)), self.identity, settings,
-            self.ranges, refresh=self._refresh, on_request=self._handed_on,
+            self.ranges, self.threads, refresh=self._refresh, on_request=self._handed_on,
             open_channel=lambda channel, *, client_id, **_: network.broker.channel(
                 channel, client_id, {band_name(channel, kind): ["publish", "subscribe"] for kind in BAND_KINDS}))
         self.link.bucket = network.bucket
         self.traffic = Traffic()
-        self.threads = ThreadPoolExecutor(4, "disk")
         self.hash_threads = ThreadPoolExecutor(2, "hash")
         self.uploader = Uploader(self.link, self.store, settings,
                                  AdaptiveSlots(settings.upload_concurrency, time.monotonic), self.threads,

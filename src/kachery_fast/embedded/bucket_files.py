@@ -31,6 +31,7 @@ LAST_READ_STEP_SECONDS = 3600.0
 _INCOMING = ".incoming"  # no channel can be called so
 # No upload rests for as long; younger ones may be another process's, where several share the directory.
 _LEFTOVER_SECONDS = 3600.0
+_NAMING_TRIES = 5
 _DIGEST_CHUNK_BYTES = 20 * 1024 * 1024
 
 
@@ -53,7 +54,9 @@ class ObjectFiles:
     power failure damages is found by its hash and replaced. Indexes of subfeeds and task results, which no hash in
     their name protects, always are.
 
-    :param shared: other processes, perhaps on other machines, keep their objects here too.
+    :param shared: other processes, perhaps other users' on other machines, keep their objects here too: what is made
+        has the permissions of ``root``, which is there already, and what others have just made is looked for past
+        what a file system like NFS remembers of names that were not there.
     :param clock: seconds since the epoch, for the times of last reads.
     :raises DiskError: ``root`` cannot be made or cleared of what an earlier run left unfinished.
     """
@@ -62,6 +65,7 @@ class ObjectFiles:
         self, root: Path, *, fsync: bool = False, shared: bool = False, clock: Callable[[], float] = time.time
     ) -> None:
         self._fsync = fsync
+        self._shared = shared
         self._clock = clock
         self._reading: Counter[str] = Counter()
         self._reading_lock = threading.Lock()
@@ -69,9 +73,10 @@ class ObjectFiles:
             root.mkdir(parents=True, exist_ok=True)
             self._root = Path(os.path.realpath(root))
             self._incoming = self._root / _INCOMING
-            self._incoming.mkdir(mode=0o700, exist_ok=True)
+            self._folder_mode = stat.S_IMODE(self._root.stat().st_mode) if shared else None
+            _make_folders(self._incoming, self._folder_mode)
             for leftover in self._incoming.iterdir():
-                with suppress(FileNotFoundError):  # its upload ends just now
+                with suppress(FileNotFoundError, *([PermissionError] if shared else [])):  # its upload ends just now
                     if not shared or time.time() - leftover.stat().st_mtime > _LEFTOVER_SECONDS:
                         leftover.unlink()
         except OSError as error:
@@ -81,8 +86,15 @@ class ObjectFiles:
     def open(self, name: str) -> OpenObject:
         """Open an object for reading. :raises ObjectMissing: :raises DiskError:"""
         path = self._path(name)
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fd = os.open(path, flags)
+            except FileNotFoundError:
+                if not self._shared:
+                    raise
+                self._look_anew(path)
+                fd = os.open(path, flags)
         except (FileNotFoundError, NotADirectoryError):
             raise ObjectMissing(object=name) from None
         except OSError as error:
@@ -94,6 +106,12 @@ class ObjectFiles:
             os.close(fd)
             raise ObjectMissing(object=name)
         return OpenObject(fd, status.st_size, f'"{status.st_mtime_ns:x}-{status.st_size:x}-{status.st_ino:x}"')
+
+    def _look_anew(self, path: Path) -> None:
+        """Open the folders above a file. NFS remembers for a while which names were not there; to open a folder has it
+        compare with the server (nfs(5), "close-to-open" and "lookupcache")."""
+        for folder in reversed(path.parents[:len(path.parents) - len(self._root.parents)]):
+            os.close(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC))
 
     @contextmanager
     def reading(self, name: str) -> Iterator[OpenObject]:
@@ -140,7 +158,7 @@ class ObjectFiles:
         """
         fsync = self._fsync or not is_hashed(name)
         incoming = Incoming(name, self._path(name), self._incoming / secrets.token_hex(16), size_bytes, self.stock,
-                            fsync=fsync, replace=replace)
+                            fsync=fsync, replace=replace, folder_mode=self._folder_mode)
         self._note_use(incoming.fd, os.fstat(incoming.fd))
         return incoming
 
@@ -246,13 +264,15 @@ class Incoming:
     """An object on its way: write to ``fd`` by offset, then ``commit``; ``close`` without it leaves nothing."""
 
     def __init__(self, name: str, path: Path, temporary: Path, size_bytes: int, stock: Stock, *, fsync: bool,
-                 replace: bool = False) -> None:
-        self._stock, self._replace = stock, replace
+                 replace: bool = False, folder_mode: int | None = None) -> None:
+        self._stock, self._replace, self._folder_mode = stock, replace, folder_mode
         self._name, self._path, self._temporary, self._fsync = name, path, temporary, fsync
         self._size_bytes = size_bytes
         self.fd = -1
         try:
             self.fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+            if folder_mode is not None:
+                os.fchmod(self.fd, folder_mode & 0o444 | 0o200)
             # Asked first: an allocation that cannot succeed may take all that is left before it fails.
             if size_bytes > _free_bytes(temporary.parent):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -277,21 +297,31 @@ class Incoming:
             raise self.translated(error, "creating") from error
 
     def _take_name(self) -> None:
-        # The folder is made in the same breath: one that is empty may be removed.
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         if not self._replace:
-            os.link(self._temporary, self._path)
+            self._in_folder(os.link)
             self._stock.changed(self._name, 1, self._size_bytes)
             return
         try:
             old: os.stat_result | None = self._path.lstat()
         except FileNotFoundError:
             old = None
-        self._temporary.rename(self._path)
+        self._in_folder(os.rename)
         if old is not None and stat.S_ISREG(old.st_mode):
             self._stock.changed(self._name, 0, self._size_bytes - old.st_size)
         else:
             self._stock.changed(self._name, 1, self._size_bytes)
+
+    def _in_folder(self, name_it: Callable[[Path, Path], None]) -> None:
+        """Give the name. The folder is made in the same breath: one that is empty may be removed, also by others."""
+        for tries_left in reversed(range(_NAMING_TRIES)):
+            _make_folders(self._path.parent, self._folder_mode)
+            try:
+                name_it(self._temporary, self._path)
+            except FileNotFoundError:
+                if not tries_left:
+                    raise
+            else:
+                return
 
     def _fsync_folder(self) -> None:
         try:
@@ -318,6 +348,17 @@ class Incoming:
             return DiskFull(what=f"the object {self._name}", path=folder, free=_free_bytes(folder),
                             needed=self._size_bytes)
         return DiskError(action=action, path=self._path, why=error.strerror)
+
+
+def _make_folders(folder: Path, mode: int | None) -> None:
+    """Make a folder, and those above it that are missing, with these permissions, whatever the umask; None: by it."""
+    if mode is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        return
+    for missing in reversed([above for above in (folder, *folder.parents) if not above.exists()]):
+        with suppress(FileExistsError):  # somebody else's now
+            missing.mkdir()
+            missing.chmod(mode)
 
 
 def _free_bytes(folder: Path) -> int:

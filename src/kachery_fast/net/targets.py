@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from collections.abc import Callable
 from types import TracebackType
 from typing import NamedTuple, Protocol
 
 from ..errors import DiskError, DiskFull
-from ..splice import FileReceiver, FileRefused
+from ..splice import FileReceiver, FileRefused, copy_span
 
-__all__ = ["FileSpan", "Sink", "Target", "disk_error", "open_sink", "rest_of", "size_of"]
+__all__ = ["FileSpan", "Sink", "Target", "disk_error", "fill", "open_sink", "rest_of", "size_of"]
 
 
 class FileSpan(NamedTuple):
@@ -21,6 +22,8 @@ class FileSpan(NamedTuple):
     offset: int
     length: int
 
+
+_STEP_BYTES = 4 * 1024 * 1024
 
 Target = memoryview | FileSpan
 """A writable, contiguous view of bytes; or a part of a file, which the data enter past this process's memory."""
@@ -56,6 +59,26 @@ class Sink(Protocol):
 def open_sink(target: Target, sock: socket.socket) -> Sink:
     """Fill ``target`` from ``sock``, in this thread."""
     return _FileSink(target, sock) if isinstance(target, FileSpan) else _MemorySink(target, sock)
+
+
+def fill(target: Target, fd: int, offset: int, progress: Callable[[int], None] | None = None) -> int:
+    """Fill a target from an open file, from byte ``offset`` on; return how many bytes there were.
+
+    :raises OSError: the file cannot be read. :raises FileRefused: the target is a file and refused them.
+    """
+    done, size = 0, size_of(target)
+    while done < size:
+        step = min(size - done, _STEP_BYTES)
+        if isinstance(target, FileSpan):
+            count = copy_span(fd, offset + done, target.fd, target.offset + done, step)
+        else:
+            count = os.preadv(fd, [target[done:done + step]], offset + done)
+        if not count:
+            break
+        done += count
+        if progress is not None:
+            progress(count)
+    return done
 
 
 def disk_error(refused: FileRefused, target: Target, name: str) -> DiskError | DiskFull:

@@ -13,6 +13,7 @@ import re
 import secrets
 from collections import deque
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -37,6 +38,7 @@ from ..protocol.hub_bodies import ChannelInfo, Member
 from ..protocol.messages import BODIES_2022, BandBody, decode_band, encode_band
 from ..protocol.names import band_name
 from ..protocol.signing import FreshnessGuard
+from .directory_bucket import DirectoryBucket
 from .ending import begin_task, end_tasks
 from .faults import logged_fault
 from .identity import Identity
@@ -79,23 +81,25 @@ class ChannelLink:
     :param refresh: has the hub asked for the members anew, and returns when ``update`` was called with its answer.
     :param on_request: receives what nodes ask for, ``(body, sender)``.
     :param wants_request: looks at what nodes ask for before its signature is checked; False drops it.
+    :param disk_threads: where the files of a bucket that is a folder are read and written.
     :param open_channel: makes the way to the bands, ``AblyChannel``-like.
     """
 
     def __init__(self, info: ChannelInfo, hub: HubClient, identity: Identity, settings: Settings, ranges: RangeClient,
-                 *, refresh: Callable[[], Awaitable[None]], on_request: Listener,
+                 disk_threads: Executor, *, refresh: Callable[[], Awaitable[None]], on_request: Listener,
                  wants_request: Callable[[dict[str, Any]], bool] = lambda _body: True,
                  open_channel: Callable[..., Channel] = AblyChannel) -> None:
         self.info = info
         self.hub = hub
         self._loop = asyncio.get_running_loop()
         self._reads = SignedReads(hub, info.name, settings.sign_batch_max, private=info.private)
-        self.bucket: Bucket = HttpBucket(info.bucket_url, ranges, settings, reads=self._reads)
         self.on_restored: list[Callable[[], None]] = []
         self.on_members: list[Callable[[], None]] = []
         self._identity = identity
         self._settings = settings
         self._ranges = ranges
+        self._disk_threads = disk_threads
+        self.bucket = self._open_bucket(info.bucket_url)
         self._refresh = refresh
         self._on_request = on_request
         self._wants_request = wants_request
@@ -159,12 +163,17 @@ class ChannelLink:
             await self._refresh_once()
         return self.member_may(node_id, permission)
 
+    def _open_bucket(self, url: str) -> Bucket:
+        if url.startswith("file:"):
+            return DirectoryBucket(url, self._disk_threads)
+        return HttpBucket(url, self._ranges, self._settings, reads=self._reads)
+
     def update(self, info: ChannelInfo) -> None:
         """Take over what the hub says now."""
         former = self._members
         if info.bucket_url != self.info.bucket_url:
             self._reads.forget()
-            self.bucket = HttpBucket(info.bucket_url, self._ranges, self._settings, reads=self._reads)
+            self.bucket = self._open_bucket(info.bucket_url)
         self._reads.private = info.private
         self.info = info
         self._members = {member.node_id: member for member in info.members}

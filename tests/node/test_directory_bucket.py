@@ -1,0 +1,273 @@
+"""A bucket that is a shared folder: whole objects, created once, by several nodes, users and machines at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import quote
+
+import pytest
+
+from kachery_fast.embedded.bucket_mark import is_marked, mark
+from kachery_fast.errors import (
+    BucketUnreachable,
+    DiskError,
+    DiskFull,
+    FileChanged,
+    InvalidName,
+    ObjectMissing,
+    TooLarge,
+    WrongSize,
+)
+from kachery_fast.net.bucket import FileSpan, SignedUpload
+from kachery_fast.node.directory_bucket import DirectoryBucket
+from kachery_fast.protocol.names import object_name, subfeed_object_name
+from tests.native.disks import MIB, mounted
+from tests.network import LOOPS, run_on
+
+T = TypeVar("T")
+MARK = "0123456789abcdef"
+NAME = object_name("lab", "ab" * 20)
+OTHER = object_name("lab", "cd" * 20)
+INDEX = subfeed_object_name("lab", "ef" * 32, "ab" * 20)
+both_loops = pytest.mark.parametrize("loop_kind", LOOPS)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "a folder #1"
+    made.mkdir()
+    mark(made, MARK)
+    return made
+
+
+@contextmanager
+def bucket_at(folder: Path, number: str = MARK) -> Iterator[DirectoryBucket]:
+    with ThreadPoolExecutor(2) as threads:
+        yield DirectoryBucket(f"file://{quote(str(folder))}#{number}", threads)
+
+
+def do(folder: Path, what: Callable[[DirectoryBucket], Awaitable[T]], loop_kind: str = "uvloop") -> T:
+    async def run() -> T:
+        with bucket_at(folder) as bucket:
+            return await what(bucket)
+
+    return run_on(loop_kind, run())
+
+
+def leave(name: str, *, replace: bool = False) -> SignedUpload:
+    return SignedUpload(name, "", {"replace": "1"} if replace else {})
+
+
+@both_loops
+def test_what_is_put_is_there_whole_and_is_read_into_memory_or_a_file(
+    folder: Path, tmp_path: Path, loop_kind: str
+) -> None:
+    data = os.urandom(9 * MIB + 7)
+    (tmp_path / "source").write_bytes(b"head" + data + b"tail")
+
+    async def run(bucket: DirectoryBucket) -> None:
+        moved: list[int] = []
+        with (tmp_path / "source").open("rb") as source:
+            assert await bucket.put_from(leave(NAME), source.fileno(), 4, len(data), progress=moved.append)
+            assert sum(moved) == len(data)
+            assert not await bucket.put_from(leave(NAME), source.fileno(), 0, 4)
+        assert await bucket.size(NAME) == len(data)
+        memory = bytearray(len(data))
+        await bucket.get_into(NAME, memoryview(memory), progress=moved.append)
+        assert (bytes(memory) == data, sum(moved)) == (True, 2 * len(data))
+        with (tmp_path / "target").open("w+b") as target:
+            await bucket.get_into(NAME, FileSpan(target.fileno(), 3, len(data)))
+            assert target.read() == bytes(3) + data
+
+    do(folder, run, loop_kind)
+    assert list((folder / ".incoming").iterdir()) == []
+
+
+@both_loops
+def test_small_objects_and_what_may_be_replaced(folder: Path, loop_kind: str) -> None:
+    async def run(bucket: DirectoryBucket) -> None:
+        assert await bucket.put_bytes(leave(INDEX), b"first")
+        assert not await bucket.put_bytes(leave(INDEX), b"second")
+        assert await bucket.put_bytes(leave(INDEX, replace=True), b"the third")
+        assert await bucket.get_small(INDEX, 9, fresh=True) == b"the third"
+        with pytest.raises(TooLarge):
+            await bucket.get_small(INDEX, 8)
+        assert await bucket.put_bytes(leave(OTHER), b"")
+        assert (await bucket.size(OTHER), await bucket.get_small(OTHER, 10)) == (0, b"")
+
+    do(folder, run, loop_kind)
+
+
+def test_what_is_missing_or_of_another_size(folder: Path) -> None:
+    async def run(bucket: DirectoryBucket) -> None:
+        for ask in (bucket.size(NAME), bucket.get_small(NAME, 10), bucket.get_into(NAME, memoryview(bytearray(3)))):
+            with pytest.raises(ObjectMissing):
+                await ask
+        await bucket.put_bytes(leave(NAME), b"four")
+        with pytest.raises(WrongSize, match="has 4 bytes, expected 3"):
+            await bucket.get_into(NAME, memoryview(bytearray(3)))
+
+    do(folder, run)
+
+
+def test_a_source_that_ends_early_leaves_nothing(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "source").write_bytes(b"short")
+
+    async def run(bucket: DirectoryBucket) -> None:
+        with (tmp_path / "source").open("rb") as source, pytest.raises(FileChanged, match="ends at byte 5"):
+            await bucket.put_from(leave(NAME), source.fileno(), 1, 10)
+        with pytest.raises(ObjectMissing):
+            await bucket.size(NAME)
+
+    do(folder, run)
+    assert list((folder / ".incoming").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["lab/sha1/../../../etc/passwd", "/etc/passwd", "lab/x", ".kachery-bucket-" + MARK])
+def test_no_other_file_is_reached(folder: Path, name: str) -> None:
+    async def run(bucket: DirectoryBucket) -> None:
+        for ask in (bucket.get_small(name, 100), bucket.size(name), bucket.put_bytes(leave(name), b"x")):
+            with pytest.raises(InvalidName):
+                await ask
+
+    do(folder, run)
+
+
+def test_no_link_is_followed(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (folder / "lab").symlink_to(tmp_path / "elsewhere")
+
+    async def run(bucket: DirectoryBucket) -> None:
+        with pytest.raises(ObjectMissing):
+            await bucket.put_bytes(leave(NAME), b"x")
+
+    do(folder, run)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+@pytest.mark.parametrize("number", ["f" * 16, "", "../x", "0" * 15])
+def test_a_folder_without_the_mark_is_none(folder: Path, number: str) -> None:
+    async def run() -> None:
+        with bucket_at(folder, number) as bucket:
+            for ask in (bucket.size(NAME), bucket.put_bytes(leave(NAME), b"x")):
+                with pytest.raises(BucketUnreachable, match="is its file system mounted on this machine"):
+                    await ask
+
+    run_on("uvloop", run())
+    assert [path.name for path in folder.iterdir()] == [f".kachery-bucket-{MARK}"]
+
+
+def test_a_file_system_that_is_unmounted_is_no_empty_bucket(folder: Path) -> None:
+    async def run(bucket: DirectoryBucket) -> None:
+        await bucket.put_bytes(leave(NAME), b"x")
+        folder.rename(folder.parent / "away")
+        folder.mkdir()
+        for ask in (bucket.size(NAME), bucket.get_small(NAME, 10), bucket.put_bytes(leave(OTHER), b"x")):
+            with pytest.raises(BucketUnreachable):
+                await ask
+        folder.rmdir()
+        (folder.parent / "away").rename(folder)
+        assert await bucket.get_small(NAME, 10) == b"x"
+
+    do(folder, run)
+
+
+def test_a_folder_is_marked_only_where_one_may_write(tmp_path: Path) -> None:
+    with pytest.raises(DiskError, match="the marking as a bucket of"):
+        mark(tmp_path / "absent", MARK)
+    (tmp_path / f".kachery-bucket-{MARK}").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DiskError):
+        mark(tmp_path, MARK)
+    assert not is_marked(tmp_path, MARK)
+
+
+@pytest.mark.parametrize(("mode", "of_files"), [(0o2770, 0o640), (0o755, 0o644), (0o2775, 0o644)])
+def test_what_is_made_has_the_permissions_of_the_folder(folder: Path, mode: int, of_files: int) -> None:
+    folder.chmod(mode)
+    before = os.umask(0o077)
+    try:
+        do(folder, lambda bucket: bucket.put_bytes(leave(NAME), b"x"))
+    finally:
+        os.umask(before)
+    path = folder / NAME
+    assert stat.S_IMODE(path.stat().st_mode) == of_files
+    for made in (path.parent, folder / "lab", folder / ".incoming"):
+        assert stat.S_IMODE(made.stat().st_mode) == mode
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path) -> None:
+    with mounted(tmp_path / "disk", "tmpfs", 8 * MIB) as disk:
+        mark(disk, MARK)
+
+        async def run(bucket: DirectoryBucket) -> None:
+            with (tmp_path / "big").open("w+b") as big:
+                big.truncate(64 * MIB)
+                with pytest.raises(DiskFull):
+                    await bucket.put_from(leave(NAME), big.fileno(), 0, 64 * MIB)
+
+        do(disk, run)
+        assert list((disk / ".incoming").iterdir()) == []
+
+
+RACER = """
+import asyncio, sys
+from concurrent.futures import ThreadPoolExecutor
+from kachery_fast.net.bucket import SignedUpload
+from kachery_fast.node.directory_bucket import DirectoryBucket
+async def main():
+    with ThreadPoolExecutor(4) as threads:
+        bucket = DirectoryBucket(sys.argv[1], threads)
+        sys.stdin.readline()
+        print(sum(await asyncio.gather(*(bucket.put_bytes(SignedUpload(name, "", {}), name.encode() * 1000)
+                                         for name in sys.argv[2:]))))
+asyncio.run(main())
+"""
+
+
+def test_of_processes_that_put_the_same_objects_each_object_has_one_creator(folder: Path) -> None:
+    names = [object_name("lab", f"{number:02x}" * 20) for number in range(40)]
+    url = f"file://{quote(str(folder))}#{MARK}"
+    racers = [subprocess.Popen([sys.executable, "-c", RACER, url, *names], stdin=subprocess.PIPE,
+                               stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    try:
+        created = sum(int(racer.communicate("go\n", timeout=60)[0]) for racer in racers)
+    finally:
+        for racer in racers:
+            racer.kill()
+            racer.wait()
+    assert created == len(names)
+    for name in names:
+        assert (folder / name).read_bytes() == name.encode() * 1000
+
+
+def test_a_cancelled_read_is_over_when_its_caller_goes_on(folder: Path, tmp_path: Path) -> None:
+    data = os.urandom(32 * MIB)
+
+    async def run(bucket: DirectoryBucket) -> None:
+        (tmp_path / "source").write_bytes(data)
+        with (tmp_path / "source").open("rb") as source:
+            await bucket.put_from(leave(NAME), source.fileno(), 0, len(data))
+        begun = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        with (tmp_path / "target").open("w+b") as target:
+            reading = asyncio.ensure_future(bucket.get_into(
+                NAME, FileSpan(target.fileno(), 0, len(data)),
+                progress=lambda _: [loop.call_soon_threadsafe(begun.set)].clear()))
+            await begun.wait()
+            reading.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await reading
+            os.ftruncate(target.fileno(), 0)
+        await asyncio.sleep(0)
+        assert (tmp_path / "target").stat().st_size == 0
+
+    do(folder, run)

@@ -40,6 +40,7 @@ class Settings:
     hub_database: str
     hub_key_file: str
     hub_bucket_dir: str
+    hub_bucket_folders: str
     hub_engine_hosts: str
     hub_oidc_issuer: str
     hub_oidc_client_id: str
@@ -138,6 +139,8 @@ SETTINGS: tuple[Setting, ...] = (
             "The key that all hubs on one PostgreSQL share, 64 hex digits. Empty: hub-key in the hub's directory."),
     Setting("hub_bucket_dir", "", "directory", "KACHERY_HUB_BUCKET_DIR",
             "Where the embedded bucket's objects are, if several hubs share them. Empty: in the hub's directory."),
+    Setting("hub_bucket_folders", "", "directories", "KACHERY_HUB_BUCKET_FOLDERS",
+            "Folders that owners of channels may have as buckets, and what is below them; separated as in PATH."),
     Setting("hub_engine_hosts", "", "names", "KACHERY_HUB_ENGINE_HOSTS",
             "Hosts of owners' buckets that the hub connects to though their addresses are private ones, as HOST or "
             "HOST:PORT; with spaces or commas."),

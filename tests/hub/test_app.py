@@ -16,7 +16,8 @@ from click.testing import CliRunner, Result
 
 from kachery_fast.cli import program
 from kachery_fast.errors import AlreadyExists, DiskError, InvalidArgument
-from kachery_fast.hub.app import Hub, local_url, public_url, run_hub
+from kachery_fast.hub.addresses import local_url, public_url
+from kachery_fast.hub.app import Hub, run_hub
 from kachery_fast.hub.directory import HubDirectory, running_hub
 
 from ..network import LOOPS, run_on

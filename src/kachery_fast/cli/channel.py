@@ -10,6 +10,7 @@ import click
 from ..errors import InvalidArgument
 from .channel_bucket import bucket, engines, try_
 from .channel_care import objects, traffic, usage
+from .channel_migrate import migrate
 from .output import command_errors, emit, human_size, size_of
 from .owner import ask_hub, count_text, hub_options, moment_text, split_list
 
@@ -27,7 +28,7 @@ def channel() -> None:
     """
 
 
-for _command in (bucket, engines, try_, usage, objects, traffic):
+for _command in (bucket, engines, migrate, try_, usage, objects, traffic):
     channel.add_command(_command)
 
 

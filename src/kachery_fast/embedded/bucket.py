@@ -196,6 +196,13 @@ class BucketServer:
         """Return an object's bytes and etag. :raises TooLarge: it is longer than that; else as ``size`` does."""
         return self._files.read(name, limit_bytes)
 
+    def write(self, name: str, data: bytes, *, replace: bool = False) -> bool:
+        """Make an object; False when there was one already.
+
+        :raises InvalidName: :raises DiskFull: :raises DiskError:
+        """
+        return self._files.write(name, data, replace=replace)
+
     def remove(self, name: str, *, etag: str | None = None) -> None:
         """Remove an object, or only the one that has this etag. Raises as ``size`` does."""
         self._files.remove(name, etag=etag)

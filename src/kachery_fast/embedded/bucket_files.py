@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from .._core import digest_file
 from ..errors import DiskError, DiskFull, InvalidName, ObjectExists, ObjectMissing, TooLarge
+from ..splice import FileRefused, write_at
 from .bucket_names import is_hashed, is_object_name
 from .bucket_stock import Stock, StoredObject, walk
 
@@ -161,6 +162,21 @@ class ObjectFiles:
                             fsync=fsync, replace=replace, folder_mode=self._folder_mode)
         self._note_use(incoming.fd, os.fstat(incoming.fd))
         return incoming
+
+    def write(self, name: str, data: bytes, *, replace: bool = False) -> bool:
+        """Make a whole object; False when there was one already. Raises as ``create`` and ``Incoming.commit`` do."""
+        incoming = self.create(name, len(data), replace=replace)
+        try:
+            try:
+                write_at(incoming.fd, data, 0)
+            except FileRefused as refused:
+                raise incoming.translated(refused.error, "writing") from refused.error
+            incoming.commit()
+        except ObjectExists:
+            return False
+        finally:
+            incoming.close()
+        return True
 
     def size(self, name: str) -> int:
         """Return an object's size in bytes. :raises ObjectMissing: :raises DiskError:"""

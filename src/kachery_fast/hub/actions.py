@@ -68,6 +68,7 @@ class Outside(NamedTuple):
     pubsub: PubsubEngine
     usage: Usage
     try_channel: Callable[[str, str, EngineRow | None], Awaitable[Answer]]
+    wake_mover: Callable[[], None]
 
 
 class Done(NamedTuple):

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-import socket
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -30,6 +29,8 @@ from ..net.port import Port, serve_port
 from ..net.visitors import Patience, Visitors, connections_max
 from . import identity
 from .actions import Outside
+from .addresses import local_url, public_url
+from .bucket_moves import Mover
 from .buckets import Buckets
 from .care import Care
 from .directory import HubDirectory, bucket_directory
@@ -52,7 +53,7 @@ from .web.site import Site
 if TYPE_CHECKING:
     from .oidc import OpenIdSignIn
 
-__all__ = ["EXPIRY_SECONDS", "Hub", "local_url", "public_url", "run_hub"]
+__all__ = ["EXPIRY_SECONDS", "Hub", "run_hub"]
 
 _log = logging.getLogger("kachery_fast.hub")
 
@@ -64,8 +65,6 @@ PATIENCE = Patience()
 # Where several hubs share a registry, and perhaps a bucket's directory, each counts anew so often what the others did.
 RECOUNT_SECONDS = 600.0
 EXPIRY_SECONDS = 3600.0
-
-_ANY_HOST = ("0.0.0.0", "::", "")  # noqa: S104 - compared, not listened on
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -170,7 +169,10 @@ class Hub:
         await node_api.start()
         self._registry, self._broker, self._node_api = registry, broker, node_api
         trier = Trier(buckets, pubsub, lambda: self.local_url, settings, self._clock)
-        outside = Outside(buckets, pubsub, care.usage, trier.run)
+        mover = Mover(registry, buckets, settings, lambda channel: None, self._clock)
+        parts.push_async_callback(mover.stop)
+        mover.start()
+        outside = Outside(buckets, pubsub, care.usage, trier.run, mover.wake)
         performer = Performer(registry, outside, self._clock, lambda: self.public_url, open_channels.refresh)
         self._owner_api = OwnerApi(registry, performer, self._clock)
         seal = Seal(bytes.fromhex(directory.secret("session-key")))
@@ -370,31 +372,3 @@ def _json(answer: Any, status: int = 200) -> web.Response:
 
 def _failure(error: KacheryError) -> web.Response:
     return _json(error.to_dict(), error.http_status)
-
-
-def local_url(host: str, port: int) -> str:
-    """Return the address, for programs on this machine, of a server that listens on ``host``."""
-    return _url({**dict.fromkeys(_ANY_HOST, "127.0.0.1"), "::": "::1"}.get(host, host), port)
-
-
-def public_url(host: str, port: int) -> str:
-    """Return the address, for other machines, of a server that listens on ``host``; the best guess for all hosts."""
-    return _url(_outbound_address() if host in _ANY_HOST else host, port)
-
-
-def _url(host: str, port: int) -> str:
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def _outbound_address() -> str:
-    """The address of the interface that leads out, else this machine's name.
-
-    Connecting a datagram socket sends nothing; it only makes the system choose. 192.0.2.1 is reserved for
-    documentation (RFC 5737).
-    """
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))
-            return str(probe.getsockname()[0])
-        except OSError:
-            return socket.gethostname()

@@ -11,7 +11,7 @@ from ..errors import AlreadyExists, InvalidArgument, NotOnHub, NotPermitted
 from ..protocol.names import check_channel_name
 from .actions import Answer
 from .grants import MEMBER, in_force
-from .tables import channels, invitations, memberships, nodes, task_claims, usage
+from .tables import bucket_moves, channels, invitations, memberships, nodes, task_claims, usage
 
 __all__ = [
     "CHANGEABLE", "ChannelLine", "ChannelSettings", "change_channel", "create_channel", "delete_channel",
@@ -125,7 +125,7 @@ def delete_channel(connection: Connection, name: str) -> list[str]:
     """Remove a channel and all that is kept about it; return the ids of the nodes that were on it."""
     members = [str(row.node) for row in connection.execute(
         sa.select(memberships.c.node).where(memberships.c.channel == name, memberships.c.state == MEMBER))]
-    for table in (memberships, invitations, task_claims, usage):
+    for table in (memberships, invitations, task_claims, usage, bucket_moves):
         connection.execute(table.delete().where(table.c.channel == name))
     connection.execute(channels.delete().where(channels.c.name == name))
     return members

@@ -17,6 +17,7 @@ from .bucket_actions import BUCKET_ACTS
 from .channel_actions import CHANNEL_ACTS
 from .engine_actions import ENGINE_ACTS
 from .limits import RateLimiter
+from .move_actions import MOVE_ACTS
 from .node_actions import NODE_ACTS
 from .registry import Registry
 from .tables import owners
@@ -29,7 +30,7 @@ _log = logging.getLogger("kachery_fast.hub")
 
 ACTS: dict[type[Request], Act] = {
     act.request: act for act in (
-        *CHANNEL_ACTS, *BUCKET_ACTS, *TRAFFIC_ACTS, *ENGINE_ACTS, *TRYING_ACTS, *NODE_ACTS, *ACCOUNT_ACTS,
+        *CHANNEL_ACTS, *BUCKET_ACTS, *TRAFFIC_ACTS, *ENGINE_ACTS, *MOVE_ACTS, *TRYING_ACTS, *NODE_ACTS, *ACCOUNT_ACTS,
         *IDENTITY_ACTS)}
 ACTS_BY_NAME: dict[str, Act] = {act.name: act for act in ACTS.values()}
 

@@ -12,9 +12,9 @@ from typing import Any
 import sqlalchemy as sa
 
 __all__ = [
-    "approvals", "audit", "channels", "damage_reports", "engines", "identities", "invitations", "memberships",
-    "metadata", "nodes", "owner_tokens", "owners", "relayed", "seen_requests", "sessions", "sign_in_links",
-    "task_claims", "usage",
+    "approvals", "audit", "bucket_moves", "channels", "damage_reports", "engines", "identities", "invitations",
+    "memberships", "metadata", "nodes", "owner_tokens", "owners", "relayed", "seen_requests", "sessions",
+    "sign_in_links", "task_claims", "usage",
 ]
 
 metadata = sa.MetaData()
@@ -165,6 +165,24 @@ engines = sa.Table(
     sa.Column("settings", sa.Text, nullable=False),
     sa.Column("secret", sa.LargeBinary, nullable=True),
     sa.Column("created", sa.BigInteger, nullable=False),
+)
+
+# A channel that moves, or has moved, from one bucket to another (rows of engines; null: the hub's own). ``state``:
+# "copying", "following", "switched", "done" or "stopped". ``after``: the name up to which that is done.
+bucket_moves = sa.Table(
+    "bucket_moves", metadata,
+    sa.Column("channel", sa.ForeignKey("channels.name"), primary_key=True),
+    sa.Column("owner", sa.String(254), nullable=False),
+    sa.Column("source", sa.String(32), nullable=True),
+    sa.Column("target", sa.String(32), nullable=True),
+    sa.Column("state", sa.String(10), nullable=False),
+    sa.Column("after", sa.String(300), nullable=False),
+    sa.Column("objects", sa.BigInteger, nullable=False),
+    sa.Column("size_bytes", sa.BigInteger, nullable=False),
+    sa.Column("damaged", sa.BigInteger, nullable=False),
+    sa.Column("why", sa.Text, nullable=False),
+    sa.Column("started", sa.BigInteger, nullable=False),
+    sa.Column("changed", sa.BigInteger, nullable=False),
 )
 
 # --- what happened

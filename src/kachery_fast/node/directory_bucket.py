@@ -21,7 +21,7 @@ from ..errors import BucketUnreachable, FileChanged, ObjectExists, ObjectMissing
 from ..net.bucket import SignedUpload
 from ..net.ranges import Progress
 from ..net.targets import FileSpan, Target, disk_error, fill, size_of
-from ..splice import FileRefused, write_at
+from ..splice import FileRefused
 from .threads import in_thread
 
 __all__ = ["DirectoryBucket"]
@@ -61,11 +61,11 @@ class DirectoryBucket:
     async def put_from(self, upload: SignedUpload, fd: int, offset: int, length: int, *,
                        progress: Progress | None = None) -> bool:
         """As ``Bucket.put_from``."""
-        return await self._run(self._put, upload, FileSpan(fd, offset, length), progress)
+        return await self._run(self._put_from, upload, FileSpan(fd, offset, length), progress)
 
     async def put_bytes(self, upload: SignedUpload, data: bytes) -> bool:
         """As ``Bucket.put_bytes``."""
-        return await self._run(self._put, upload, data, None)
+        return await self._run(self._put_bytes, upload, data)
 
     # --- in a thread
 
@@ -96,29 +96,27 @@ class DirectoryBucket:
         with self._reading(object_name) as found:
             return found.size_bytes
 
-    def _put(self, upload: SignedUpload, data: bytes | FileSpan, progress: Progress | None) -> bool:
+    def _put_from(self, upload: SignedUpload, source: FileSpan, progress: Progress | None) -> bool:
         files, replace = self._opened(), bool(upload.headers)
         if not replace and files.offered(upload.object_name):
             return False
-        length = data.length if isinstance(data, FileSpan) else len(data)
-        incoming = files.create(upload.object_name, length, replace=replace)
+        incoming = files.create(upload.object_name, source.length, replace=replace)
         try:
-            target = FileSpan(incoming.fd, 0, length)
             try:
-                if isinstance(data, FileSpan):
-                    sent = fill(target, data.fd, data.offset, progress)
-                    if sent != length:
-                        raise FileChanged(path="the file being sent", why=f"it ends at byte {data.offset + sent}")
-                else:
-                    write_at(incoming.fd, data, 0)
+                sent = fill(FileSpan(incoming.fd, 0, source.length), source.fd, source.offset, progress)
             except FileRefused as refused:
                 raise incoming.translated(refused.error, "writing") from refused.error
+            if sent != source.length:
+                raise FileChanged(path="the file being sent", why=f"it ends at byte {source.offset + sent}")
             incoming.commit()
         except ObjectExists:
             return False
         finally:
             incoming.close()
         return True
+
+    def _put_bytes(self, upload: SignedUpload, data: bytes) -> bool:
+        return self._opened().write(upload.object_name, data, replace=bool(upload.headers))
 
     @contextmanager
     def _reading(self, object_name: str) -> Iterator[OpenObject]:

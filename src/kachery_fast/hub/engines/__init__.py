@@ -114,6 +114,9 @@ class BucketEngine(Protocol):
         :raises ObjectMissing: there is no such object. :raises TooLarge: it is longer than ``limit_bytes``.
         """
 
+    def write(self, object_name: str, data: bytes, *, replace: bool = False) -> bool:
+        """Make an object of these bytes; False when there was one already, and it was not to be replaced."""
+
     def remove(self, object_name: str, *, etag: str | None = None) -> bool:
         """Remove an object, only that of ``read`` when its ``etag`` is given; False when it was not there."""
 

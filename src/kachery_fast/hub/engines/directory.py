@@ -108,6 +108,10 @@ class DirectoryBucket:
         """See ``BucketEngine``."""
         return self._files().read(object_name, limit_bytes)
 
+    def write(self, object_name: str, data: bytes, *, replace: bool = False) -> bool:
+        """See ``BucketEngine``."""
+        return self._files().write(object_name, data, replace=replace)
+
     def remove(self, object_name: str, *, etag: str | None = None) -> bool:
         """See ``BucketEngine``."""
         try:

@@ -71,6 +71,10 @@ class EmbeddedBucket:
         """See ``BucketEngine``."""
         return self._server.read(object_name, limit_bytes)
 
+    def write(self, object_name: str, data: bytes, *, replace: bool = False) -> bool:
+        """See ``BucketEngine``."""
+        return self._server.write(object_name, data, replace=replace)
+
     def remove(self, object_name: str, *, etag: str | None = None) -> bool:
         """See ``BucketEngine``."""
         try:

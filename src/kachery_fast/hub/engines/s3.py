@@ -158,6 +158,15 @@ class S3Bucket:
         self._check(reply, 200)
         return reply.body, reply.headers.get("etag", "")
 
+    def write(self, object_name: str, data: bytes, *, replace: bool = False) -> bool:
+        """See ``BucketEngine``."""
+        signed = self.sign_put(object_name, len(data), _OWN_LIFE_SECONDS, replace=replace)
+        reply = self._outbound.request("PUT", signed.url, headers=signed.headers, body=data)
+        if reply.status == 412:
+            return False
+        self._check(reply, 200, 201, 204)
+        return True
+
     def remove(self, object_name: str, *, etag: str | None = None) -> bool:
         """See ``BucketEngine``. What is there is looked at just before: not every store compares when it removes."""
         reply = self._ask("HEAD", self._url(object_name))

@@ -1,0 +1,216 @@
+"""Channels that move to another bucket with what is in it, while they are used."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kachery_fast.errors import AlreadyExists, InvalidArgument, NotOnHub, NotPermitted
+from kachery_fast.hub import bucket_moves
+
+from ..network import LOOPS, run_on
+from ..s3_server import S3Server, running_s3
+from .support import CHANNEL, World, running_world
+
+CONTENTS = [b"chunk %d" % number for number in range(9)]
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[S3Server]:
+    with running_s3() as server:
+        yield server
+
+
+@pytest.fixture
+def s3(running: S3Server) -> S3Server:
+    running.reset()
+    return running
+
+
+def world_of(tmp_path: Path, s3: S3Server, **overrides: Any) -> Any:
+    return running_world(tmp_path, hub_engine_hosts=s3.host, **overrides)
+
+
+async def until(world: World, *states: str, why: str = "") -> dict[str, Any]:
+    """Wait until a move has come so far, and return what is said of it."""
+    async def look() -> dict[str, Any]:
+        while True:
+            found: dict[str, Any] = await world.owner.call("bucketMove", channel=CHANNEL)
+            if found["state"] in states and why in found["why"]:
+                return found
+            await asyncio.sleep(0.01)
+
+    return await asyncio.wait_for(look(), 60)
+
+
+async def names(world: World) -> set[str]:
+    listed = await world.owner.call("listObjects", channel=CHANNEL)
+    return {line["name"].rpartition("/")[2] for line in listed["objects"]}
+
+
+def sha1_of(data: bytes) -> str:
+    return hashlib.sha1(data).hexdigest()
+
+
+@pytest.mark.parametrize("loop_kind", LOOPS)
+def test_what_is_in_a_bucket_comes_along_and_what_is_damaged_stays(
+    tmp_path: Path, s3: S3Server, loop_kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bucket_moves, "PAGE", 4)
+
+    async def scenario() -> None:
+        async with world_of(tmp_path, s3) as world:
+            await world.owner.call("addS3Bucket", name="mine", **s3.settings)
+            a = await world.member("a")
+            for data in CONTENTS:
+                assert await world.upload(a, data) == 200
+            assert await world.upload(a, b"not what it is called", "f" * 40) == 200
+            result = await a.sign_task_result(CHANNEL, "e" * 40, 6)
+            async with world.session.put(result.url, data=b"result", headers=result.headers) as answer:
+                assert answer.status == 200
+            begun = await world.owner.call("migrateBucket", channel=CHANNEL, engine="mine")
+            assert (begun["source"], begun["target"], begun["state"]) == (None, "mine", "copying")
+            done = await until(world, "done")
+            sizes = [*map(len, CONTENTS), 6]
+            assert (done["objects"], done["sizeBytes"], done["damaged"], done["why"]) == (10, sum(sizes), 1, "")
+            assert (await a.node_config()).channels[0].bucket_url.startswith(s3.url)
+            assert await names(world) == {*map(sha1_of, CONTENTS), "e" * 40}
+            assert await world.upload(a, CONTENTS[0]) == 412, "it is there"
+
+            assert await world.upload(a, b"made there") == 200
+            await world.owner.call("migrateBucket", channel=CHANNEL)
+            back = await until(world, "done")
+            assert (back["source"], back["target"], back["objects"]) == ("mine", None, 1)
+            assert await world.download(sha1_of(b"made there")) == b"made there"
+
+    run_on(loop_kind, scenario())
+
+
+def test_a_move_outlives_the_hub(tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bucket_moves, "PAGE", 1)
+
+    async def first() -> int:
+        async with world_of(tmp_path, s3) as world:
+            await world.owner.call("addS3Bucket", name="mine", **s3.settings)
+            a = await world.member("a")
+            for data in CONTENTS:
+                assert await world.upload(a, data) == 200
+            await world.owner.call("migrateBucket", channel=CHANNEL, engine="mine")
+            while True:
+                found = await world.owner.call("bucketMove", channel=CHANNEL)
+                if found["objects"]:
+                    return int(found["objects"])
+
+    async def then() -> None:
+        async with world_of(tmp_path, s3) as world:
+            done = await until(world, "done")
+            # A page that was under way is copied, and not counted.
+            assert len(CONTENTS) - 1 <= done["objects"] <= len(CONTENTS)
+            assert await names(world) == {*map(sha1_of, CONTENTS)}
+
+    assert 0 < run_on("uvloop", first()) < len(CONTENTS)
+    run_on("uvloop", then())
+
+
+def test_a_bucket_that_refuses_is_named_and_tried_again(
+    tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bucket_moves, "RETRY_SECONDS_MAX", 0.05)
+
+    async def scenario() -> None:
+        async with world_of(tmp_path, s3) as world:
+            await world.owner.call("addS3Bucket", name="mine", **s3.settings)
+            assert await world.upload(await world.member("a"), b"x") == 200
+            s3.set(denied=["PutObject"])
+            await world.owner.call("migrateBucket", channel=CHANNEL, engine="mine")
+            held = await until(world, "copying", why="AccessDenied")
+            assert held["objects"] == 0
+            assert await world.download(sha1_of(b"x")) == b"x"
+            s3.set(denied=[])
+            done = await until(world, "done")
+            assert (done["objects"], done["why"]) == (1, "")
+
+    run_on("uvloop", scenario())
+
+
+def test_a_move_is_stopped_and_another_choice_of_the_owner_holds(
+    tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bucket_moves, "RETRY_SECONDS_MAX", 0.05)
+
+    async def scenario() -> None:
+        async with world_of(tmp_path, s3) as world:
+            with pytest.raises(NotOnHub, match="move of the channel"):
+                await world.owner.call("bucketMove", channel=CHANNEL)
+            await world.owner.call("addS3Bucket", name="mine", **s3.settings)
+            await world.owner.call("addS3Bucket", **{**s3.settings, "name": "second", "prefix": "second"})
+            assert await world.upload(await world.member("a"), b"x") == 200
+            s3.set(denied=["PutObject"])
+            await world.owner.call("migrateBucket", channel=CHANNEL, engine="mine")
+            with pytest.raises(AlreadyExists, match="--status"):
+                await world.owner.call("migrateBucket", channel=CHANNEL, engine="second")
+            stopped = await world.owner.call("stopMove", channel=CHANNEL)
+            assert (stopped["state"], "has stopped it" in stopped["why"]) == ("stopped", True)
+
+            await world.owner.call("migrateBucket", channel=CHANNEL, engine="mine")
+            await until(world, "copying", why="AccessDenied")
+            await world.owner.call("setBucket", channel=CHANNEL, engine="second")
+            s3.set(denied=[])
+            ended = await until(world, "stopped")
+            assert "another bucket meanwhile" in ended["why"]
+            assert "/second" in (await world.node("a").node_config()).channels[0].bucket_url
+
+            await world.owner.call("migrateBucket", channel=CHANNEL, engine="mine")
+            s3.remove_bucket()
+            await until(world, "copying", why="NoSuchBucket")
+            await world.owner.call("setBucket", channel=CHANNEL)
+            await world.owner.call("removeEngine", engine="second")
+            assert "forget" in (await until(world, "stopped"))["why"]
+
+    run_on("uvloop", scenario())
+
+
+def test_what_cannot_be_moved_is_refused_at_once(tmp_path: Path, s3: S3Server) -> None:
+    async def scenario() -> None:
+        async with world_of(tmp_path, s3) as world:
+            with pytest.raises(InvalidArgument, match="has that bucket already"):
+                await world.owner.call("migrateBucket", channel=CHANNEL)
+            with pytest.raises(NotOnHub):
+                await world.owner.call("migrateBucket", channel=CHANNEL, engine="nobody's")
+            await world.owner.call("addS3Bucket", **{**s3.settings, "name": "open"}, publicReads=True)
+            await world.owner.call("changeChannel", channel=CHANNEL, private=True)
+            with pytest.raises(InvalidArgument, match="everybody may read"):
+                await world.owner.call("migrateBucket", channel=CHANNEL, engine="open")
+            assert (await world.owner.call("showChannel", channel=CHANNEL))["private"]
+            other = await world.person("other@example.org")
+            for action in ("migrateBucket", "bucketMove", "stopMove"):
+                with pytest.raises((NotPermitted, NotOnHub)):
+                    await other.call(action, channel=CHANNEL)
+
+    run_on("uvloop", scenario())
+
+
+def test_a_channel_that_became_private_on_the_way_stays(
+    tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bucket_moves, "RETRY_SECONDS_MAX", 0.05)
+
+    async def scenario() -> None:
+        async with world_of(tmp_path, s3) as world:
+            await world.owner.call("addS3Bucket", **{**s3.settings, "name": "open"}, publicReads=True)
+            a = await world.member("a")
+            assert await world.upload(a, b"x") == 200
+            s3.set(denied=["PutObject"])
+            await world.owner.call("migrateBucket", channel=CHANNEL, engine="open")
+            await until(world, "copying", why="AccessDenied")
+            await world.owner.call("changeChannel", channel=CHANNEL, private=True)
+            s3.set(denied=[])
+            assert "everybody may read" in (await until(world, "stopped"))["why"]
+            assert (await a.node_config()).channels[0].bucket_url.startswith(world.url)
+
+    run_on("uvloop", scenario())

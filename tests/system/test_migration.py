@@ -1,0 +1,72 @@
+"""A channel that moves to another bucket while nodes use it, in real processes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kachery_fast.cli.lab import Lab
+from kachery_fast.errors import InvalidArgument, NodeError, NotOnHub
+from tests.s3_server import ACCESS_KEY, BUCKET, REGION, SECRET_KEY, S3Server, running_s3
+from tests.system.support import CHUNK_SIZE_BYTES, QUICK, load, make_recording, store
+
+SIZE = 4 * CHUNK_SIZE_BYTES + 5
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[S3Server]:
+    with running_s3() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory, s3: S3Server) -> Iterator[Lab]:
+    directory = tmp_path_factory.mktemp("lab")
+    with Lab(directory, environ={**QUICK, "KACHERY_HUB_ENGINE_HOSTS": s3.host,
+                                 "KACHERY_CHANNEL_REFRESH_SECONDS": "0.2"}) as lab:
+        lab.start_hub()
+        credentials = directory / "credentials"
+        credentials.write_text(f"[default]\naws_access_key_id={ACCESS_KEY}\naws_secret_access_key={SECRET_KEY}\n")
+        lab.owner("bucket", "demo", "--s3", BUCKET, "--endpoint", s3.url, "--region", REGION, "--as", "store",
+                  "--credentials", str(credentials))
+        lab.owner("bucket", "demo", "--own")
+        yield lab
+
+
+def test_a_channel_moves_there_and_back_and_its_uris_hold(lab: Lab, s3: S3Server, tmp_path: Path) -> None:
+    owner = lab.add_node("owner")
+    recording = make_recording(tmp_path / "recording.dat", SIZE)
+    uri = store(owner, recording)
+    owner.json("upload", uri)
+    moved = lab.owner("migrate", "demo", "--to", "store")
+    assert (moved["state"], moved["objects"], moved["damaged"]) == ("done", 6, 0)
+    owner.program.stop()
+    reader = lab.add_node("reader")
+    assert Path(load(reader, uri)["path"]).read_bytes() == recording.read_bytes(), "nobody else has it any more"
+    assert any(line.startswith(f"GET /{BUCKET}/demo/sha1/") for line in s3.requests())
+    assert lab.owner("migrate", "demo", "--status") == moved
+
+    s3.set(denied=["GetObject"])
+    begun = lab.owner("migrate", "demo", "--own", "--detach")
+    assert begun["state"] == "copying"
+    assert lab.owner("migrate", "demo", "--stop")["state"] == "stopped"
+    with pytest.raises(NodeError, match="ended with exit code 5"):
+        lab.owner("migrate", "demo", "--status")
+    s3.set(denied=[])
+    shown = lab.owner("migrate", "demo", "--own", "--switch")
+    assert shown["name"] is None
+    assert lab.owner("bucket", "demo")["name"] is None
+
+
+@pytest.mark.parametrize("options", [[], ["--to", "store", "--own"], ["--status", "--switch"]])
+def test_what_says_too_much_or_too_little_is_refused(lab: Lab, options: list[str]) -> None:
+    with pytest.raises(InvalidArgument, match=r"Choose one of|--switch goes with"):
+        lab.owner("migrate", "demo", *options)
+
+
+def test_a_bucket_that_the_hub_does_not_know_is_named(lab: Lab) -> None:
+    with pytest.raises(NotOnHub, match=re.escape("nobody's")):
+        lab.owner("migrate", "demo", "--to", "nobody's")

@@ -1,4 +1,4 @@
-"""Builds the two native extensions; everything else about the package is in pyproject.toml.
+"""Builds the three native extensions; everything else about the package is in pyproject.toml.
 
 ``KACHERY_COVERAGE=1`` builds them with line tracing, so that coverage.py sees the lines of the ``.pyx`` files.
 """
@@ -26,7 +26,7 @@ def extension(name: str, *c_names: str) -> Extension:
     return Extension(
         f"kachery_fast.{name}",
         sources=[f"{PACKAGE}/{name}.pyx", *(f"{PACKAGE}/{c_name}.c" for c_name in c_names)],
-        depends=[f"{PACKAGE}/{file}" for file in ("_sha1.h", "_relay.h", "_disk.h", "_core.pxd")],
+        depends=[f"{PACKAGE}/{file}" for file in ("_sha1.h", "_crc32c.h", "_relay.h", "_disk.h", "_core.pxd")],
         include_dirs=[PACKAGE],
         define_macros=macros,
         extra_compile_args=["-O1" if COVERAGE else "-O3", "-fvisibility=hidden", "-pthread"],
@@ -36,7 +36,7 @@ def extension(name: str, *c_names: str) -> Extension:
 
 setup(
     ext_modules=cythonize(
-        [extension("_core", "_sha1", "_relay"), extension("_chunker", "_sha1")],
+        [extension("_core", "_sha1", "_relay"), extension("_chunker", "_sha1"), extension("_checksum", "_crc32c")],
         build_dir=None if COVERAGE else "build/cython",  # coverage.py looks for the C beside the source
         include_path=["src"],
         force=COVERAGE,

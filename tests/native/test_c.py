@@ -1,4 +1,4 @@
-"""The C files by themselves: under the sanitizers here, and the ARM kernel under an emulator of that processor."""
+"""The C files by themselves: under the sanitizers here, and the ARM kernels under an emulator of that processor."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import subprocess
 from pathlib import Path
 
+import google_crc32c
 import pytest
 
 from tests.programs import need_program
@@ -18,12 +19,13 @@ LENGTHS = [*range(300), 511, 512, 513, 1023, 1024, 1025, 4095, 4096, 4097, 30_00
 WARNINGS = ["-Wall", "-Wextra", "-Wshadow", "-Werror", f"-I{SOURCES}"]
 COMPILERS = ["gcc", "clang"]
 ARM_ROOT = "/usr/aarch64-linux-gnu"
+C_FILES = {"kernel_check": ["_sha1.c"], "crc32c_check": ["_crc32c.c"], "relay_check": ["_sha1.c", "_relay.c"]}
 
 
 def build(tmp_path: Path, compiler: str, name: str, *arguments: str) -> Path:
     """Compile one of the check programs with the C files of the package."""
     program = tmp_path / f"{name}-{compiler}"
-    files = [HERE / f"{name}.c", SOURCES / "_sha1.c", *([SOURCES / "_relay.c"] if name == "relay_check" else [])]
+    files = [HERE / f"{name}.c", *(SOURCES / source for source in C_FILES[name])]
     subprocess.run(
         [need_program(compiler), *WARNINGS, *arguments, *map(str, files), "-o", str(program), "-pthread"],
         check=True,
@@ -65,22 +67,24 @@ def check_kernels(command: list[str], kernels: set[str]) -> None:
     assert seen == {(k, o, n) for k in kernels for o in ("single", "fused") for n in LENGTHS}
 
 
+def check_crc32c_kernels(command: list[str], kernels: set[str]) -> None:
+    """Run crc32c_check and hold every line against Google's own implementation."""
+    output = subprocess.run([*command, *map(str, LENGTHS)], check=True, capture_output=True, text=True, timeout=120)
+    assert output.stderr == ""
+    data = generated(max(LENGTHS))
+    found = {(kernel, int(length)): int(crc, 16) for kernel, length, crc in map(str.split, output.stdout.splitlines())}
+    assert found == {(kernel, length): google_crc32c.value(data[:length]) for kernel in kernels for length in LENGTHS}
+
+
 @pytest.mark.parametrize("compiler", COMPILERS)
 @pytest.mark.parametrize("level", ["-O0", "-O3"])
 def test_the_kernels_touch_no_byte_but_their_own(tmp_path: Path, compiler: str, level: str) -> None:
+    from kachery_fast import _checksum
     from kachery_fast._core import KERNELS
 
-    program = build(
-        tmp_path,
-        compiler,
-        "kernel_check",
-        level,
-        "-std=c99",
-        "-g",
-        "-fsanitize=address,undefined",
-        "-fno-sanitize-recover",
-    )
-    check_kernels([str(program)], set(KERNELS))
+    options = [level, "-std=c99", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover"]
+    check_kernels([str(build(tmp_path, compiler, "kernel_check", *options))], set(KERNELS))
+    check_crc32c_kernels([str(build(tmp_path, compiler, "crc32c_check", *options))], set(_checksum.KERNELS))
 
 
 @pytest.mark.parametrize(
@@ -89,19 +93,23 @@ def test_the_kernels_touch_no_byte_but_their_own(tmp_path: Path, compiler: str, 
         ("aarch64-linux-gnu-gcc", ["-O1"]),
         ("aarch64-linux-gnu-gcc", ["-O3"]),
         # As Apple's compiler, whose target has the instructions from the start.
-        ("clang", ["--target=aarch64-linux-gnu", f"-I{ARM_ROOT}/include", "-march=armv8-a+crypto", "-O3"]),
+        ("clang", ["--target=aarch64-linux-gnu", f"-I{ARM_ROOT}/include", "-march=armv8-a+crypto+crc", "-O3"]),
     ],
 )
-def test_the_arm_kernel_is_right_on_an_emulated_processor(tmp_path: Path, compiler: str, arguments: list[str]) -> None:
+def test_the_arm_kernels_are_right_on_an_emulated_processor(
+    tmp_path: Path, compiler: str, arguments: list[str]
+) -> None:
     linker = need_program("aarch64-linux-gnu-gcc")
     emulator = need_program("qemu-aarch64")
-    for source in (HERE / "kernel_check.c", SOURCES / "_sha1.c"):
-        command = [need_program(compiler), *WARNINGS, *arguments, "-std=c99", "-c", str(source)]
-        subprocess.run(command, check=True, cwd=tmp_path, timeout=120)
-    subprocess.run([linker, "kernel_check.o", "_sha1.o", "-o", "check"], check=True, cwd=tmp_path, timeout=120)
-    for processor in ("cortex-a57", "neoverse-n1"):
-        command = [emulator, "-L", ARM_ROOT, "-cpu", processor, str(tmp_path / "check")]
-        check_kernels(command, {"armv8", "portable"})
+    for name, check in (("kernel_check", check_kernels), ("crc32c_check", check_crc32c_kernels)):
+        sources = [HERE / f"{name}.c", *(SOURCES / source for source in C_FILES[name])]
+        for source in sources:
+            command = [need_program(compiler), *WARNINGS, *arguments, "-std=c99", "-c", str(source)]
+            subprocess.run(command, check=True, cwd=tmp_path, timeout=120)
+        objects = [f"{source.stem}.o" for source in sources]
+        subprocess.run([linker, *objects, "-o", name], check=True, cwd=tmp_path, timeout=120)
+        for processor in ("cortex-a57", "neoverse-n1"):
+            check([emulator, "-L", ARM_ROOT, "-cpu", processor, str(tmp_path / name)], {"armv8", "portable"})
 
 
 @pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])

@@ -51,7 +51,7 @@ def test_the_source_distribution_holds_what_it_takes_to_build_and_test(packages:
                               ".ci/find-python"}
     assert not [name for name in names if name.endswith((".so", ".pyc"))]
     assert {name for name in names if name.endswith(".c") and name.startswith("src")} == {
-        "src/kachery_fast/_sha1.c", "src/kachery_fast/_relay.c"}
+        "src/kachery_fast/_sha1.c", "src/kachery_fast/_crc32c.c", "src/kachery_fast/_relay.c"}
 
 
 @pytest.mark.slow
@@ -63,8 +63,9 @@ def test_the_wheel_holds_the_program_and_nothing_else(packages: Path) -> None:
              for file in (ROOT / "src" / "kachery_fast").rglob(f"*.{suffix}")]
     assert len({file.suffix for file in files}) == 5
     assert {str(file.relative_to(ROOT / "src")) for file in files} <= set(names)
-    assert len([name for name in names if name.endswith(".so")]) == 2
-    assert {"kachery_fast/py.typed", "kachery_fast/_core.pyi", "kachery_fast/_chunker.pyi"} <= set(names)
+    assert len([name for name in names if name.endswith(".so")]) == 3
+    assert {"kachery_fast/py.typed", "kachery_fast/_core.pyi", "kachery_fast/_chunker.pyi",
+            "kachery_fast/_checksum.pyi"} <= set(names)
     outside = [name for name in names if not name.startswith("kachery_fast/") and ".dist-info/" not in name]
     assert not outside
     assert not [name for name in names if name.endswith((".c", ".pyx"))]

@@ -99,7 +99,7 @@ def test_urls_are_those_of_botocore_to_the_byte(settings: S3Settings) -> None:
     created = bucket.sign_put(name, 1234, 300)
     assert created.url == theirs("put_object", ContentLength=1234, IfNoneMatch="*")
     assert created.headers == {"if-none-match": "*"}
-    assert bucket.sign_put(name, 7, 300, replace=True) == (theirs("put_object", ContentLength=7), {})
+    assert bucket.sign_put(name, 7, 300, replace=True)[:2] == (theirs("put_object", ContentLength=7), {})
     assert bucket.sign_get(name, 300) == (theirs("get_object"), (int(now) + 300) * 1000)
     assert bucket.sign_get(name, 300, head=True).url == theirs("head_object")
     assert bucket.sign_get(name, 300).url.startswith(f"{bucket.url_base}/{name}?")

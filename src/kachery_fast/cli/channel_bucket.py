@@ -16,19 +16,28 @@ __all__ = ["bucket", "engines", "try_"]
 
 
 _credentials_option = click.option(
-    "--credentials", metavar="FILE", help="The access key and its secret, as in ~/.aws/credentials.")
+    "--credentials", metavar="FILE", help="Of S3: the access key and its secret, as in ~/.aws/credentials; of Google: "
+                                          "a service account's key file (JSON).")
+_hmac_option = click.option(
+    "--hmac", "hmac_key", metavar="FILE", help="Of Google: an HMAC key, kept as an access key of S3 is; URLs are "
+                                               "signed faster by it. With or without --credentials.")
 _profile_option = click.option("--profile", default="default", show_default=True, help="The section of that file.")
 
 
 @click.command()
 @click.argument("name")
 @click.option("--s3", "s3_bucket", metavar="BUCKET", help="Use this bucket, which speaks S3; needs --credentials.")
+@click.option("--gcs", "gcs_bucket", metavar="BUCKET", help="Use this one of Google Cloud Storage; needs --credentials "
+                                                            "or --hmac.")
 @click.option("--use", "used", metavar="BUCKET", help="Use one that the hub knows (kachery-fast channel engines).")
 @click.option("--own", is_flag=True, help="Use the hub's own bucket.")
-@click.option("--endpoint", default="", metavar="URL", help="The server of the bucket. [default: Amazon's]")
+@click.option("--endpoint", default="", metavar="URL", help="The server of the bucket. [default: Amazon's, Google's]")
 @click.option("--region", default="", help="The region of the bucket; Amazon's want it.")
 @_credentials_option
+@_hmac_option
 @_profile_option
+@click.option("--expire-days", type=click.IntRange(1), metavar="N", help="Of Google: objects below --prefix go at this "
+                                                                        "age.")
 @click.option("--prefix", default="", help="Before the names of all objects.")
 @click.option("--path-style/--host-style", default=None, help="Whether URLs name the bucket in their path, or in the "
                                                               "host's name. [default: in the path, but for Amazon's]")
@@ -39,37 +48,68 @@ _profile_option = click.option("--profile", default="default", show_default=True
 @hub_options
 @command_errors
 def bucket(
-    name: str, s3_bucket: str | None, used: str | None, own: bool, endpoint: str, region: str, credentials: str | None,
-    profile: str, prefix: str, path_style: bool | None, public_reads: bool, no_create_only: bool, tested: bool,
-    known_as: str | None, hub_url: str | None, token: str | None, as_json: bool,
+    name: str, s3_bucket: str | None, gcs_bucket: str | None, used: str | None, own: bool, hub_url: str | None,
+    token: str | None, as_json: bool, known_as: str | None, tested: bool, **options: Any,
 ) -> None:
-    """Show which bucket the channel NAME uses, or have it use another one: --s3, --use or --own.
+    """Show which bucket the channel NAME uses, or have it use another one: --s3, --gcs, --use or --own.
 
     The other bucket begins empty, as far as the channel is concerned; nodes upload again what is asked for. The hub
-    keeps the credentials encrypted, signs URLs with them, and shows them to nobody.
+    keeps the credentials encrypted, signs URLs with them, and shows them to nobody. One of Google's is also set up, for
+    browsers that read, and for --expire-days.
     """
-    if [s3_bucket is not None, used is not None, own].count(True) > 1:
-        raise InvalidArgument(what="Choose one of --s3, --use and --own.")
-    if s3_bucket is None and (endpoint or region or credentials or prefix or known_as or public_reads):
-        raise InvalidArgument(what="Name the bucket that this is said of, with --s3.")
+    if [s3_bucket is not None, gcs_bucket is not None, used is not None, own].count(True) > 1:
+        raise InvalidArgument(what="Choose one of --s3, --gcs, --use and --own.")
+    done: dict[str, Any] = {}
     if s3_bucket is not None:
-        if credentials is None:
-            raise InvalidArgument(what="--s3 needs --credentials FILE.")
-        added = ask_hub(hub_url, token, "addS3Bucket", name=known_as or s3_bucket, bucket=s3_bucket, endpoint=endpoint,
-                        region=region, prefix=prefix, pathStyle=path_style, publicReads=public_reads,
-                        createOnly=not no_create_only, **_read_credentials(credentials, profile))
-        used = added["id"]
+        used = ask_hub(hub_url, token, "addS3Bucket", name=known_as or s3_bucket, bucket=s3_bucket,
+                       **_fields_of_s3(**options))["id"]
+    elif gcs_bucket is not None:
+        fields = _fields_of_gcs(**options)
+        used = ask_hub(hub_url, token, "addGcsBucket", name=known_as or gcs_bucket, bucket=gcs_bucket, **fields)["id"]
+        if fields["serviceAccount"]:
+            done["setUp"] = ask_hub(hub_url, token, "setUpBucket", engine=used)
+    elif known_as or any(value for option, value in options.items() if option != "profile"):
+        raise InvalidArgument(what="Name the bucket that this is said of, with --s3 or --gcs.")
     if used is None and not own:
         answer = ask_hub(hub_url, token, "showChannel", channel=name)
         shown = {"channel": name, "name": answer["bucket"]}
     else:
         shown = ask_hub(hub_url, token, "setBucket", channel=name, engine=used)
     if tested:
-        shown["test"] = ask_hub(hub_url, token, "testChannel", channel=name)
+        done["test"] = ask_hub(hub_url, token, "testChannel", channel=name)
     text = f"{name}: " + ("the hub's own bucket" if shown["name"] is None else f"the bucket {shown['name']!r}")
-    emit(shown, "\n".join([text, *(_steps(shown["test"]) if tested else [])]), as_json)
-    if tested:
-        _end(shown["test"])
+    emit({**shown, **done}, "\n".join([text, *(line for answer in done.values() for line in _steps(answer))]), as_json)
+    for answer in done.values():
+        _end(answer)
+
+
+def _fields_of_s3(
+    *, endpoint: str, region: str, credentials: str | None, hmac_key: str | None, profile: str, prefix: str,
+    path_style: bool | None, public_reads: bool, no_create_only: bool, expire_days: int | None,
+) -> dict[str, Any]:
+    if credentials is None:
+        raise InvalidArgument(what="--s3 needs --credentials FILE.")
+    if hmac_key or expire_days:
+        raise InvalidArgument(what="--hmac and --expire-days are for a bucket of Google's, --gcs.")
+    return {"endpoint": endpoint, "region": region, "prefix": prefix, "pathStyle": path_style,
+            "publicReads": public_reads, "createOnly": not no_create_only, **_read_credentials(credentials, profile)}
+
+
+def _fields_of_gcs(
+    *, endpoint: str, region: str, credentials: str | None, hmac_key: str | None, profile: str, prefix: str,
+    path_style: bool | None, public_reads: bool, no_create_only: bool, expire_days: int | None,
+) -> dict[str, Any]:
+    if credentials is None and hmac_key is None:
+        raise InvalidArgument(what="--gcs needs --credentials FILE, or --hmac FILE, or both.")
+    if region or path_style is not None or no_create_only:
+        raise InvalidArgument(what="--region, --path-style, --host-style and --no-create-only are for S3.")
+    return {"endpoint": endpoint, "prefix": prefix, "publicReads": public_reads, "expireDays": expire_days or 0,
+            **_keys_of_gcs(credentials, hmac_key, profile)}
+
+
+def _keys_of_gcs(credentials: str | None, hmac_key: str | None, profile: str) -> dict[str, str]:
+    return {"serviceAccount": "" if credentials is None else _read_file(credentials),
+            **({} if hmac_key is None else _read_credentials(hmac_key, profile))}
 
 
 @click.command("test")
@@ -91,18 +131,23 @@ def try_(name: str, hub_url: str | None, token: str | None, as_json: bool) -> No
 @click.option("--renew", metavar="BUCKET", help="Give this one other credentials; needs --credentials.")
 @click.option("--remove", "removed", metavar="BUCKET", help="Have the hub forget this one; what is in it stays.")
 @_credentials_option
+@_hmac_option
 @_profile_option
 @hub_options
 @command_errors
 def engines(
-    renew: str | None, removed: str | None, credentials: str | None, profile: str, hub_url: str | None,
-    token: str | None, as_json: bool,
+    renew: str | None, removed: str | None, credentials: str | None, hmac_key: str | None, profile: str,
+    hub_url: str | None, token: str | None, as_json: bool,
 ) -> None:
     """List your buckets that the hub knows, and which channels use them; or change or remove one."""
     if renew is not None:
-        if credentials is None:
+        kinds = {item[key]: item["kind"] for item in ask_hub(hub_url, token, "listEngines")["engines"]
+                 for key in ("id", "name")}
+        if credentials is None and (hmac_key is None or kinds.get(renew) != "gcs"):
             raise InvalidArgument(what="--renew needs --credentials FILE.")
-        answer = ask_hub(hub_url, token, "changeCredentials", engine=renew, **_read_credentials(credentials, profile))
+        keys = _keys_of_gcs(credentials, hmac_key, profile) if kinds.get(renew) == "gcs" else _read_credentials(
+            credentials or "", profile)
+        answer = ask_hub(hub_url, token, "changeCredentials", engine=renew, **keys)
         emit(answer, f"The bucket {answer['name']!r} has other credentials now.", as_json)
         return
     if removed is not None:
@@ -117,7 +162,8 @@ def engines(
 def _steps(answer: dict[str, Any]) -> list[str]:
     lines = []
     for step in answer["steps"]:
-        lines.append(f"  {step['seconds']:6.2f} s  {step['name']}" + ("" if step["ok"] else f": FAILED, {step['why']}"))
+        took = f"{step['seconds']:6.2f} s" if "seconds" in step else " " * 8
+        lines.append(f"  {took}  {step['name']}" + ("" if step["ok"] else f": FAILED, {step['why']}"))
         if step["advice"]:
             lines.append(f"            {step['advice']}")
     return lines
@@ -137,11 +183,18 @@ def _read_credentials(path: str, profile: str) -> dict[str, str]:
     """Read an access key as Amazon's tools keep it; no error shows what is in the file."""
     parser = configparser.ConfigParser(interpolation=None)
     try:
-        parser.read_string(Path(path).expanduser().read_text("utf-8"))
+        parser.read_string(_read_file(path))
         section = parser[profile]
         return {"accessKey": section["aws_access_key_id"], "secretKey": section["aws_secret_access_key"]}
-    except OSError as error:
-        raise DiskError(action="reading", path=path, why=error.strerror) from None
-    except (configparser.Error, KeyError, UnicodeDecodeError):
+    except (configparser.Error, KeyError):
         raise InvalidArgument(what=f"{path} has no section [{profile}] with aws_access_key_id and "
                                    "aws_secret_access_key.") from None
+
+
+def _read_file(path: str) -> str:
+    try:
+        return Path(path).expanduser().read_text("utf-8")
+    except OSError as error:
+        raise DiskError(action="reading", path=path, why=error.strerror) from None
+    except UnicodeDecodeError:
+        raise InvalidArgument(what=f"{path} holds no credentials.") from None

@@ -39,7 +39,6 @@ from .limits import address_group
 from .node_api import NodeApi
 from .open_channels import OpenChannels
 from .openapi import describe_api
-from .outbound import Outbound
 from .owner_api import OwnerApi
 from .performing import ACTS_BY_NAME, Performer
 from .registry import Registry, registry_url
@@ -162,7 +161,7 @@ class Hub:
             parts.push_async_callback(relay.close)
             await relay.start(broker.receive, broker.forget_tokens)
         pubsub = EmbeddedPubsub(broker)
-        buckets = Buckets(bucket, Vault(bytes.fromhex(directory.secret("engine-key"))), Outbound(settings), self._clock)
+        buckets = Buckets(bucket, Vault(bytes.fromhex(directory.secret("engine-key"))), settings, self._clock)
         parts.push_async_callback(asyncio.to_thread, buckets.close)
         node_api = NodeApi(registry, buckets, pubsub, care.quotas, settings, self._clock, lambda: self.public_url)
         parts.push_async_callback(asyncio.to_thread, node_api.close)

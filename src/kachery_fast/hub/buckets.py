@@ -16,13 +16,15 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from ..config import Settings
 from .engines import BucketEngine
+from .engines.gcs_settings import GCS, GcsCredentials, GcsSettings
 from .engines.s3_settings import S3Credentials, S3Settings
 from .outbound import Outbound
 from .tables import channels, engines
 from .vault import Vault
 
-__all__ = ["BucketPlace", "Buckets", "EngineRow", "find_bucket"]
+__all__ = ["BucketPlace", "Buckets", "EngineRow", "decode_settings", "find_bucket"]
 
 _KEPT_MAX = 256
 
@@ -38,10 +40,17 @@ class EngineRow(NamedTuple):
 
 
 class BucketPlace(NamedTuple):
-    """What nodes are told: the base of object URLs, and whether each of them is signed, whoever may read there."""
+    """What nodes are told: the base of object URLs, whether each of them is signed, whoever may read there, and whether
+    the bucket compares the CRC-32C of what is uploaded."""
 
     url_base: str
     signed_reads: bool
+    crc32c: bool = False
+
+
+def decode_settings(kind: str, text: str) -> S3Settings | GcsSettings:
+    """Return what a row of the registry says of a bucket."""
+    return msgspec.json.decode(text, type=GcsSettings) if kind == GCS else msgspec.json.decode(text, type=S3Settings)
 
 
 def find_bucket(connection: Connection, channel: str) -> EngineRow | None:
@@ -59,10 +68,11 @@ class Buckets:
     :param own: the hub's own. :param clock: seconds since the epoch.
     """
 
-    def __init__(self, own: BucketEngine, vault: Vault, outbound: Outbound, clock: Callable[[], float]) -> None:
+    def __init__(self, own: BucketEngine, vault: Vault, settings: Settings, clock: Callable[[], float]) -> None:
         self.own = own
         self.vault = vault
-        self.outbound = outbound
+        self.outbound = Outbound(settings)
+        self._single_size_bytes_max = settings.chunk_size_bytes
         self._clock = clock
         self._lock = threading.Lock()
         self._kept: OrderedDict[EngineRow, BucketEngine] = OrderedDict()
@@ -90,8 +100,8 @@ class Buckets:
         """Return what nodes are told of a bucket, which takes no credentials."""
         if row is None:
             return BucketPlace(self.own.url_base, False)
-        settings = msgspec.json.decode(row.settings, type=S3Settings)
-        return BucketPlace(settings.url_base, not settings.public_reads)
+        settings = decode_settings(row.kind, row.settings)
+        return BucketPlace(settings.url_base, not settings.public_reads, row.kind == GCS)
 
     def close(self) -> None:
         """Break off what is under way."""
@@ -99,9 +109,14 @@ class Buckets:
         self._counter.shutdown(cancel_futures=True)
 
     def _made(self, row: EngineRow) -> BucketEngine:
+        opened = self.vault.open(row.id, row.settings, row.secret, row.name)
+        settings = decode_settings(row.kind, row.settings)
+        if isinstance(settings, GcsSettings):
+            from .engines.gcs import GcsBucket
+
+            return GcsBucket(settings, msgspec.json.decode(opened, type=GcsCredentials), self.outbound, self._counter,
+                             self._clock, self._single_size_bytes_max)
         from .engines.s3 import S3Bucket  # its signer takes a quarter of a second, and many hubs have no use for it
 
-        opened = self.vault.open(row.id, row.settings, row.secret, row.name)
-        credentials = msgspec.json.decode(opened, type=S3Credentials)
-        settings = msgspec.json.decode(row.settings, type=S3Settings)
-        return S3Bucket(settings, credentials, self.outbound, self._counter, self._clock)
+        return S3Bucket(settings, msgspec.json.decode(opened, type=S3Credentials), self.outbound, self._counter,
+                        self._clock)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import sqlalchemy as sa
@@ -17,15 +17,19 @@ from sqlalchemy.engine import Connection, Row
 from ..errors import AlreadyExists, InvalidArgument, NotOnHub
 from . import channels
 from .actions import Act, Actor, Answer, At, Done, Outside, Request, Scope
-from .engines.s3_settings import S3Settings, check_credentials, check_settings
+from .buckets import decode_settings
+from .engines.gcs_settings import GCS, GcsCredentials, GcsSettings, check_gcs_credentials
+from .engines.s3_settings import S3, S3Credentials, S3Settings, check_credentials, check_settings
 from .tables import channels as channels_table
 from .tables import engines
 
-__all__ = ["ENGINE_ACTS", "check_readers"]
+__all__ = [
+    "ENGINE_ACTS", "AddedBucket", "EngineLine", "KeyFile", "Secret", "add_bucket", "check_readers", "require_bucket",
+]
 
 ENGINES_PER_OWNER_MAX = 100
-S3 = "s3"
-_Secret = Annotated[str, Meta(max_length=300)]
+Secret = Annotated[str, Meta(max_length=300)]
+KeyFile = Annotated[str, Meta(max_length=20_000)]
 
 
 # --- requests
@@ -42,8 +46,8 @@ class AddS3Bucket(Request, tag="addS3Bucket"):
 
     name: Annotated[str, Meta(min_length=1, max_length=100)]
     bucket: str
-    access_key: _Secret
-    secret_key: _Secret
+    access_key: Secret
+    secret_key: Secret
     endpoint: str = ""
     region: str = ""
     prefix: str = ""
@@ -60,11 +64,16 @@ class ListEngines(Request, tag="listEngines"):
 
 
 class ChangeCredentials(Request, tag="changeCredentials"):
-    """Give the bucket ``engine`` (its name or id) other credentials; the old ones are gone."""
+    """Give the bucket ``engine`` (its name or id) other credentials; the old ones are gone.
+
+    ``serviceAccount``: for one of Google's, the text of a service account's key file; ``accessKey`` and ``secretKey``:
+    its HMAC key, or that of a bucket that speaks S3.
+    """
 
     engine: str
-    access_key: _Secret
-    secret_key: _Secret
+    access_key: Secret = ""
+    secret_key: Secret = ""
+    service_account: KeyFile = ""
 
     def __repr__(self) -> str:
         return f"ChangeCredentials(engine={self.engine!r}, …)"
@@ -91,7 +100,8 @@ class SetBucket(Request, tag="setBucket"):
 
 
 class EngineLine(Answer):
-    """A bucket. ``channels``: those that use it. Times are in ms."""
+    """A bucket. ``kind``: ``s3`` or ``gcs``. ``channels``: those that use it. ``expireDays``: objects below the prefix
+    go at that age; 0: the hub knows of no such rule. Times are in ms."""
 
     id: str
     name: str
@@ -99,13 +109,14 @@ class EngineLine(Answer):
     created: int
     bucket: str
     endpoint: str
-    region: str
     prefix: str
-    path_style: bool
     public_reads: bool
-    create_only: bool
     url: str
     channels: list[str]
+    region: str = ""
+    path_style: bool = True
+    create_only: bool = True
+    expire_days: int = 0
 
 
 class EngineList(Answer):
@@ -141,9 +152,24 @@ async def _check_address(request: AddS3Bucket, outside: Outside) -> None:
 
 
 def _add_s3(connection: Connection, actor: Actor, request: AddS3Bucket, at: At) -> Done:
-    settings = msgspec.json.encode(_settings_of(request)).decode()
+    return add_bucket(connection, actor, at, AddedBucket(
+        request.name, S3, _settings_of(request), _s3_credentials(request.access_key, request.secret_key)))
+
+
+class AddedBucket(NamedTuple):
+    """A bucket that an owner wants the hub to know."""
+
+    name: str
+    kind: str
+    settings: S3Settings | GcsSettings
+    credentials: S3Credentials | GcsCredentials
+
+
+def add_bucket(connection: Connection, actor: Actor, at: At, added: AddedBucket) -> Done:
+    """Have the hub know a bucket. :raises InvalidArgument, AlreadyExists: it cannot be called so, or there are many."""
+    settings = msgspec.json.encode(added.settings).decode()
     mine = _of_owner(connection, actor.owner)
-    name = request.name.strip()
+    name = added.name.strip()
     if not name or not name.isprintable():
         raise InvalidArgument(what="Give the bucket a name, of printable characters.")
     if any(name in (row.name, row.id) for row in mine):
@@ -153,9 +179,9 @@ def _add_s3(connection: Connection, actor: Actor, request: AddS3Bucket, at: At) 
         raise InvalidArgument(what=f"You have {len(mine)} buckets already; {ENGINES_PER_OWNER_MAX} are allowed.")
     engine_id = secrets.token_hex(8)
     connection.execute(engines.insert().values(
-        id=engine_id, owner=actor.owner, kind=S3, name=name, settings=settings,
-        secret=_sealed(at, engine_id, settings, request), created=at.now_ms))
-    return Done(_line(connection, _require(connection, actor.owner, engine_id)))
+        id=engine_id, owner=actor.owner, kind=added.kind, name=name, settings=settings,
+        secret=at.vault.seal(engine_id, settings, msgspec.json.encode(added.credentials)), created=at.now_ms))
+    return Done(_line(connection, require_bucket(connection, actor.owner, engine_id)))
 
 
 def _list(connection: Connection, actor: Actor, request: ListEngines, at: At) -> Done:
@@ -164,14 +190,18 @@ def _list(connection: Connection, actor: Actor, request: ListEngines, at: At) ->
 
 
 def _change_credentials(connection: Connection, actor: Actor, request: ChangeCredentials, at: At) -> Done:
-    row = _require(connection, actor.owner, request.engine)
-    secret = _sealed(at, row.id, row.settings, request)
+    row = require_bucket(connection, actor.owner, request.engine)
+    keys = request.access_key.strip(), request.secret_key.strip()
+    if row.kind == S3 and request.service_account:
+        raise InvalidArgument(what=f"The bucket {row.name!r} speaks S3, which has no service accounts.")
+    credentials = (check_gcs_credentials(request.service_account, *keys) if row.kind == GCS else _s3_credentials(*keys))
+    secret = at.vault.seal(row.id, row.settings, msgspec.json.encode(credentials))
     connection.execute(engines.update().where(engines.c.id == row.id).values(secret=secret))
     return Done(_line(connection, row))
 
 
 def _remove(connection: Connection, actor: Actor, request: RemoveEngine, at: At) -> Done:
-    row = _require(connection, actor.owner, request.engine)
+    row = require_bucket(connection, actor.owner, request.engine)
     users = _users(connection, row.id)
     if users:
         raise InvalidArgument(what=f"The bucket {row.name!r} is used by {', '.join(users)}. Set another one first: "
@@ -182,7 +212,7 @@ def _remove(connection: Connection, actor: Actor, request: RemoveEngine, at: At)
 
 def _set_bucket(connection: Connection, actor: Actor, request: SetBucket, at: At) -> Done:
     channels.require_channel(connection, request.channel, actor.owner, "set its bucket")
-    row = None if request.engine is None else _require(connection, actor.owner, request.engine)
+    row = None if request.engine is None else require_bucket(connection, actor.owner, request.engine)
     connection.execute(channels_table.update().where(channels_table.c.name == request.channel).values(
         bucket=None if row is None else row.id))
     check_readers(connection, request.channel)
@@ -205,10 +235,10 @@ def check_readers(connection: Connection, channel: str) -> None:
     :raises InvalidArgument: it would be.
     """
     row = connection.execute(
-        sa.select(channels_table.c.private, engines.c.name, engines.c.settings)
+        sa.select(channels_table.c.private, engines.c.name, engines.c.kind, engines.c.settings)
         .select_from(channels_table.join(engines, channels_table.c.bucket == engines.c.id))
         .where(channels_table.c.name == channel)).first()
-    if row is not None and row.private and _decoded(row.settings).public_reads:
+    if row is not None and row.private and decode_settings(row.kind, row.settings).public_reads:
         raise InvalidArgument(what=f"The channel {channel!r} would be private, and everybody may read in the bucket "
                                    f"{row.name!r}. Choose another bucket, or make the channel public.")
 
@@ -220,17 +250,19 @@ def _settings_of(request: AddS3Bucket) -> S3Settings:
         path_style=path_style, public_reads=request.public_reads, create_only=request.create_only))
 
 
-def _sealed(at: At, engine_id: str, settings: str, request: AddS3Bucket | ChangeCredentials) -> bytes:
-    credentials = check_credentials(request.access_key.strip(), request.secret_key.strip())
-    return at.vault.seal(engine_id, settings, msgspec.json.encode(credentials))
+def _s3_credentials(access_key: str, secret_key: str) -> S3Credentials:
+    return check_credentials(access_key.strip(), secret_key.strip())
 
 
 def _of_owner(connection: Connection, owner: str) -> list[Row[Any]]:
     return list(connection.execute(sa.select(engines).where(engines.c.owner == owner).order_by(engines.c.name)))
 
 
-def _require(connection: Connection, owner: str, named: str) -> Row[Any]:
-    """An engine of this owner's; another's is as if it were not there."""
+def require_bucket(connection: Connection, owner: str, named: str) -> Row[Any]:
+    """Return the row of a bucket of this owner's; another's is as if it were not there.
+
+    :raises NotOnHub: there is none.
+    """
     for row in _of_owner(connection, owner):
         if named in (row.id, row.name):
             return row
@@ -242,11 +274,7 @@ def _users(connection: Connection, engine_id: str) -> list[str]:
                                    .order_by(channels_table.c.name)).scalars())
 
 
-def _decoded(settings: str) -> S3Settings:
-    return msgspec.json.decode(settings, type=S3Settings)
-
-
 def _line(connection: Connection, row: Row[Any]) -> EngineLine:
-    settings = _decoded(row.settings)
+    settings = decode_settings(row.kind, row.settings)
     return EngineLine(id=row.id, name=row.name, kind=row.kind, created=row.created, url=settings.url_base,
                       channels=_users(connection, row.id), **msgspec.structs.asdict(settings))

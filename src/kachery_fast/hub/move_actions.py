@@ -9,7 +9,7 @@ from ..errors import AlreadyExists, InvalidArgument, NotOnHub
 from . import channels
 from .actions import Act, Actor, Answer, At, Done, Outside, Request, Scope
 from .bucket_moves import COPYING, RUNNING, STOPPED, set_bucket
-from .engine_actions import _require as require_engine
+from .engine_actions import require_bucket
 from .tables import bucket_moves, engines
 from .tables import channels as channels_table
 
@@ -59,7 +59,7 @@ class BucketMove(Answer):
 
 def _migrate(connection: Connection, actor: Actor, request: MigrateBucket, at: At) -> Done:
     channels.require_channel(connection, request.channel, actor.owner, "set its bucket")
-    target = None if request.engine is None else require_engine(connection, actor.owner, request.engine)
+    target = None if request.engine is None else require_bucket(connection, actor.owner, request.engine)
     row = _find(connection, request.channel)
     if row is not None and row.state in RUNNING:
         raise AlreadyExists(what=f"A move of the channel {request.channel!r}", advice="See how far it has come, or "

@@ -303,7 +303,8 @@ class NodeApi:
             ]
         return ChannelInfo(
             name=grant.channel, owner=channel_owner, permissions=_names(grant), bucket_url=place.url_base,
-            pubsub=self._pubsub.info(), members=members, private=private or place.signed_reads)
+            pubsub=self._pubsub.info(), members=members, private=private or place.signed_reads,
+            crc32c=place.crc32c)
 
 
 _ACTIONS: dict[type, Action] = {

@@ -95,6 +95,10 @@ class Outbound:
         self._closed = False
         self._tls: ssl.SSLContext | None = None
 
+    def trusts(self, url: str) -> bool:
+        """Whether the hub's admin has named this server (``hub_engine_hosts``)."""
+        return self._trusts(*_origin(url)[1:])
+
     def check(self, url: str) -> None:
         """Look a server's name up, and whether the hub would connect to it.
 
@@ -192,6 +196,9 @@ class Outbound:
                 return sock
         raise failure
 
+    def _trusts(self, host: str, port: int) -> bool:
+        return not self._trusted.isdisjoint((host, f"{host}:{port}", f"[{host}]:{port}"))
+
     def _addresses(self, host: str, port: int, *, hub: bool = False) -> list[Any]:
         """Rows of ``getaddrinfo``, only those that may be connected to."""
         try:
@@ -199,7 +206,7 @@ class Outbound:
         except (OSError, UnicodeError) as error:
             raise EngineUnusable(what=f"The server {host}", why=f"its name is not known ({_reason(error)})",
                                  advice="Is the address right?") from None
-        if hub or not self._trusted.isdisjoint((host, f"{host}:{port}", f"[{host}]:{port}")):
+        if hub or self._trusts(host, port):
             return found
         allowed = [row for row in found if is_for_everybody(str(row[4][0]))]
         if not allowed:

@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from functools import partial
@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import msgspec
 from sqlalchemy.engine import Connection
 
+from .._checksum import crc32c
 from ..config import Settings
 from ..errors import EngineUnusable, KacheryError
 from ..net.channel import AblyChannel, Message
@@ -28,7 +29,8 @@ from . import channels
 from .actions import Act, Actor, Answer, At, Done, Outside, Request, Scope
 from .buckets import Buckets, EngineRow, find_bucket
 from .engines import BucketEngine, PubsubEngine
-from .engines.s3_answers import advice_for, code_of, refusal_of
+from .engines.gcs_settings import GCS
+from .engines.xml_answers import GCS_ADVICE, S3_ADVICE, advice_for, code_of, refusal_of
 from .limits import RateLimiter
 from .outbound import Reply
 
@@ -102,24 +104,26 @@ class Trier:
             bucket = self._buckets.use(row)
         except KacheryError as error:
             return [Step(name="use the credentials", ok=False, seconds=0.0, why=error.message)]
+        advice = GCS_ADVICE if row is not None and row.kind == GCS else S3_ADVICE
         data = secrets.token_bytes(1000)
         name = object_name(channel, hashlib.sha1(data, usedforsecurity=False).hexdigest())
         with _step(steps, "look for an object that is not there"):
             reply = self._get(bucket, name)
             self._check_clocks(reply)
             if reply.status == 403 and code_of(reply) in ("", "AccessDenied") and row is not None:
-                raise _failed(reply, "If uploads go well, the permission to list is missing (s3:ListBucket on the "
+                permission = "storage.objects.list" if row.kind == GCS else "s3:ListBucket"
+                raise _failed(reply, f"If uploads go well, the permission to list is missing ({permission} on the "
                                      "bucket): without it, what is missing cannot be told from what is forbidden.")
-            _check(reply, 404, none="NoSuchBucket")
+            _check(reply, advice, 404, none="NoSuchBucket")
         with _step(steps, "upload an object"):
-            _check(self._put(bucket, name, data), 200, 201, 204)
+            _check(self._put(bucket, name, data), advice, 200, 201, 204)
         if not steps[-1].ok:
             return steps
         with _step(steps, "find that it is there already"):
-            self._put_again(bucket, name, data)
+            self._put_again(bucket, name, data, advice)
         with _step(steps, "read it"):
             reply = self._get(bucket, name)
-            _check(reply, 200)
+            _check(reply, advice, 200)
             if reply.body != data:
                 raise EngineUnusable(what="The bucket", why="it returns other bytes than were uploaded", advice="Is "
                                      "there anything on the way that changes them?")
@@ -132,17 +136,17 @@ class Trier:
         return steps
 
     def _put(self, bucket: BucketEngine, name: str, data: bytes) -> Reply:
-        signed = bucket.sign_put(name, len(data), self._settings.url_life_seconds)
+        signed = bucket.sign_put(name, len(data), self._settings.url_life_seconds, crc32c=crc32c(data))
         return self._request("PUT", signed.url, signed.headers, data)
 
-    def _put_again(self, bucket: BucketEngine, name: str, data: bytes) -> None:
-        signed = bucket.sign_put(name, len(data), self._settings.url_life_seconds)
-        reply = self._request("PUT", signed.url, signed.headers, data)
-        if signed.headers and reply.status in (200, 201, 204):
+    def _put_again(self, bucket: BucketEngine, name: str, data: bytes, advice: Mapping[str, str]) -> None:
+        signed = bucket.sign_put(name, len(data), self._settings.url_life_seconds, crc32c=crc32c(data))
+        reply, once = self._request("PUT", signed.url, signed.headers, data), bool(signed.headers)
+        if once and reply.status in (200, 201, 204):
             raise EngineUnusable(what="The bucket", why="it lets an object be replaced that is there already",
                                  advice="The store does not heed If-None-Match. Add the bucket with --no-create-only, "
                                         "to say that you know.")
-        _check(reply, 412, *(() if signed.headers else (200, 201, 204)))
+        _check(reply, advice, 412, *(() if once else (200, 201, 204)))
 
     def _get(self, bucket: BucketEngine, name: str) -> Reply:
         return self._request("GET", bucket.sign_get(name, self._settings.url_life_seconds).url)
@@ -213,10 +217,10 @@ def _step(steps: list[Step], name: str) -> Iterator[None]:
     steps.append(Step(name=name, ok=not why, seconds=round(time.perf_counter() - begun, 3), why=why, advice=advice))
 
 
-def _check(reply: Reply, *expected: int, none: str = "-") -> None:
+def _check(reply: Reply, advice: Mapping[str, str], *expected: int, none: str = "-") -> None:
     """:raises EngineUnusable: the answer has another status, or that code."""
     if reply.status not in expected or code_of(reply) == none:
-        raise _failed(reply, advice_for(reply))
+        raise _failed(reply, advice_for(reply, advice))
 
 
 def _failed(reply: Reply, advice: str) -> EngineUnusable:

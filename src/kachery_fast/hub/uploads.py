@@ -27,12 +27,13 @@ UploadBody = SignUploads | SignFeedUploads | SignTaskResult
 
 
 class Wanted(NamedTuple):
-    """An object that a node wants to upload."""
+    """An object that a node wants to upload. ``crc32c``: of its bytes, where the node told."""
 
     sha1: str
     object_name: str
     size_bytes: int
     replace: bool = False
+    crc32c: int | None = None
 
 
 class Uploads:
@@ -68,26 +69,29 @@ class Uploads:
         if isinstance(body, SignTaskResult):
             limit = result_size_bytes_max(self._settings)
             _check_size(f"The result {body.result_id}", body.size, limit, "task_result_size_bytes_max of the hub")
-            return [Wanted(body.result_id, result_object_name(channel, body.result_id), body.size, body.replace)]
+            return [Wanted(body.result_id, result_object_name(channel, body.result_id), body.size, body.replace,
+                           body.crc32c)]
         if isinstance(body, SignUploads):
             for item in body.objects:
                 _check_size(f"The object {item.sha1}", item.size, CHUNK_SIZE_BYTES_MAX, "the longest chunk")
-            return [Wanted(item.sha1, object_name(channel, item.sha1), item.size) for item in body.objects]
+            return [Wanted(item.sha1, object_name(channel, item.sha1), item.size, crc32c=item.crc32c)
+                    for item in body.objects]
         feed_id, subfeed = body.feed_id, body.subfeed
         for item in body.segments:
             _check_size(f"The segment {item.sha1}", item.size, SEGMENT_SIZE_BYTES_MAX, "the longest segment")
-        wanted = [Wanted(item.sha1, segment_object_name(channel, feed_id, subfeed, item.sha1), item.size)
-                  for item in body.segments]
+        wanted = [Wanted(item.sha1, segment_object_name(channel, feed_id, subfeed, item.sha1), item.size,
+                         crc32c=item.crc32c) for item in body.segments]
         if body.index_size_bytes is not None:
             _check_size("The index", body.index_size_bytes, INDEX_SIZE_BYTES_MAX, "the longest index")
             name = subfeed_object_name(channel, feed_id, subfeed)
-            wanted.append(Wanted("", name, body.index_size_bytes, replace=True))
+            wanted.append(Wanted("", name, body.index_size_bytes, replace=True, crc32c=body.index_crc32c))
         return wanted
 
     def _signed(self, bucket: BucketEngine, item: Wanted, node_id: str) -> SignedObject:
         signed = bucket.sign_put(item.object_name, item.size_bytes, self._settings.url_life_seconds,
-                                 replace=item.replace, node_id=node_id)
-        return SignedObject(sha1=item.sha1, object=item.object_name, url=signed.url, headers=signed.headers)
+                                 replace=item.replace, node_id=node_id, crc32c=item.crc32c)
+        return SignedObject(sha1=item.sha1, object=item.object_name, url=signed.url, headers=signed.headers,
+                            resumable=signed.resumable)
 
 
 def _count(body: UploadBody) -> int:

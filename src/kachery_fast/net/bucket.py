@@ -30,6 +30,7 @@ from ..errors import (
     WrongSize,
 )
 from .ranges import Meter, Progress, RangeClient, Response
+from .resumable import put_resumable
 from .targets import FileSpan, Target, rest_of, size_of
 
 __all__ = ["Bucket", "FileSpan", "HttpBucket", "ReadUrls", "SignedUpload", "Target"]
@@ -43,11 +44,13 @@ _REASON_SIZE_BYTES_MAX = 65536
 
 
 class SignedUpload(NamedTuple):
-    """Leave to PUT one object: its name, the signed URL, and the headers that the signature covers."""
+    """Leave to PUT one object: its name, the signed URL, and the headers that the signature covers. ``resumable``: to
+    begin a session that takes it, instead."""
 
     object_name: str
     url: str
     headers: dict[str, str]
+    resumable: bool = False
 
 
 class ReadUrls(Protocol):
@@ -189,10 +192,19 @@ class HttpBucket:
 
     async def put_from(self, upload: SignedUpload, fd: int, offset: int, length: int, *,
                        progress: Progress | None = None) -> bool:
+        if upload.resumable:
+            return await put_resumable(
+                self._client, upload.url, upload.headers, length, _Tries(self, upload.object_name), progress,
+                lambda url, at, headers, told: self._client.send(url, fd, offset + at, length - at, headers=headers,
+                                                                 progress=told))
         return await self._put(upload.object_name, progress, lambda meter: self._client.send(
             upload.url, fd, offset, length, headers=upload.headers, progress=meter.told))
 
     async def put_bytes(self, upload: SignedUpload, data: bytes) -> bool:
+        if upload.resumable:
+            return await put_resumable(
+                self._client, upload.url, upload.headers, len(data), _Tries(self, upload.object_name), None,
+                lambda url, at, headers, _told: self._client.send_small(url, data[at:], headers=headers))
         return await self._put(upload.object_name, None, lambda _meter: self._client.send_small(
             upload.url, data, headers=upload.headers))
 

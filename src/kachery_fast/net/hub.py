@@ -11,7 +11,7 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -162,37 +162,45 @@ class HubClient:
         """Return a token for those bands of a channel that this node may use. :raises NotPermitted: for none."""
         return await self._call(GetPubsubToken, PubsubToken, channel=channel)
 
-    async def sign_uploads(self, channel: str, objects: list[tuple[str, int]]) -> list[SignedObject]:
-        """Return where to PUT each of some objects, given as (SHA-1, size in bytes), in their order; absolute URLs.
+    async def sign_uploads(
+        self, channel: str, objects: Sequence[tuple[str, int] | tuple[str, int, int | None]]
+    ) -> list[SignedObject]:
+        """Return where to PUT each of some objects, given as (SHA-1, size in bytes, and, where ``ChannelInfo.crc32c``
+        says so, CRC-32C), in their order; absolute URLs.
 
         :raises NotPermitted: the node may not upload. :raises TooLarge: too many objects, or too long a one.
         :raises RateLimited: too many in the last seconds.
         """
-        specs = [ObjectSpec(sha1, size) for sha1, size in objects]
-        return await self._signed(SignUploads, [sha1 for sha1, _ in objects], channel=channel, objects=specs)
+        specs = [ObjectSpec(*item) for item in objects]
+        return await self._signed(SignUploads, [spec.sha1 for spec in specs], channel=channel, objects=specs)
 
-    async def sign_feed_uploads(self, channel: str, feed_id: str, subfeed: str, segments: list[tuple[str, int]],
-                                index_size_bytes: int | None = None) -> list[SignedObject]:
-        """Return where to PUT segments of a subfeed, given as (SHA-1, size in bytes), in their order; absolute URLs.
+    async def sign_feed_uploads(
+        self, channel: str, feed_id: str, subfeed: str,
+        segments: Sequence[tuple[str, int] | tuple[str, int, int | None]], index_size_bytes: int | None = None,
+        index_crc32c: int | None = None,
+    ) -> list[SignedObject]:
+        """Return where to PUT segments of a subfeed, given as of ``sign_uploads``, in their order; absolute URLs.
 
         :param index_size_bytes: the size of its ``subfeed.json``, which comes last, with an empty ``sha1``; that one
-            replaces the object that is there. None: not asked for.
+            replaces the object that is there. None: not asked for. :param index_crc32c: its CRC-32C, where wanted.
         :raises NotPermitted, TooLarge, RateLimited: as of ``sign_uploads``.
         """
-        specs = [ObjectSpec(sha1, size) for sha1, size in segments]
-        expected = [sha1 for sha1, _ in segments] + ([] if index_size_bytes is None else [""])
+        specs = [ObjectSpec(*item) for item in segments]
+        expected = [spec.sha1 for spec in specs] + ([] if index_size_bytes is None else [""])
         return await self._signed(SignFeedUploads, expected, channel=channel, feed_id=feed_id, subfeed=subfeed,
-                                  segments=specs, index_size_bytes=index_size_bytes)
+                                  segments=specs, index_size_bytes=index_size_bytes, index_crc32c=index_crc32c)
 
-    async def sign_task_result(self, channel: str, result_id: str, size: int, *, replace: bool = False) -> SignedObject:
+    async def sign_task_result(self, channel: str, result_id: str, size: int, *, replace: bool = False,
+                               crc32c: int | None = None) -> SignedObject:
         """Return where to PUT the result of a task; an absolute URL. ``sha1`` of the answer is the result id.
 
         :param size: the size in bytes of the result's object.
         :param replace: it may take the place of the result that is there; else the PUT finds 412 (it exists).
+        :param crc32c: of its bytes, where ``ChannelInfo.crc32c`` says so.
         :raises NotPermitted, TooLarge, RateLimited: as of ``sign_uploads``.
         """
         (signed,) = await self._signed(SignTaskResult, [result_id], channel=channel, result_id=result_id, size=size,
-                                       replace=replace)
+                                       replace=replace, crc32c=crc32c)
         return signed
 
     async def sign_downloads(self, of: ObjectName, sha1s: list[str], *, head: bool = False) -> SignedDownloads:

@@ -92,12 +92,13 @@ class RangeClient:
             return await self._exchange(request, lambda connection: connection.send(
                 request, fd, offset, length, meter.told), meter)
 
-    async def send_small(self, url: str, data: bytes, *, headers: Mapping[str, str] | None = None) -> Response:
-        """PUT bytes that are in memory; they do not queue behind bulk transfers.
+    async def send_small(self, url: str, data: bytes, *, headers: Mapping[str, str] | None = None,
+                         method: str = "PUT") -> Response:
+        """PUT (or POST) bytes that are in memory; they do not queue behind bulk transfers.
 
         :raises Stalled, BucketUnreachable: as in ``receive``.
         """
-        request = _request("PUT", url, {**(headers or {}), "content-length": str(len(data))})
+        request = _request(method, url, {**(headers or {}), "content-length": str(len(data))})
         async with self._small:
             return await self._exchange(request, lambda connection: connection.send(
                 request, data, 0, len(data), None), Meter(None))

@@ -55,7 +55,7 @@ from .link import ChannelLink
 from .rules import feed_key
 from .threads import in_thread
 from .tools import FeedTools
-from .uploading import put_signed
+from .uploading import crc32c_of, put_signed
 
 __all__ = ["FeedSharing"]
 
@@ -328,15 +328,18 @@ class FeedSharing:
         if known.index == (count, tuple(segments)) or (known.index[0] > count and not self._owns(key[0])):
             return
         data = encode_index(count, head, segments)
-        sign = partial(self._sign, key, [], len(data))
+        sign = partial(self._sign, key, [], data)
         (leave,) = await sign()
         await self._put(leave, data, sign)
         known.index = count, tuple(segments)
 
-    async def _sign(self, key: tuple[str, str], segments: list[Segment], index_size_bytes: int | None = None,
+    async def _sign(self, key: tuple[str, str], segments: list[Segment], index: bytes | None = None,
                     ) -> list[SignedObject]:
+        specs = [(part.sha1, part.size, await in_thread(
+            self._tools.threads, lambda part=part: crc32c_of(self.link, self._segment_bytes(key, part))
+        ) if self.link.info.crc32c else None) for part in segments]
         return await self.link.hub.sign_feed_uploads(
-            self.link.name, *key, [(part.sha1, part.size) for part in segments], index_size_bytes)
+            self.link.name, *key, specs, *(() if index is None else (len(index), crc32c_of(self.link, index))))
 
     async def _put(self, leave: SignedObject, data: bytes, sign: Callable[[], Awaitable[list[SignedObject]]]) -> None:
         if await put_signed(leave, lambda leave: self.link.bucket.put_bytes(leave, data), sign):

@@ -52,7 +52,7 @@ from .legacy_parts import answer_success, read_legacy_body, tell_in_text
 from .link import ChannelLink
 from .receiving import STORE_2022_PATH, send_stored, store_body, tell_stored
 from .threads import in_thread
-from .uploading import put_signed
+from .uploading import crc32c_of, put_signed
 
 if TYPE_CHECKING:
     from .node import Node
@@ -321,7 +321,7 @@ class LegacyFiles:
                 raise InvalidArgument(what=f"the bytes have the SHA-1 {found}, and {sha1} was announced")
 
             async def sign() -> list[SignedObject]:
-                return await link.hub.sign_uploads(link.name, [(sha1, len(data))])
+                return await link.hub.sign_uploads(link.name, [(sha1, len(data), crc32c_of(link, data))])
 
             (leave,) = await sign()
             await put_signed(leave, lambda upload: link.bucket.put_bytes(upload, data), sign)

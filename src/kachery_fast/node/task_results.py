@@ -27,7 +27,7 @@ from ..protocol.task_events import Store
 from ..protocol.tasks import RESULT_FRAME_SIZE_BYTES, check_result, result_id, sign_result
 from .identity import Identity
 from .link import ChannelLink
-from .uploading import Uploader, put_signed
+from .uploading import Uploader, crc32c_of, put_signed
 
 __all__ = ["TaskResults"]
 
@@ -108,7 +108,8 @@ class TaskResults:
 
         async def sign() -> list[SignedObject]:
             return [await self._link.hub.sign_task_result(self._link.name, found_as, len(data),
-                                                          replace=effect.kind == "query")]
+                                                          replace=effect.kind == "query",
+                                                          crc32c=crc32c_of(self._link, data))]
 
         async def put(leave: SignedUpload) -> bool:
             return await self._link.bucket.put_bytes(leave, data) or await self.has(found_as)

@@ -7,11 +7,12 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, BinaryIO, TypeVar
 
+from .._checksum import crc32c
 from ..config import Settings
 from ..errors import Cancelled, FileChanged, ObjectMissing, UrlExpired
 from ..net.bucket import SignedUpload
@@ -26,9 +27,10 @@ from .slots import AdaptiveSlots
 from .threads import in_thread
 from .tools import Traffic
 
-__all__ = ["Account", "Uploader", "put_signed"]
+__all__ = ["Account", "Uploader", "crc32c_of", "put_signed"]
 
 _SIGN_TRIES_MAX = 3
+_CRC32C_BATCH_MAX = 8
 
 T = TypeVar("T")
 
@@ -59,15 +61,24 @@ class Uploader:
         self._traffic = traffic
         self._span_bytes = settings.small_read_size_bytes
         self._closing = threading.Event()
-        self.sign_batch_max = settings.sign_batch_max
+        self._sign_batch_max = settings.sign_batch_max
+
+    @property
+    def sign_batch_max(self) -> int:
+        """Objects that leave is asked for at once. Where their CRC-32C is told, they are read before the first goes."""
+        return min(self._sign_batch_max, _CRC32C_BATCH_MAX) if self._link.info.crc32c else self._sign_batch_max
 
     def close(self) -> None:
         """Break off the reading of files for their manifests. Uploads end with the tasks that await them."""
         self._closing.set()
 
     async def sign(self, uploads: list[Upload]) -> list[SignedObject]:
-        """Return leave for some objects, ``sign_batch_max`` at most. :raises KacheryError: the hub's refusal."""
-        objects = [(upload.sha1, upload.end - upload.start) for upload in uploads]
+        """Return leave for some objects, ``sign_batch_max`` at most.
+
+        :raises KacheryError: the hub's refusal; or, where the bucket wants their CRC-32C, as ``put``.
+        """
+        objects = [(upload.sha1, upload.end - upload.start, await in_thread(
+            self._threads, self._crc32c, upload) if self._link.info.crc32c else None) for upload in uploads]
         return await self._link.hub.sign_uploads(self._link.name, objects)
 
     async def put(self, upload: Upload, leave: SignedObject) -> None:
@@ -150,18 +161,34 @@ class Uploader:
             note_use(located.path, time.time())
         return self._store.open(sha1)
 
-    def _check(self, fd: int, upload: Upload) -> None:
-        digest = hashlib.sha1(usedforsecurity=False)
+    def _pieces(self, fd: int, upload: Upload) -> Iterator[bytes]:
         position = upload.start
         while position < upload.end:
             data = os.pread(fd, min(self._span_bytes, upload.end - position), position)
             if not data:
                 break
-            digest.update(data)
+            yield data
             position += len(data)
+
+    def _crc32c(self, upload: Upload) -> int:
+        value = 0
+        with self._open(upload.file_sha1) as file:
+            for data in self._pieces(file.fileno(), upload):
+                value = crc32c(data, value)
+        return value
+
+    def _check(self, fd: int, upload: Upload) -> None:
+        digest = hashlib.sha1(usedforsecurity=False)
+        for data in self._pieces(fd, upload):
+            digest.update(data)
         if digest.hexdigest() != upload.sha1:
             raise FileChanged(path=f"sha1://{upload.file_sha1}", why=f"bytes {upload.start} to {upload.end} have "
                                                                      f"another SHA-1 than {upload.sha1}")
+
+
+def crc32c_of(link: ChannelLink, data: bytes) -> int | None:
+    """The CRC-32C of bytes that are to be uploaded, where the bucket compares it; else None."""
+    return crc32c(data) if link.info.crc32c else None
 
 
 async def put_signed(leave: SignedObject, put: Callable[[SignedUpload], Awaitable[bool]],
@@ -173,7 +200,7 @@ async def put_signed(leave: SignedObject, put: Callable[[SignedUpload], Awaitabl
     tries = 1
     while True:
         try:
-            return await put(SignedUpload(leave.object, leave.url, leave.headers))
+            return await put(SignedUpload(leave.object, leave.url, leave.headers, leave.resumable))
         except UrlExpired:
             if tries == _SIGN_TRIES_MAX:
                 raise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 
@@ -57,11 +57,16 @@ class GetPubsubToken(Body, tag="getPubsubToken"):
     """A token for the bands of ``channel``."""
 
 
-class ObjectSpec(msgspec.Struct):
-    """An object under ``<channel>/sha1/`` and its exact size in bytes."""
+_Crc32c = Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)]
+
+
+class ObjectSpec(msgspec.Struct, omit_defaults=True):
+    """An object under ``<channel>/sha1/`` and its exact size in bytes. ``crc32c``: of its bytes, where
+    ``ChannelInfo.crc32c`` says that the bucket compares it."""
 
     sha1: str
     size: int
+    crc32c: _Crc32c | None = None
 
 
 class SignUploads(Body, tag="signUploads"):
@@ -72,23 +77,26 @@ class SignUploads(Body, tag="signUploads"):
 
 class SignFeedUploads(Body, tag="signFeedUploads"):
     """Upload URLs for segments of a subfeed, and with ``index_size_bytes`` for its ``subfeed.json``, which may replace
-    the one that is there."""
+    the one that is there. ``index_crc32c``: as in ``ObjectSpec``."""
 
     feed_id: str
     subfeed: str
     segments: list[ObjectSpec] = msgspec.field(default_factory=list)
     index_size_bytes: int | None = None
+    index_crc32c: _Crc32c | None = None
 
 
 class SignTaskResult(Body, tag="signTaskResult"):
     """An upload URL for the result of the task with this result id (``protocol.tasks.result_id``).
 
-    ``replace``: it may take the place of the one that is there, as that of a query does.
+    ``replace``: it may take the place of the one that is there, as that of a query does. ``crc32c``: as in
+    ``ObjectSpec``.
     """
 
     result_id: str
     size: int
     replace: bool = False
+    crc32c: _Crc32c | None = None
 
 
 class SignDownloads(Body, tag="signDownloads"):
@@ -194,7 +202,8 @@ class PubsubInfo(msgspec.Struct, rename="camel"):
 
 class ChannelInfo(msgspec.Struct, rename="camel"):
     """One channel of the asking node. ``bucket_url`` is the base of object URLs, relative to the hub if it begins
-    with a slash. ``private``: they have to be signed for reading too."""
+    with a slash. ``private``: they have to be signed for reading too. ``crc32c``: the bucket compares the CRC-32C of
+    what is uploaded with what was told when the URL was asked for."""
 
     name: str
     owner: str
@@ -203,6 +212,7 @@ class ChannelInfo(msgspec.Struct, rename="camel"):
     pubsub: PubsubInfo
     members: list[Member]
     private: bool = False
+    crc32c: bool = False
 
 
 class NodeConfig(msgspec.Struct, rename="camel"):
@@ -247,12 +257,14 @@ class PubsubToken(msgspec.Struct, rename="camel"):
 
 
 class SignedObject(msgspec.Struct, rename="camel"):
-    """Where and how to PUT one object; ``url`` is relative to the hub if it begins with a slash."""
+    """Where and how to PUT one object; ``url`` is relative to the hub if it begins with a slash. ``resumable``: where
+    to begin, by POST, a session that takes it (``net.resumable``)."""
 
     sha1: str
     object: str
     url: str
     headers: dict[str, str]
+    resumable: bool = False
 
 
 class SignedUploads(msgspec.Struct, rename="camel"):

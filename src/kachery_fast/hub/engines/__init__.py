@@ -14,10 +14,14 @@ __all__ = [
 
 
 class SignedUrl(NamedTuple):
-    """Where to PUT one object, and the headers without which the signature does not hold."""
+    """Where to PUT one object, and the headers without which the signature does not hold.
+
+    ``resumable``: where to POST, instead, for a session that takes it (Google's; ``net.resumable``).
+    """
 
     url: str
     headers: dict[str, str]
+    resumable: bool = False
 
 
 class ObjectRecord(NamedTuple):
@@ -77,9 +81,13 @@ class BucketEngine(Protocol):
     """Whether the hub sees what moves; else an upload counts from when it was signed."""
 
     def sign_put(
-        self, object_name: str, size_bytes: int, life_seconds: float, *, replace: bool = False, node_id: str = ""
+        self, object_name: str, size_bytes: int, life_seconds: float, *, replace: bool = False, node_id: str = "",
+        crc32c: int | None = None,
     ) -> SignedUrl:
-        """Sign one upload of exactly ``size_bytes`` bytes by a node, create-only unless ``replace``. Quick: no I/O."""
+        """Sign one upload of exactly ``size_bytes`` bytes by a node, create-only unless ``replace``. Quick: no I/O.
+
+        :param crc32c: of the bytes, where the node told; a bucket that does not compare it leaves it out.
+        """
 
     def totals(self, channel: str) -> BucketTotals:
         """Return how much there is of a channel, as far as that is known without I/O."""

@@ -70,7 +70,8 @@ class DirectoryBucket:
         self._counts = Counts(self._all, counter, clock)
 
     def sign_put(
-        self, object_name: str, size_bytes: int, life_seconds: float, *, replace: bool = False, node_id: str = ""
+        self, object_name: str, size_bytes: int, life_seconds: float, *, replace: bool = False, node_id: str = "",
+        crc32c: int | None = None,
     ) -> SignedUrl:
         """See ``BucketEngine``. There is nothing to sign: the headers tell whether it may be in another's place."""
         return SignedUrl(f"file://{quote(self._settings.folder)}/{object_name}", {"replace": "1"} if replace else {})

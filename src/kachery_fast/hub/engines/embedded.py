@@ -30,7 +30,8 @@ class EmbeddedBucket:
         self.url_base = server.prefix
 
     def sign_put(
-        self, object_name: str, size_bytes: int, life_seconds: float, *, replace: bool = False, node_id: str = ""
+        self, object_name: str, size_bytes: int, life_seconds: float, *, replace: bool = False, node_id: str = "",
+        crc32c: int | None = None,
     ) -> SignedUrl:
         """See ``BucketEngine``."""
         return SignedUrl(*self._signer.sign(object_name, size_bytes, life_seconds, self.url_base, replace=replace,

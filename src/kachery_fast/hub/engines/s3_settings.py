@@ -10,7 +10,9 @@ import msgspec
 from ...errors import InvalidArgument
 from ..outbound import check_endpoint, shown
 
-__all__ = ["S3Credentials", "S3Settings", "check_credentials", "check_settings"]
+__all__ = ["S3", "S3Credentials", "S3Settings", "check_credentials", "check_prefix", "check_settings"]
+
+S3 = "s3"
 
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9]")
 _REGION = re.compile(r"[a-z0-9-]{1,40}")
@@ -66,12 +68,19 @@ def check_settings(settings: S3Settings) -> S3Settings:
         raise InvalidArgument(what="Name the region of the bucket, such as eu-central-1.")
     if _REGION.fullmatch(region) is None:
         raise InvalidArgument(what=f"{shown(region.encode())!r} cannot be a region. One looks like eu-central-1.")
-    prefix = settings.prefix.strip("/")
-    if len(prefix) > 200 or (prefix and _PREFIX.fullmatch(prefix) is None):
-        raise InvalidArgument(what="A prefix is made of letters, digits, dots, dashes, underscores and slashes.")
+    prefix = check_prefix(settings.prefix)
     # The certificate of Amazon's names covers one label before it; an address has no names before it.
     path_style = settings.path_style or "." in settings.bucket
     return msgspec.structs.replace(settings, endpoint=endpoint, region=region, prefix=prefix, path_style=path_style)
+
+
+def check_prefix(text: str) -> str:
+    """Return what stands before the names of all objects, without slashes around it. :raises InvalidArgument: it
+    cannot be."""
+    prefix = text.strip("/")
+    if len(prefix) > 200 or (prefix and _PREFIX.fullmatch(prefix) is None):
+        raise InvalidArgument(what="A prefix is made of letters, digits, dots, dashes, underscores and slashes.")
+    return prefix
 
 
 def check_credentials(access_key: str, secret_key: str) -> S3Credentials:

@@ -16,6 +16,7 @@ from ..account_actions import SignInLink, TokenMade
 from ..accounts import owner_of
 from ..actions import Actor, Answer
 from ..channel_actions import InvitationMade
+from ..gcs_actions import BucketSetUp
 from ..limits import RateLimiter, address_group
 from ..performing import ACTS_BY_NAME, Performer
 from ..registry import Registry
@@ -40,7 +41,7 @@ _Handler = Callable[[web.Request, Visitor], Awaitable[web.StreamResponse]]
 # Answers that have a page of their own: with something that is shown once, or longer than a line.
 _SHOWN: dict[type[Answer], str] = {
     InvitationMade: "shown_once.html", TokenMade: "shown_once.html", SignInLink: "shown_once.html",
-    ChannelTried: "tried.html"}
+    ChannelTried: "tried.html", BucketSetUp: "set_up.html"}
 
 
 class Site:
@@ -254,6 +255,7 @@ _SAID = {
     "closeInvitations": "{closed} invitations were closed.",
     "deleteChannel": "The channel {channel} was deleted, and {objects_removed} objects with it. {left}",
     "addS3Bucket": "The hub knows the bucket {name} now. Choose it on the page of a channel.",
+    "addGcsBucket": "The hub knows the bucket {name} now. Choose it on the page of a channel.",
     "changeCredentials": "The bucket {name} has other credentials now.",
     "removeEngine": "The hub has forgotten the bucket {name}. What is in it stays there.",
     "setBucket": "The bucket of {channel} was changed. Test it next.",

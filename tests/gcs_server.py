@@ -4,10 +4,10 @@ gcp-storage-emulator keeps the objects. It looks at no signature, and knows half
 at each request first, as Google documents it: V4 signatures ("Canonical requests", "V4 signing process with your own
 program"), their age, and what the account may do; for the JSON API, a token that the account has signed itself. It
 shares no code with the hub, and none with Google's library. What the emulator lacks is done here: HEAD,
-``x-goog-generation``, ``x-goog-if-generation-match``, ``x-goog-content-length-range``, ``x-goog-hash`` of what arrives, ``list-type=2``,
-resumable sessions begun by ``x-goog-resumable: start`` (of a part that breaks off, whole 256 KiB are kept), ranges past
-the end, errors in XML, and of the JSON API the pages of listings and ``ifGenerationMatch``. Run as a program it prints
-its port.
+``x-goog-generation``, ``x-goog-if-generation-match``, ``x-goog-content-length-range``, ``x-goog-hash`` of what
+arrives, ``list-type=2``, resumable sessions begun by ``x-goog-resumable: start`` (of a part that breaks off, whole
+256 KiB are kept), ranges past the end, errors in XML, and of the JSON API the pages of listings and
+``ifGenerationMatch``. Run as a program it prints its port.
 """
 
 from __future__ import annotations
@@ -410,9 +410,9 @@ class _Handler(BaseHTTPRequestHandler):
         span = re.fullmatch(r"bytes (?:(\d+)-(\d+)|\*)/(\d+)", headers["content-range"])
         assert span is not None
         total = int(span[3])
-        if span[1] is not None and int(span[1]) == len(session.data):
+        if span[1] is not None and int(span[1]) <= len(session.data):  # what it has already is passed over
             assert int(span[2]) - int(span[1]) + 1 == len(body)
-            session.data.extend(body)
+            session.data.extend(body[len(session.data) - int(span[1]):])
         if len(session.data) < total:
             reached = {"Range": f"bytes=0-{len(session.data) - 1}"} if session.data else {}
             return self._answer(308, b"", reached)

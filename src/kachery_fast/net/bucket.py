@@ -196,7 +196,7 @@ class HttpBucket:
             return await put_resumable(
                 self._client, upload.url, upload.headers, length, _Tries(self, upload.object_name), progress,
                 lambda url, at, headers, told: self._client.send(url, fd, offset + at, length - at, headers=headers,
-                                                                 progress=told))
+                                                                 progress=told, fresh=True))
         return await self._put(upload.object_name, progress, lambda meter: self._client.send(
             upload.url, fd, offset, length, headers=upload.headers, progress=meter.told))
 
@@ -204,7 +204,7 @@ class HttpBucket:
         if upload.resumable:
             return await put_resumable(
                 self._client, upload.url, upload.headers, len(data), _Tries(self, upload.object_name), None,
-                lambda url, at, headers, _told: self._client.send_small(url, data[at:], headers=headers))
+                lambda url, at, headers, _told: self._client.send_small(url, data[at:], headers=headers, fresh=True))
         return await self._put(upload.object_name, None, lambda _meter: self._client.send_small(
             upload.url, data, headers=upload.headers))
 
@@ -302,7 +302,8 @@ class _Tries:
             raise ObjectMissing(object=name)
         if answer.status in (400, 401, 403) and ("expired" in text.lower() or (action == "the upload" and not text)):
             raise UrlExpired(object=name, why=why)
-        if answer.status < 500 and answer.status not in _PASSING and answer.status not in (200, 206):
+        passing = answer.status >= 500 or answer.status in _PASSING or "<Code>BadDigest<" in text  # changed on the way
+        if not passing and answer.status not in (200, 206):
             if 300 <= answer.status < 400:
                 why = "it points elsewhere, and redirects are not followed"
             raise UploadRefused(action=action, object=name, why=why, status=answer.status)
@@ -322,9 +323,10 @@ class _Tries:
 
 
 def _reason(text: str) -> str:
-    """What a bucket says: of an error of S3's or Google's (XML), its code and message."""
-    parts = [found[1] for name in ("Code", "Message") if (found := re.search(f"<{name}>([^<]*)</{name}>", text))]
-    said = ": ".join(parts) or text
+    """What a bucket says: of an error of S3's or Google's (XML), its code and message; Google's details say more."""
+    parts = [found[1] for name in ("Code", "Message", "Details")
+             if (found := re.search(f"<{name}>([^<]*)</{name}>", text))]
+    said = ": ".join([*(part.rstrip(".") for part in parts[:-1]), *parts[-1:]]) or text
     return " ".join("".join(c if c.isprintable() else " " for c in said).split())[:200]
 
 

@@ -79,29 +79,30 @@ class RangeClient:
                 request, target, start=start, total=total, progress=meter.told), meter)
 
     async def send(self, url: str, fd: int, offset: int, length: int, *, headers: Mapping[str, str] | None = None,
-                   progress: Progress | None = None) -> Response:
+                   progress: Progress | None = None, fresh: bool = False) -> Response:
         """PUT ``length`` bytes of the open file ``fd`` from byte ``offset`` on; the file's position is not moved.
 
         An answer that comes before the whole body was sent ends the sending.
 
+        :param fresh: by a connection of its own, and not tried again: on one that was kept, a break may be an old end.
         :raises Stalled, BucketUnreachable: as in ``receive``. :raises FileChanged: the file ends too early.
         """
         request = _request("PUT", url, {**(headers or {}), "content-length": str(length)})
         meter = Meter(progress)
         async with self._bulk:
             return await self._exchange(request, lambda connection: connection.send(
-                request, fd, offset, length, meter.told), meter)
+                request, fd, offset, length, meter.told), meter, fresh=fresh)
 
     async def send_small(self, url: str, data: bytes, *, headers: Mapping[str, str] | None = None,
-                         method: str = "PUT") -> Response:
-        """PUT (or POST) bytes that are in memory; they do not queue behind bulk transfers.
+                         method: str = "PUT", fresh: bool = False) -> Response:
+        """PUT (or POST) bytes that are in memory; they do not queue behind bulk transfers. ``fresh``: as of ``send``.
 
         :raises Stalled, BucketUnreachable: as in ``receive``.
         """
         request = _request(method, url, {**(headers or {}), "content-length": str(len(data))})
         async with self._small:
             return await self._exchange(request, lambda connection: connection.send(
-                request, data, 0, len(data), None), Meter(None))
+                request, data, 0, len(data), None), Meter(None), fresh=fresh)
 
     async def head(self, url: str, headers: Mapping[str, str] | None = None) -> Response:
         """HEAD: the status and headers of an object. :raises Stalled, BucketUnreachable:"""
@@ -135,10 +136,11 @@ class RangeClient:
     # --- connections
 
     async def _exchange(self, request: Request, work: Callable[[Connection], T], meter: Meter,
-                        work_on_loop: Callable[[Connection], Awaitable[T]] | None = None) -> T:
+                        work_on_loop: Callable[[Connection], Awaitable[T]] | None = None, *,
+                        fresh: bool = False) -> T:
         """Run ``work`` in a thread, or ``work_on_loop`` where a connection was kept: each hand-over to a thread takes a
         tenth of a small exchange."""
-        connection = self._take(request.origin)
+        connection = None if fresh else self._take(request.origin)
         if connection is not None:
             try:
                 with self._using(connection):
@@ -149,24 +151,24 @@ class RangeClient:
                 _log.debug("%s closed an idle connection; taking a fresh one", request.origin.host)
                 meter.undo()
         addresses = await self._addresses(request)
-        fresh = Connection(request.origin, stall_seconds=self._settings.stall_seconds,
-                           span_bytes=self._settings.small_read_size_bytes)
+        made = Connection(request.origin, stall_seconds=self._settings.stall_seconds,
+                          span_bytes=self._settings.small_read_size_bytes)
 
         def connect_and_work() -> T:
             tls = self._context() if request.origin.scheme == "https" else None
             seconds = self._settings.connect_timeout_seconds
             try:
-                fresh.open(addresses, connect_timeout_seconds=seconds, tls=tls)
+                made.open(addresses, connect_timeout_seconds=seconds, tls=tls)
             except TimeoutError as error:
                 why = f"no connection within {seconds:g} s"
                 raise BucketUnreachable(object=request.name, why=why, attempts=1, received=0) from error
             except OSError as error:
                 why = error.strerror or str(error)
                 raise BucketUnreachable(object=request.name, why=why, attempts=1, received=0) from error
-            return work(fresh)
+            return work(made)
 
-        with self._using(fresh):
-            return await self._in_thread(fresh, connect_and_work)
+        with self._using(made):
+            return await self._in_thread(made, connect_and_work)
 
     @contextmanager
     def _using(self, connection: Connection) -> Iterator[None]:

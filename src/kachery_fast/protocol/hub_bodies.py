@@ -83,7 +83,7 @@ class SignFeedUploads(Body, tag="signFeedUploads"):
     subfeed: str
     segments: list[ObjectSpec] = msgspec.field(default_factory=list)
     index_size_bytes: int | None = None
-    index_crc32c: _Crc32c | None = None
+    index_crc32c: _Crc32c | None = msgspec.field(default=None, name="indexCrc32c")
 
 
 class SignTaskResult(Body, tag="signTaskResult"):

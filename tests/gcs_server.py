@@ -71,12 +71,15 @@ class GcsServer:
         """Change how it is: ``denied`` (permissions), ``offset`` (of its clock, in seconds), ``public`` (reads need no
         signature), ``bucket`` (whether there is one, empty), ``faults`` (answers to the next requests of a method by
         signed URLs or sessions: ``[[METHOD, STATUS, RETRY-AFTER], ...]``), ``cut`` (bytes of its session after which
-        the next upload is broken off), ``flip`` (the first byte of the next upload changes on the way)."""
+        the next upload is broken off), ``flip`` (the first byte of the next upload changes on the way), ``strict``
+        (uploads have to tell their CRC-32C), ``reset_every`` (of so many requests by signed URLs one is reset),
+        ``uploads_max`` (after so many ones more, uploading is not permitted any more)."""
         self._request("POST", "/_gate", json.dumps(state).encode())
 
     def reset(self) -> None:
         """Begin anew, with an empty bucket."""
-        self.set(denied=[], offset=0, public=False, bucket=True, faults=[], cut=None, flip=False)
+        self.set(denied=[], offset=0, public=False, bucket=True, faults=[], cut=None, flip=False, strict=False,
+                 reset_every=0, uploads_max=None)
 
     def requests(self) -> list[str]:
         """What was asked for since the last reset: each as ``METHOD PATH``, of the JSON API as ``JSON METHOD PATH``."""
@@ -175,6 +178,7 @@ class _Gate:
         self.state: dict[str, Any] = {"denied": [], "offset": 0, "public": False, "bucket": True, "faults": []}
         self.requests: list[str] = []
         self.sessions: dict[str, _Session] = {}
+        self.asked = 0
 
     def change(self, state: dict[str, Any]) -> None:
         if "bucket" in state:
@@ -188,6 +192,19 @@ class _Gate:
             raise _Refused(403, "AccessDenied", "Access denied.", (
                 f"{EMAIL} does not have {permission} access to the Google Cloud Storage object. Permission "
                 f"'{permission}' denied on resource (or it may not exist)."))
+
+    def cuts(self) -> bool:
+        """Whether this request is to be reset."""
+        with self.lock:
+            self.asked += 1
+            return bool(self.state.get("reset_every")) and self.asked % self.state["reset_every"] == 0
+
+    def count_upload(self) -> None:
+        with self.lock:
+            if self.state.get("uploads_max") is not None:
+                self.state["uploads_max"] -= 1
+                if self.state["uploads_max"] < 0:
+                    self.state.update(uploads_max=None, denied=["storage.objects.create"])
 
     def fault(self, method: str) -> tuple[int, str] | None:
         with self.lock:
@@ -273,6 +290,8 @@ class _Gate:
             self.state["flip"] = False
             data = bytes([data[0] ^ 1]) + data[1:]
         wanted = re.search(r"crc32c=([^,]+)", headers.get("x-goog-hash", ""))
+        if wanted is None and self.state.get("strict"):
+            raise _Refused(400, "InvalidDigest", "This test wants a CRC-32C.")
         if wanted is not None and wanted[1] != _crc32c(data):
             raise _Refused(400, "BadDigest", "The CRC32C you specified did not match what we computed.")
         with self.lock:
@@ -323,6 +342,8 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             if of_json:
                 return self._json(path, query, headers, self._body(headers))
+            if gate.cuts():
+                return self._reset()
             fault = gate.fault(self.command)
             if "upload_id" in query:
                 return self._session(query["upload_id"], headers, fault)
@@ -351,6 +372,7 @@ class _Handler(BaseHTTPRequestHandler):
             gate.may("storage.objects.list")
             return self._answer(200, gate.listing(query), {"Content-Type": "application/xml"})
         if method in ("PUT", "POST"):
+            gate.count_upload()
             gate.may("storage.objects.create")
             if method == "PUT":
                 gate.store(name, headers, body)
@@ -396,12 +418,7 @@ class _Handler(BaseHTTPRequestHandler):
             gate.state["cut"] = None
             session.data.extend(self.rfile.read(cut - len(session.data)))
             del session.data[len(session.data) // KEPT_BYTES * KEPT_BYTES:]
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.close_connection = True
-            self.rfile.close()
-            self.wfile.close()
-            self.connection.close()
-            return None
+            return self._reset()
         body = self.rfile.read(length)
         if fault is not None:
             return self._fault(*fault)
@@ -418,6 +435,13 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(308, b"", reached)
         gate.store(session.name, session.headers, bytes(session.data))
         return self._answer(200, b"")
+
+    def _reset(self) -> None:
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close_connection = True
+        self.rfile.close()
+        self.wfile.close()
+        self.connection.close()
 
     # --- the JSON API
 

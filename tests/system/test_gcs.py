@@ -19,10 +19,12 @@ from kachery_fast.errors import KacheryError
 from kachery_fast.protocol.names import object_name, parse_file_uri
 from tests.gcs_server import ACCESS_KEY, BUCKET, SECRET_KEY, GcsServer, running_gcs, service_account
 from tests.hub.test_gcs import googles_client
-from tests.system.support import CHUNK_SIZE_BYTES, QUICK, make_recording, objects
+from tests.system.feed_support import made, numbered, read
+from tests.system.support import CHUNK_SIZE_BYTES, QUICK, make_recording, objects, wait_until
 from tests.system.task_backends import ALL, backend, be
 
 SIZE = 5 * CHUNK_SIZE_BYTES + 17
+PERMISSIONS = [*ALL, "requestFeeds", "provideFeeds"]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,8 @@ def gcs() -> Iterator[GcsServer]:
 def lab(tmp_path_factory: pytest.TempPathFactory, gcs: GcsServer) -> Iterator[Lab]:
     directory = tmp_path_factory.mktemp("lab")
     with Lab(directory, environ={**QUICK, "KACHERY_HUB_ENGINE_HOSTS": gcs.host, "KACHERY_RETRY_ATTEMPTS_MAX": "2",
-                                 "KACHERY_CHANNEL_REFRESH_SECONDS": "0.2", "KACHERY_PATIENCE_SECONDS": "2"}) as lab:
+                                 "KACHERY_CHANNEL_REFRESH_SECONDS": "0.2", "KACHERY_PATIENCE_SECONDS": "2",
+                                 "KACHERY_FEED_RENEW_SECONDS": "2"}) as lab:
         lab.start_hub()
         (directory / "account.json").write_text(service_account())
         (directory / "hmac").write_text(
@@ -47,7 +50,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory, gcs: GcsServer) -> Iterator[La
         assert found["setUp"]["ok"], found
         assert found["test"]["ok"], found
         for name in ("A", "B"):
-            lab.add_node(name, permissions=ALL)
+            lab.add_node(name, permissions=PERMISSIONS)
         yield lab
 
 
@@ -56,6 +59,7 @@ def test_a_file_goes_from_node_to_node_through_the_owner_s_bucket(
     lab: Lab, gcs: GcsServer, tmp_path: Path, option: str
 ) -> None:
     gcs.reset()
+    gcs.set(strict=True)
     lab.owner("set", "demo", option)
     recording = make_recording(tmp_path / "recording.dat", SIZE, seed=len(option))
     uri = stored(lab, recording)
@@ -63,6 +67,7 @@ def test_a_file_goes_from_node_to_node_through_the_owner_s_bucket(
         assert Path(kf.load_file(uri)).read_bytes() == recording.read_bytes()
     asked = gcs.requests()
     assert sum(line.startswith(f"PUT /{BUCKET}/kf/demo/sha1/") for line in asked) == 7, "six chunks and the manifest"
+    assert sum(line.startswith(f"GET /{BUCKET}/kf/demo/sha1/") for line in asked) >= 7
     assert not [line for line in asked if line.startswith("POST")], "none is long"
     assert not lab.bucket_dir.exists() or not objects(lab.bucket_dir), "the hub's own bucket has nothing of it"
     listed = lab.owner("objects", "demo")["objects"]
@@ -202,6 +207,41 @@ def test_a_load_whose_upload_is_refused_says_why_and_ends_well_when_the_permissi
         assert "storage.objects.create" in refused.value.message
         gcs.set(denied=[])
         assert Path(kf.load_file(uri)).read_bytes() == recording.read_bytes()
+
+
+def test_a_permission_that_is_withdrawn_in_mid_transfer_is_named(lab: Lab, gcs: GcsServer, tmp_path: Path) -> None:
+    gcs.reset()
+    recording = make_recording(tmp_path / "recording.dat", SIZE, seed=80)
+    uri = stored(lab, recording)
+    gcs.set(uploads_max=3)
+    with lab.nodes["B"].used():
+        with pytest.raises(KacheryError, match=r"storage\.objects\.create"):
+            kf.load_file(uri)
+        assert len(lab.owner("objects", "demo")["objects"]) == 3
+        gcs.set(denied=[])
+        assert Path(kf.load_file(uri)).read_bytes() == recording.read_bytes()
+
+
+def test_a_connection_that_is_reset_now_and_then_hinders_nothing(lab: Lab, gcs: GcsServer, tmp_path: Path) -> None:
+    gcs.reset()
+    recording = make_recording(tmp_path / "recording.dat", 4 * SIZE, seed=90)
+    uri = stored(lab, recording)
+    gcs.set(reset_every=10)
+    with lab.nodes["B"].used():
+        assert Path(kf.load_file(uri)).read_bytes() == recording.read_bytes()
+
+
+def test_a_feed_goes_through_the_owner_s_bucket(lab: Lab, gcs: GcsServer) -> None:
+    gcs.reset()
+    gcs.set(strict=True)
+    subfeed = made(lab.nodes["A"])
+    with lab.nodes["A"].used():
+        subfeed.append_messages(numbered(0, 200))
+    assert read(lab.nodes["B"], subfeed) == numbered(0, 200)
+    wait_until(lambda: any(line.startswith("PUT") and line.endswith("/subfeed.json") for line in gcs.requests()),
+               "the index of the feed is there")
+    feeds = [blob for blob in googles_client(gcs).list_blobs(BUCKET) if "/feeds/" in blob.name]
+    assert len(feeds) >= 2, "the index and a segment"
 
 
 def command(lab: Lab, *arguments: str) -> Result:

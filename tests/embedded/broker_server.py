@@ -53,12 +53,15 @@ class Server:
         kwargs: dict[str, Any] = {} if self.clock is None else {"clock": self.clock}
         self.broker = Broker(keys=KEY, limits=self.limits, **kwargs)
         app = web.Application()
-        app.add_routes(self.broker.routes())
+        app.add_routes(self.routes())
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True)
         await site.start()
         self.port = self._runner.addresses[0][1]
+
+    def routes(self) -> list[web.RouteDef]:
+        return self.broker.routes()
 
     async def stop(self) -> None:
         runner, self._runner = self._runner, None

@@ -286,7 +286,7 @@ class Peer:
         self.link = ChannelLink(
             network.info(name), cast(HubClient, network.hub.of(self.identity.node_id)), self.identity, settings,
             self.ranges, self.threads, refresh=self._refresh, on_request=self._handed_on,
-            open_channel=lambda channel, *, client_id, **_: network.broker.channel(
+            open_channel=lambda channel, _pubsub, *, client_id, **_: network.broker.channel(
                 channel, client_id, {band_name(channel, kind): ["publish", "subscribe"] for kind in BAND_KINDS}))
         self.link.bucket = network.bucket
         self.traffic = Traffic()

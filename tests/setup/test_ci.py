@@ -90,7 +90,8 @@ def test_every_system_program_that_tests_want_is_installed_for_ci() -> None:
                 "aarch64-linux-gnu-gcc": {"gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"},
                 "mount": {"util-linux"}, "umount": {"util-linux"}, "setarch": {"util-linux"}, "strace": {"strace"},
                 "ext2": {"e2fsprogs"}, "btrfs": {"btrfs-progs"}, "xfs": {"xfsprogs"},
-                "openssl": {"openssl"}, "rclone": {"rclone"}, "node": {"nodejs", "npm"}}
+                "openssl": {"openssl"}, "rclone": {"rclone"}, "node": {"nodejs", "npm"},
+                "nats-server": {"nats-server"}}
     run = (ROOT / ".ci" / "run").read_text("utf-8")
     lists = re.findall(r"(?:^| )PACKAGES\+?=\((.*)\)$", run, re.MULTILINE)
     installed = {package for words in lists for package in words.split()}

@@ -67,7 +67,7 @@ def make_token(key: TokenKey, client_id: str, capability: Mapping[str, Sequence[
     text = msgspec.json.encode({name: sorted(set(granted)) for name, granted in capability.items()}).decode()
     issued = round(issued, 3)
     expires = round(issued + min(life_seconds, LIFE_SECONDS_MAX), 3)
-    claims: dict[str, Any] = {"iat": issued, "exp": expires, "x-ably-capability": text}
+    claims: dict[str, Any] = {"iat": _plain(issued), "exp": _plain(expires), "x-ably-capability": text}
     details: dict[str, Any] = {"keyName": key.name, "issued": int(issued * 1000), "expires": int(expires * 1000),
                                "capability": text}
     if client_id:
@@ -158,6 +158,11 @@ def _bad(why: str) -> Fault:
 
 def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value and abs(value) < 1e12
+
+
+def _plain(seconds: float) -> float:
+    """A number without decimals where it needs none."""
+    return int(seconds) if seconds == int(seconds) else seconds
 
 
 def _sign(key: TokenKey, body: str) -> str:

@@ -16,7 +16,7 @@ import msgspec
 from sqlalchemy.engine import Connection
 
 from .buckets import Buckets, EngineRow
-from .engines import PubsubEngine
+from .pubsubs import Pubsubs
 from .usage import Usage
 from .vault import Vault
 
@@ -65,9 +65,9 @@ class Outside(NamedTuple):
     """What is not in the registry."""
 
     buckets: Buckets
-    pubsub: PubsubEngine
+    pubsubs: Pubsubs
     usage: Usage
-    try_channel: Callable[[str, str, EngineRow | None], Awaitable[Answer]]
+    try_channel: Callable[[str, str, EngineRow | None, EngineRow | None], Awaitable[Answer]]
     wake_mover: Callable[[], None]
 
 
@@ -75,13 +75,15 @@ class Done(NamedTuple):
     """What an action's transaction came to: the answer, or a second step, done outside once the transaction is over,
     that returns the answer.
 
-    ``cut``: nodes whose connections end, before the second step. ``node``: the id of the node that it was about, for
-    the audit log, where the request names it in another way. ``channels_changed``: a channel came, went, or may have
-    become public or private.
+    ``cut``: nodes whose connections end, before the second step, at the pub/sub service that the channel named in the
+    request had before; ``left``: where it names none, the channels. ``node``: the id of the node that it was about, for
+    the audit log, where the request names it in another way. ``channels_changed``: a channel came, went, or
+    may have become public or private.
     """
 
     answer: Answer | Callable[[Outside], Awaitable[Answer]]
     cut: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
     node: str = ""
     channels_changed: bool = False
 

@@ -41,6 +41,7 @@ from .open_channels import OpenChannels
 from .openapi import describe_api
 from .owner_api import OwnerApi
 from .performing import ACTS_BY_NAME, Performer
+from .pubsubs import Pubsubs
 from .registry import Registry, registry_url
 from .relay import Relay
 from .sessions import Seal
@@ -153,25 +154,24 @@ class Hub:
         parts.push_async_callback(care.stop)
         parts.push_async_callback(asyncio.to_thread, server.close)
         relay = Relay(registry.url, directory.key(), self._clock) if registry.shared else None
-        key = TokenKey("kachery.hub", directory.secret("broker-key"))
-        voucher = Voucher(registry)
+        key, voucher = TokenKey("kachery.hub", directory.secret("broker-key")), Voucher(registry)
         parts.push_async_callback(voucher.close)
         broker = Broker(keys=key, clock=self._clock, relay=relay, vouch=voucher.vouch)
         if relay is not None:
             parts.push_async_callback(relay.close)
             await relay.start(broker.receive, broker.forget_tokens)
-        pubsub = EmbeddedPubsub(broker)
         buckets = Buckets(bucket, Vault(bytes.fromhex(directory.secret("engine-key"))), settings, self._clock)
+        pubsubs = Pubsubs(EmbeddedPubsub(broker), buckets.vault, buckets.outbound, self._clock)
         parts.push_async_callback(asyncio.to_thread, buckets.close)
-        node_api = NodeApi(registry, buckets, pubsub, care.quotas, settings, self._clock, lambda: self.public_url)
+        node_api = NodeApi(registry, buckets, pubsubs, care.quotas, settings, self._clock, lambda: self.public_url)
         parts.push_async_callback(asyncio.to_thread, node_api.close)
         await node_api.start()
         self._registry, self._broker, self._node_api = registry, broker, node_api
-        trier = Trier(buckets, pubsub, lambda: self.local_url, settings, self._clock)
+        trier = Trier(buckets, pubsubs, lambda: self.local_url, settings, self._clock)
         mover = Mover(registry, buckets, settings, lambda channel: None, self._clock)
         parts.push_async_callback(mover.stop)
         mover.start()
-        outside = Outside(buckets, pubsub, care.usage, trier.run, mover.wake)
+        outside = Outside(buckets, pubsubs, care.usage, trier.run, mover.wake)
         performer = Performer(registry, outside, self._clock, lambda: self.public_url, open_channels.refresh)
         self._owner_api = OwnerApi(registry, performer, self._clock)
         seal = Seal(bytes.fromhex(directory.secret("session-key")))

@@ -29,7 +29,8 @@ class Entry(Answer):
 
 
 # Said elsewhere in an entry, or (a code, worthless by now) of no use to a reader, or nobody's to read.
-_LEFT_OUT = frozenset({"type", "channel", "node", "code", "accessKey", "secretKey", "serviceAccount"})
+_LEFT_OUT = frozenset({
+    "type", "channel", "node", "code", "accessKey", "secretKey", "serviceAccount", "apiKey", "seed", "secret"})
 
 
 def note(connection: Connection, actor: Actor, action: str, request: Request, now_ms: int, node: str = "") -> None:

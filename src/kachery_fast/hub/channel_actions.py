@@ -16,6 +16,7 @@ from .actions import Act, Actor, Answer, At, Done, Outside, Request, Scope
 from .buckets import EngineRow, find_bucket
 from .engine_actions import check_readers
 from .grants import permission_names as _names
+from .pubsubs import find_pubsub
 
 __all__ = ["CHANNEL_ACTS"]
 
@@ -148,9 +149,11 @@ class MemberStanding(Answer):
 
 
 class ChannelView(channels.ChannelSettings):
-    """A channel as its owner sees it. ``bucket``: the name of its owner's that it uses; null: the hub's own."""
+    """A channel as its owner sees it. ``bucket``, ``pubsub``: the names of its owner's that it uses; null: the hub's
+    own."""
 
     bucket: str | None
+    pubsub: str | None
     members: list[MemberStanding]
     invitations: list[invitations.InvitationLine]
     damage: list[grants.DamageLine]
@@ -206,12 +209,13 @@ def _list(connection: Connection, actor: Actor, request: ListChannels, at: At) -
 
 def _show(connection: Connection, actor: Actor, request: ShowChannel, at: At) -> Done:
     found = channels.require_channel(connection, request.channel, actor.owner, "see the members")
-    bucket = find_bucket(connection, request.channel)
+    bucket, pubsub = find_bucket(connection, request.channel), find_pubsub(connection, request.channel)
     return Done(ChannelView(
         **found.fields(), members=[_member(member) for member in
                                  grants.list_members(connection, request.channel, asking=True)],
         invitations=invitations.list_invitations(connection, request.channel, at.now_ms),
-        damage=grants.list_damage(connection, request.channel), bucket=None if bucket is None else bucket.name))
+        damage=grants.list_damage(connection, request.channel), bucket=None if bucket is None else bucket.name,
+        pubsub=None if pubsub is None else pubsub.name))
 
 
 def _change(connection: Connection, actor: Actor, request: ChangeChannel, at: At) -> Done:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Sequence
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
@@ -24,10 +25,12 @@ from .tables import channels as channels_table
 from .tables import engines
 
 __all__ = [
-    "ENGINE_ACTS", "AddedBucket", "EngineLine", "KeyFile", "Secret", "add_bucket", "check_readers", "require_bucket",
+    "BUCKET_KINDS", "ENGINE_ACTS", "AddedBucket", "EngineLine", "KeyFile", "Secret", "add_bucket", "check_name",
+    "check_readers", "engines_of", "require_bucket", "require_engine", "users_of",
 ]
 
 ENGINES_PER_OWNER_MAX = 100
+BUCKET_KINDS = (S3, GCS)
 Secret = Annotated[str, Meta(max_length=300)]
 KeyFile = Annotated[str, Meta(max_length=20_000)]
 
@@ -80,8 +83,8 @@ class ChangeCredentials(Request, tag="changeCredentials"):
 
 
 class RemoveEngine(Request, tag="removeEngine"):
-    """Have the hub forget the bucket ``engine`` (its name or id) and its credentials. What is in it stays. Refused
-    while a channel uses it."""
+    """Have the hub forget the bucket, or the pub/sub service, ``engine`` (its name or id) and its credentials. What is
+    in a bucket stays. Refused while a channel uses it."""
 
     engine: str
 
@@ -127,7 +130,7 @@ class EngineList(Answer):
 
 
 class EngineRemoved(Answer):
-    """A bucket that the hub does not know any more."""
+    """A bucket, or a pub/sub service, that the hub does not know any more."""
 
     name: str
     removed: bool = True
@@ -166,17 +169,9 @@ class AddedBucket(NamedTuple):
 
 
 def add_bucket(connection: Connection, actor: Actor, at: At, added: AddedBucket) -> Done:
-    """Have the hub know a bucket. :raises InvalidArgument, AlreadyExists: it cannot be called so, or there are many."""
+    """Have the hub know a bucket. :raises InvalidArgument, AlreadyExists: as of ``check_name``."""
     settings = msgspec.json.encode(added.settings).decode()
-    mine = _of_owner(connection, actor.owner)
-    name = added.name.strip()
-    if not name or not name.isprintable():
-        raise InvalidArgument(what="Give the bucket a name, of printable characters.")
-    if any(name in (row.name, row.id) for row in mine):
-        raise AlreadyExists(what=f"Your bucket {name!r}", advice=f"Have a channel use it: kachery-fast channel "
-                            f"bucket CHANNEL --use {name}. Or choose another name.")
-    if len(mine) >= ENGINES_PER_OWNER_MAX:
-        raise InvalidArgument(what=f"You have {len(mine)} buckets already; {ENGINES_PER_OWNER_MAX} are allowed.")
+    name = check_name(connection, actor.owner, added.name)
     engine_id = secrets.token_hex(8)
     connection.execute(engines.insert().values(
         id=engine_id, owner=actor.owner, kind=added.kind, name=name, settings=settings,
@@ -185,8 +180,8 @@ def add_bucket(connection: Connection, actor: Actor, at: At, added: AddedBucket)
 
 
 def _list(connection: Connection, actor: Actor, request: ListEngines, at: At) -> Done:
-    return Done(EngineList(owner=actor.owner, engines=[_line(connection, row)
-                                                       for row in _of_owner(connection, actor.owner)]))
+    return Done(EngineList(owner=actor.owner, engines=[
+        _line(connection, row) for row in engines_of(connection, actor.owner, BUCKET_KINDS)]))
 
 
 def _change_credentials(connection: Connection, actor: Actor, request: ChangeCredentials, at: At) -> Done:
@@ -201,11 +196,12 @@ def _change_credentials(connection: Connection, actor: Actor, request: ChangeCre
 
 
 def _remove(connection: Connection, actor: Actor, request: RemoveEngine, at: At) -> Done:
-    row = require_bucket(connection, actor.owner, request.engine)
-    users = _users(connection, row.id)
+    row = require_engine(connection, actor.owner, request.engine)
+    users = users_of(connection, row.id)
     if users:
-        raise InvalidArgument(what=f"The bucket {row.name!r} is used by {', '.join(users)}. Set another one first: "
-                                   f"kachery-fast channel bucket {users[0]} --own")
+        what = "bucket" if row.kind in BUCKET_KINDS else "pubsub"
+        raise InvalidArgument(what=f"{row.name!r} is used by {', '.join(users)}. Set another one first: "
+                                   f"kachery-fast channel {what} {users[0]} --own")
     connection.execute(engines.delete().where(engines.c.id == row.id))
     return Done(EngineRemoved(name=row.name))
 
@@ -254,27 +250,49 @@ def _s3_credentials(access_key: str, secret_key: str) -> S3Credentials:
     return check_credentials(access_key.strip(), secret_key.strip())
 
 
-def _of_owner(connection: Connection, owner: str) -> list[Row[Any]]:
-    return list(connection.execute(sa.select(engines).where(engines.c.owner == owner).order_by(engines.c.name)))
+def check_name(connection: Connection, owner: str, text: str) -> str:
+    """Return what the owner may call another bucket or service. :raises AlreadyExists, InvalidArgument: he may not."""
+    mine, name = engines_of(connection, owner), text.strip()
+    if not name or not name.isprintable():
+        raise InvalidArgument(what="Give it a name, of printable characters.")
+    if any(name in (row.name, row.id) for row in mine):
+        raise AlreadyExists(what=f"{name!r} of yours", advice="Have a channel use it, with --use, or choose another "
+                                                              "name. See: kachery-fast channel engines")
+    if len(mine) >= ENGINES_PER_OWNER_MAX:
+        raise InvalidArgument(what=f"You have {len(mine)} buckets and services already; {ENGINES_PER_OWNER_MAX} are "
+                                   "allowed.")
+    return name
 
 
 def require_bucket(connection: Connection, owner: str, named: str) -> Row[Any]:
-    """Return the row of a bucket of this owner's; another's is as if it were not there.
+    """Return the row of a bucket of this owner's. Raises as ``require_engine`` does."""
+    return require_engine(connection, owner, named, BUCKET_KINDS)
 
-    :raises NotOnHub: there is none.
-    """
-    for row in _of_owner(connection, owner):
+
+def engines_of(connection: Connection, owner: str, kinds: Sequence[str] = ()) -> list[Row[Any]]:
+    """An owner's engines of some kinds, or of all, by name."""
+    wanted = sa.select(engines).where(engines.c.owner == owner).order_by(engines.c.name)
+    return list(connection.execute(wanted.where(engines.c.kind.in_(kinds)) if kinds else wanted))
+
+
+def require_engine(connection: Connection, owner: str, named: str, kinds: Sequence[str] = ()) -> Row[Any]:
+    """An engine of this owner's; another's is as if it were not there. :raises NotOnHub: there is none."""
+    for row in engines_of(connection, owner, kinds):
         if named in (row.id, row.name):
             return row
-    raise NotOnHub(kind="bucket of yours", name=named, advice="See: kachery-fast channel engines")
+    kind = "bucket" if kinds == BUCKET_KINDS else "pub/sub service" if kinds else "bucket or pub/sub service"
+    raise NotOnHub(kind=f"{kind} of yours", name=named, advice="See: kachery-fast channel engines")
 
 
-def _users(connection: Connection, engine_id: str) -> list[str]:
-    return list(connection.execute(sa.select(channels_table.c.name).where(channels_table.c.bucket == engine_id)
-                                   .order_by(channels_table.c.name)).scalars())
+def users_of(connection: Connection, engine_id: str) -> list[str]:
+    """The channels that use an engine."""
+    return list(connection.execute(
+        sa.select(channels_table.c.name)
+        .where((channels_table.c.bucket == engine_id) | (channels_table.c.pubsub == engine_id))
+        .order_by(channels_table.c.name)).scalars())
 
 
 def _line(connection: Connection, row: Row[Any]) -> EngineLine:
     settings = decode_settings(row.kind, row.settings)
     return EngineLine(id=row.id, name=row.name, kind=row.kind, created=row.created, url=settings.url_base,
-                      channels=_users(connection, row.id), **msgspec.structs.asdict(settings))
+                      channels=users_of(connection, row.id), **msgspec.structs.asdict(settings))

@@ -175,7 +175,7 @@ def _approve(connection: Connection, actor: Actor, request: ApproveNode, at: At)
             refused = error.message
     end_approval(connection, approval, approved=True)
     return Done(NodeApproved(node=node_id, label=approval.label, owner=actor.owner, membership=membership,
-                             refused=refused), cut=(node_id,) if lost else (), node=node_id)
+                             refused=refused), cut=(node_id,) if lost else (), left=(approval.channel,), node=node_id)
 
 
 def _deny(connection: Connection, actor: Actor, request: DenyNode, at: At) -> Done:
@@ -215,7 +215,7 @@ def _withdraw(connection: Connection, actor: Actor, request: Withdraw, at: At) -
 def _forget(connection: Connection, actor: Actor, request: ForgetNode, at: At) -> Done:
     node_id = node_owners.find_own_node(connection, actor.owner, request.node).node
     left = node_owners.forget_node(connection, node_id, actor.owner, at.now_ms)
-    return Done(NodeForgotten(node=node_id, channels=left), cut=(node_id,), node=node_id)
+    return Done(NodeForgotten(node=node_id, channels=left), cut=(node_id,), left=tuple(left), node=node_id)
 
 
 NODE_ACTS = (

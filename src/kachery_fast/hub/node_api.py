@@ -46,15 +46,16 @@ from ..protocol.names import check_channel_name
 from ..protocol.signing import FreshnessGuard, check_age
 from . import grants, identity, seen
 from .approvals import Approvals
-from .buckets import BucketPlace, Buckets
+from .buckets import Buckets
 from .damage import Damage
 from .downloads import Downloads
-from .engines import BucketEngine, PubsubEngine
+from .engines import BucketEngine
 from .gate import require
 from .limits import RateLimiter
+from .pubsubs import Pubsubs, find_pubsub
 from .quotas import Quotas
 from .registry import Registry
-from .standing import Standing, find_allowance, find_public, find_standing, join_once, list_standings
+from .standing import ChannelPlace, Standing, find_allowance, find_public, find_standing, join_once, list_standings
 from .tasks import TaskBody, Tasks
 from .uploads import UploadBody, Uploads
 from .usage import Place, day_of
@@ -88,7 +89,7 @@ class NodeApi:
     """
 
     def __init__(
-        self, registry: Registry, buckets: Buckets, pubsub: PubsubEngine, quotas: Quotas, settings: Settings,
+        self, registry: Registry, buckets: Buckets, pubsubs: Pubsubs, quotas: Quotas, settings: Settings,
         clock: Callable[[], float], public_url: Callable[[], str],
     ) -> None:
         self._registry = registry
@@ -99,7 +100,7 @@ class NodeApi:
         self._damage = Damage(registry, settings, clock)
         self._tasks = Tasks(registry, settings, clock)
         self._approvals = Approvals(registry, clock, public_url)
-        self._pubsub = pubsub
+        self._pubsubs = pubsubs
         self._settings = settings
         self._clock = clock
         self._started_ms = int(clock() * 1000)
@@ -133,8 +134,9 @@ class NodeApi:
             asked = msgspec.json.decode(data, type=_BucketQuestion)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise InvalidArgument(what=f"The question for a channel's bucket could not be read: {error}") from None
-        found, place = await self._registry.call(find_public, check_channel_name(asked.channel_name), self._buckets)
-        return place.url_base, found.private or place.signed_reads
+        found, place = await self._registry.call(
+            find_public, check_channel_name(asked.channel_name), self._buckets, self._pubsubs)
+        return place.bucket.url_base, found.private or place.bucket.signed_reads
 
     def close(self) -> None:
         """Finish the checks that were begun."""
@@ -154,7 +156,7 @@ class NodeApi:
         await self._prune_seen()
         place = Place(body.channel, day_of(self._clock()), node_id)
         standing = await self._registry.call(
-            find_standing, place, body, self._buckets, shared=self._registry.shared)
+            find_standing, place, body, self._buckets, self._pubsubs, shared=self._registry.shared)
         node, grant = standing.node, standing.grant
         # Between this reading of the grant and what is done by it nothing is awaited, so a revocation that is
         # answered has come either before the reading or after the deed.
@@ -183,6 +185,9 @@ class NodeApi:
         grant = require(grant, node_id, body.channel, action)
         if isinstance(body, UploadBody):
             return await self._sign(body, place, standing, action)
+        if isinstance(body, GetPubsubToken):
+            assert standing.pubsub is not None, "there is one for each grant"
+            return standing.pubsub.token(node_id, band_capability(grant), self._settings.token_life_seconds)
         return await self._perform(body, grant, standing.bucket)
 
     async def _read(self, data: bytes) -> tuple[HubBody, str]:
@@ -198,8 +203,6 @@ class NodeApi:
 
     async def _perform(self, body: HubBody, grant: Grant, bucket: BucketEngine | None) -> Any:
         """Do what ``grant`` allows."""
-        if isinstance(body, GetPubsubToken):
-            return self._pubsub.token(grant.node_id, band_capability(grant), self._settings.token_life_seconds)
         assert bucket is not None, "it is looked up for every request that is about its objects"
         if isinstance(body, SignDownloads):
             return self._downloads.sign(bucket, body, grant.node_id)
@@ -271,7 +274,7 @@ class NodeApi:
             raise self._stale(body, "it was received before")
         self._join_failures.refund(address, 1, self._clock())
         _log.info("node %s joined %s", node_id[:16], grant.channel)
-        found, place = await self._registry.call(find_public, grant.channel, self._buckets)
+        found, place = await self._registry.call(find_public, grant.channel, self._buckets, self._pubsubs)
         return await self._channel_info(grant, found.owner, place, private=found.private)
 
     async def _leave(self, body: LeaveChannel, node_id: str, grant: Grant | None) -> dict[str, Any]:
@@ -279,19 +282,19 @@ class NodeApi:
             raise NotPermitted(who=f"node {node_id[:16]}", action="leave", channel=body.channel,
                                why="the node is not a member of the channel")
         await self._registry.call(grants.leave_channel, grant)
-        await self._pubsub.revoke(node_id)
+        await self._pubsubs.revoke([await self._registry.call(find_pubsub, body.channel)], (node_id,))
         _log.info("node %s left %s", node_id[:16], body.channel)
         return {"left": body.channel}
 
     async def _node_config(self, body: GetNodeConfig, node: identity.NodeRecord) -> NodeConfig:
         await self._registry.call(identity.touch_node, node.id, body.label, body.version, int(self._clock() * 1000))
-        standings = await self._registry.call(list_standings, node.id, self._buckets)
+        standings = await self._registry.call(list_standings, node.id, self._buckets, self._pubsubs)
         infos = [await self._channel_info(grant, owner, place, private=private)
                  for grant, owner, private, place in standings]
         return NodeConfig(time=int(self._clock() * 1000), owner=node.owner, channels=infos)
 
     async def _channel_info(
-        self, grant: Grant, channel_owner: str, place: BucketPlace, *, private: bool
+        self, grant: Grant, channel_owner: str, place: ChannelPlace, *, private: bool
     ) -> ChannelInfo:
         members: list[Member] = []
         if not isinstance(decide(grant, Action.SEE_CHANNEL), Deny):
@@ -302,9 +305,9 @@ class NodeApi:
                 for record in records
             ]
         return ChannelInfo(
-            name=grant.channel, owner=channel_owner, permissions=_names(grant), bucket_url=place.url_base,
-            pubsub=self._pubsub.info(), members=members, private=private or place.signed_reads,
-            crc32c=place.crc32c)
+            name=grant.channel, owner=channel_owner, permissions=_names(grant),
+            bucket_url=place.bucket.url_base, pubsub=place.pubsub, members=members,
+            private=private or place.bucket.signed_reads, crc32c=place.bucket.crc32c)
 
 
 _ACTIONS: dict[type, Action] = {

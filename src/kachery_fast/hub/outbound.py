@@ -106,6 +106,10 @@ class Outbound:
         """
         self._addresses(*_origin(url)[1:])
 
+    def address(self, host: str, port: int) -> str:
+        """Look a server's name up, and return an address of it that the hub may connect to. Raises as ``check``."""
+        return str(self._addresses(host, port)[0][4][0])
+
     def request(
         self, method: str, url: str, *, headers: Mapping[str, str] | None = None, body: bytes = b"",
         limit_bytes: int = ANSWER_SIZE_BYTES_MAX, hub: bool = False,

@@ -14,12 +14,15 @@ from .account_actions import ACCOUNT_ACTS
 from .accounts import IDENTITY_ACTS
 from .actions import Act, Actor, Answer, At, Done, Outside, Request
 from .bucket_actions import BUCKET_ACTS
+from .buckets import EngineRow
 from .channel_actions import CHANNEL_ACTS
 from .engine_actions import ENGINE_ACTS
 from .gcs_actions import GCS_ACTS
 from .limits import RateLimiter
 from .move_actions import MOVE_ACTS
 from .node_actions import NODE_ACTS
+from .pubsub_actions import PUBSUB_ACTS
+from .pubsubs import find_pubsubs
 from .registry import Registry
 from .tables import owners
 from .traffic_actions import TRAFFIC_ACTS
@@ -31,7 +34,8 @@ _log = logging.getLogger("kachery_fast.hub")
 
 ACTS: dict[type[Request], Act] = {
     act.request: act for act in (
-        *CHANNEL_ACTS, *BUCKET_ACTS, *TRAFFIC_ACTS, *ENGINE_ACTS, *GCS_ACTS, *MOVE_ACTS, *TRYING_ACTS, *NODE_ACTS,
+        *CHANNEL_ACTS, *BUCKET_ACTS, *TRAFFIC_ACTS, *ENGINE_ACTS, *GCS_ACTS, *PUBSUB_ACTS, *MOVE_ACTS, *TRYING_ACTS,
+        *NODE_ACTS, *ACCOUNT_ACTS, *IDENTITY_ACTS)}
         *ACCOUNT_ACTS, *IDENTITY_ACTS)}
 ACTS_BY_NAME: dict[str, Act] = {act.name: act for act in ACTS.values()}
 
@@ -71,13 +75,12 @@ class Performer:
                                 limit=f"{CODE_FAILURES_PER_MINUTE_MAX} wrong codes are allowed in a minute")
         if act.first is not None:
             await act.first(request, self._outside)
-        done = await self._registry.call(_perform, act, actor, request, at)
+        done, services = await self._registry.call(_perform, act, actor, request, at)
         if act.by_code:
             self._guesses.refund(actor.owner, 1, self._clock())
         if done.channels_changed:
             await self._channels_changed()  # before the objects of one that is gone are removed, which takes a while
-        for node_id in done.cut:
-            await self._outside.pubsub.revoke(node_id)
+        await self._outside.pubsubs.revoke(services, done.cut)
         answer = done.answer if isinstance(done.answer, Answer) else await done.answer(self._outside)
         if act.changes:
             _log.info("%s (%s): %s %s", actor.owner, actor.via, act.name, getattr(request, "channel", ""))
@@ -91,13 +94,18 @@ def _check_scope(act: Act, actor: Actor, request: Request) -> None:
         raise ActionRefused(who=actor.owner, action=act.name, why=f"the token is for the channel {actor.channel!r}")
 
 
-def _perform(connection: Connection, act: Act, actor: Actor, request: Request, at: At) -> Done:
+def _perform(
+    connection: Connection, act: Act, actor: Actor, request: Request, at: At
+) -> tuple[Done, set[EngineRow | None]]:
     row = connection.execute(sa.select(owners.c.closed, owners.c.admin).where(owners.c.id == actor.owner)).first()
     if row is None or row.closed is not None:
         raise ActionRefused(who=actor.owner, action=act.name, why="the account is closed")
     if act.admin and not row.admin:
         raise ActionRefused(who=actor.owner, action=act.name, why="that is for the hub's admins")
+    channel = getattr(request, "channel", None)
+    before: set[EngineRow | None] = find_pubsubs(connection, [channel]) if channel and act.changes else set()
     done = act.perform(connection, actor, request, at)
+    services = before | find_pubsubs(connection, done.left) or {None}
     if act.changes:
         audit.note(connection, actor, act.name, request, at.now_ms, done.node)
-    return done
+    return done, services

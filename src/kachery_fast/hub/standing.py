@@ -8,15 +8,27 @@ from typing import NamedTuple
 from sqlalchemy.engine import Connection
 
 from ..protocol.access import Grant, Permission
-from ..protocol.hub_bodies import AskApproval, HubBody, JoinChannel, ReportBadResult, ReportCorrupt, SignDownloads
+from ..protocol.hub_bodies import (
+    AskApproval,
+    GetPubsubToken,
+    HubBody,
+    JoinChannel,
+    PubsubInfo,
+    ReportBadResult,
+    ReportCorrupt,
+    SignDownloads,
+)
 from . import channels, grants, identity, invitations, seen
 from .buckets import BucketPlace, Buckets, find_bucket
-from .engines import BucketEngine
+from .engines import BucketEngine, PubsubEngine
+from .pubsubs import Pubsubs, find_pubsub
 from .quotas import Limits, find_limits
 from .uploads import UploadBody
 from .usage import Place
 
-__all__ = ["Standing", "find_allowance", "find_public", "find_standing", "join_once", "list_standings"]
+__all__ = [
+    "ChannelPlace", "Standing", "find_allowance", "find_public", "find_standing", "join_once", "list_standings",
+]
 
 # What is about objects.
 _BucketBody = UploadBody | SignDownloads | ReportCorrupt | ReportBadResult
@@ -25,7 +37,8 @@ _BucketBody = UploadBody | SignDownloads | ReportCorrupt | ReportBadResult
 class Standing(NamedTuple):
     """A node, its grant on the channel that it asks about, and what goes with it.
 
-    ``limits``: of an upload. ``bucket``: that of the channel, where the request is about objects and there is a grant.
+    ``limits``: of an upload. ``bucket``: that of the channel, where the request is about objects and there is a grant;
+    ``pubsub``: its pub/sub service, where the request is for a token and there is a grant.
     ``repeated``: whether any hub has seen this request of it before.
     """
 
@@ -33,21 +46,33 @@ class Standing(NamedTuple):
     grant: Grant | None
     limits: Limits
     bucket: BucketEngine | None
+    pubsub: PubsubEngine | None
     repeated: bool
 
 
-def find_standing(connection: Connection, place: Place, body: HubBody, buckets: Buckets, *, shared: bool) -> Standing:
+class ChannelPlace(NamedTuple):
+    """Where the objects of a channel are, and where its bands."""
+
+    bucket: BucketPlace
+    pubsub: PubsubInfo
+
+
+def find_standing(
+    connection: Connection, place: Place, body: HubBody, buckets: Buckets, pubsubs: Pubsubs, *, shared: bool
+) -> Standing:
     """Return what is known of a node that asks for ``body``.
 
-    :param shared: whether there may be other hubs. :raises CredentialsUnreadable: those of the channel's bucket.
+    :param shared: whether there may be other hubs.
+    :raises CredentialsUnreadable: those of the channel's bucket, or of its pub/sub service.
     """
     grant, limits, bucket = find_allowance(
         connection, place, buckets if isinstance(body, _BucketBody) else None, limited=isinstance(body, UploadBody))
+    pubsub = pubsubs.of(connection, place.channel) if grant is not None and isinstance(body, GetPubsubToken) else None
     node = identity.find_node(connection, place.node)
     # What strangers ask for is refused anyway, and would fill the table.
     counts = shared and node is not None and not isinstance(body, JoinChannel | AskApproval)
     repeated = counts and not seen.remember(connection, place.node, body.id, body.time)
-    return Standing(node, grant, limits, bucket, repeated)
+    return Standing(node, grant, limits, bucket, pubsub, repeated)
 
 
 def find_allowance(
@@ -60,18 +85,22 @@ def find_allowance(
 
 
 def find_public(
-    connection: Connection, channel: str, buckets: Buckets
-) -> tuple[channels.ChannelSettings, BucketPlace]:
-    """Return a channel's settings, and where its objects are. :raises NotOnHub: there is no such channel."""
-    return channels.find_settings(connection, channel), buckets.place(find_bucket(connection, channel))
+    connection: Connection, channel: str, buckets: Buckets, pubsubs: Pubsubs
+) -> tuple[channels.ChannelSettings, ChannelPlace]:
+    """Return a channel's settings, and where it is. :raises NotOnHub: there is no such channel."""
+    return channels.find_settings(connection, channel), _place(connection, channel, buckets, pubsubs)
 
 
 def list_standings(
-    connection: Connection, node_id: str, buckets: Buckets
-) -> list[tuple[Grant, str, bool, BucketPlace]]:
-    """Return a node's grants, each with the channel's owner, whether it is private, and where its objects are."""
-    return [(grant, owner, private, buckets.place(find_bucket(connection, grant.channel)))
+    connection: Connection, node_id: str, buckets: Buckets, pubsubs: Pubsubs
+) -> list[tuple[Grant, str, bool, ChannelPlace]]:
+    """Return a node's grants, each with the channel's owner, whether it is private, and where it is."""
+    return [(grant, owner, private, _place(connection, grant.channel, buckets, pubsubs))
             for grant, owner, private in grants.list_node_grants(connection, node_id)]
+
+
+def _place(connection: Connection, channel: str, buckets: Buckets, pubsubs: Pubsubs) -> ChannelPlace:
+    return ChannelPlace(buckets.place(find_bucket(connection, channel)), pubsubs.info(find_pubsub(connection, channel)))
 
 
 def join_once(

@@ -9,6 +9,7 @@ from sqlalchemy.engine import Connection
 from ..protocol.names import BAND_KINDS, band_name
 from . import channels, grants
 from .actions import Act, Actor, Answer, At, Done, Outside, Request, Scope
+from .pubsubs import find_pubsub
 
 __all__ = ["TRAFFIC_ACTS", "ShowTraffic", "TrafficView"]
 
@@ -47,6 +48,8 @@ class TrafficView(Answer):
 def _show(connection: Connection, actor: Actor, request: ShowTraffic, at: At) -> Done:
     settings = channels.require_channel(connection, request.channel, actor.owner, "see its traffic")
     members = grants.list_members(connection, settings.channel)
+    if find_pubsub(connection, settings.channel) is not None:
+        return Done(TrafficView(channel=settings.channel, bands=[], nodes=[]))
     return Done(partial(_measure, settings.channel, {member.grant.node_id: member.label for member in members}))
 
 
@@ -54,11 +57,10 @@ async def _measure(channel: str, labels: dict[str, str], outside: Outside) -> Tr
     lines: list[BandLine] = []
     nodes: set[str] = set()
     for kind in BAND_KINDS:
-        traffic = outside.pubsub.traffic(band_name(channel, kind))
-        if traffic is not None:
-            lines.append(BandLine(band=kind, messages=list(traffic.messages), size_bytes=traffic.size_bytes,
-                                  listeners=len(traffic.listeners)))
-            nodes |= traffic.listeners
+        traffic = outside.pubsubs.own.traffic(band_name(channel, kind))
+        lines.append(BandLine(band=kind, messages=list(traffic.messages), size_bytes=traffic.size_bytes,
+                              listeners=len(traffic.listeners)))
+        nodes |= traffic.listeners
     listeners = [Listener(node=node, label=labels.get(node, "")) for node in nodes]
     return TrafficView(channel=channel, bands=lines, nodes=sorted(listeners, key=lambda one: (one.label, one.node)))
 

@@ -14,25 +14,25 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from functools import partial
-from typing import Any
-from urllib.parse import urlsplit
 
-import msgspec
 from sqlalchemy.engine import Connection
 
 from .._checksum import crc32c
 from ..config import Settings
 from ..errors import EngineUnusable, KacheryError
-from ..net.channel import AblyChannel, Message
+from ..net.bands import open_bands
+from ..net.channel import Channel, Message
+from ..protocol.hub_bodies import PubsubToken
 from ..protocol.names import object_name
 from . import channels
 from .actions import Act, Actor, Answer, At, Done, Outside, Request, Scope
 from .buckets import Buckets, EngineRow, find_bucket
-from .engines import BucketEngine, PubsubEngine
+from .engines import BucketEngine
 from .engines.gcs_settings import GCS
 from .engines.xml_answers import GCS_ADVICE, S3_ADVICE, advice_for, code_of, refusal_of
 from .limits import RateLimiter
 from .outbound import Reply
+from .pubsubs import Pubsubs, find_pubsub
 
 __all__ = ["TRIALS_PER_MINUTE_MAX", "TRYING_ACTS", "ChannelTried", "Trier"]
 
@@ -62,10 +62,12 @@ class Step(Answer):
 
 
 class ChannelTried(Answer):
-    """What came of it. ``bucket``: its name; null: the hub's own. ``ok``: whether every step went well."""
+    """What came of it. ``bucket``, ``pubsub``: their names; null: the hub's own. ``ok``: whether every step went
+    well."""
 
     channel: str
     bucket: str | None
+    pubsub: str | None
     ok: bool
     steps: list[Step]
 
@@ -77,24 +79,30 @@ class Trier:
     """
 
     def __init__(
-        self, buckets: Buckets, pubsub: PubsubEngine, local_url: Callable[[], str], settings: Settings,
+        self, buckets: Buckets, pubsubs: Pubsubs, local_url: Callable[[], str], settings: Settings,
         clock: Callable[[], float],
     ) -> None:
         self._buckets = buckets
-        self._pubsub = pubsub
+        self._pubsubs = pubsubs
         self._local_url = local_url
         self._settings = settings
         self._clock = clock
         self._rate = RateLimiter(TRIALS_PER_MINUTE_MAX / 60, 60.0)
 
-    async def run(self, owner: str, channel: str, row: EngineRow | None) -> ChannelTried:
-        """Try everything. :raises RateLimited: too often in the last minute."""
+    async def run(
+        self, owner: str, channel: str, row: EngineRow | None, pubsub: EngineRow | None
+    ) -> ChannelTried:
+        """Try everything, with the rows of its bucket and its pub/sub service.
+
+        :raises RateLimited: too often in the last minute.
+        """
         self._rate.spend(owner, 1, self._clock(), who=owner,
                          limit=f"a channel can be tested {TRIALS_PER_MINUTE_MAX} times a minute")
         steps = await asyncio.get_running_loop().run_in_executor(None, self._try_bucket, channel, row)
-        steps.append(await self._try_bands(channel))
+        steps.append(await self._try_bands(channel, pubsub))
         return ChannelTried(channel=channel, bucket=None if row is None else row.name,
-                            ok=all(step.ok for step in steps), steps=steps)
+                            pubsub=None if pubsub is None else pubsub.name, steps=steps,
+                            ok=all(step.ok for step in steps))
 
     # --- the bucket
 
@@ -167,24 +175,25 @@ class Trier:
 
     # --- the bands
 
-    async def _try_bands(self, channel: str) -> Step:
+    async def _try_bands(self, channel: str, row: EngineRow | None) -> Step:
         band, word, heard = f"{channel}-{_BAND}", secrets.token_bytes(16), asyncio.Event()
 
         def receive(message: Message) -> None:
             if message.data == word:
                 heard.set()
 
-        async def token() -> dict[str, Any]:
-            made = self._pubsub.token(_CLIENT, {band: ["publish", "subscribe"]}, self._settings.token_life_seconds)
-            plain: dict[str, Any] = msgspec.to_builtins(made)
-            return plain
+        async def token() -> PubsubToken:
+            return self._pubsubs.use(row).token(
+                _CLIENT, {band: ["publish", "subscribe"]}, self._settings.token_life_seconds)
 
         steps: list[Step] = []
         with _step(steps, "echo a message"):
-            info, here = self._pubsub.info(), urlsplit(self._local_url())
-            client = AblyChannel(channel, endpoint=info.endpoint or here.netloc,
-                                 tls=info.tls if info.endpoint else here.scheme == "https", token=token,
-                                 client_id=_CLIENT, settings=self._settings)
+            self._pubsubs.use(row)
+            # To the address that was looked at, and no other.
+            address = "" if row is None else await asyncio.get_running_loop().run_in_executor(
+                None, self._pubsubs.address, row)
+            client = open_bands(channel, self._pubsubs.info(row), hub_url=self._local_url(), token=token,
+                                client_id=_CLIENT, settings=self._settings, address=address)
             try:
                 await asyncio.wait_for(_echo(client, band, word, receive, heard.wait), ECHO_SECONDS_MAX)
             except asyncio.TimeoutError:
@@ -195,7 +204,7 @@ class Trier:
         return steps[0]
 
 
-async def _echo(client: AblyChannel, band: str, word: bytes, receive: Callable[[Message], None],
+async def _echo(client: Channel, band: str, word: bytes, receive: Callable[[Message], None],
                 heard: Callable[[], Awaitable[object]]) -> None:
     await client.connect()
     await client.subscribe(band, receive)
@@ -229,11 +238,14 @@ def _failed(reply: Reply, advice: str) -> EngineUnusable:
 
 def _try(connection: Connection, actor: Actor, request: TryChannel, at: At) -> Done:
     channels.require_channel(connection, request.channel, actor.owner, "test it")
-    return Done(partial(_run, actor.owner, request.channel, find_bucket(connection, request.channel)))
+    return Done(partial(_run, actor.owner, request.channel, find_bucket(connection, request.channel),
+                        find_pubsub(connection, request.channel)))
 
 
-async def _run(owner: str, channel: str, row: EngineRow | None, outside: Outside) -> Answer:
-    answer: Answer = await outside.try_channel(owner, channel, row)
+async def _run(
+    owner: str, channel: str, bucket: EngineRow | None, pubsub: EngineRow | None, outside: Outside
+) -> Answer:
+    answer: Answer = await outside.try_channel(owner, channel, bucket, pubsub)
     return answer
 
 

@@ -20,15 +20,17 @@ from ..errors import KacheryError
 from ..protocol.access import Grant, band_capability
 from .grants import in_force, to_grant
 from .registry import Registry
-from .tables import memberships, nodes
+from .tables import channels, memberships, nodes
 
 __all__ = ["Voucher"]
 
 _log = logging.getLogger("kachery_fast.hub")
 
 _TOGETHER_MAX = 200
-_FIND = sa.select(memberships).select_from(memberships.join(nodes, in_force)).where(
-    memberships.c.node.in_(sa.bindparam("node_ids", expanding=True)))
+# A channel whose messages go by another service has no tokens of this hub's broker.
+_FIND = sa.select(memberships).select_from(
+    memberships.join(nodes, in_force).join(channels, memberships.c.channel == channels.c.name)).where(
+    memberships.c.node.in_(sa.bindparam("node_ids", expanding=True)), channels.c.pubsub.is_(None))
 
 
 class _Undisputed(NamedTuple):

@@ -23,11 +23,11 @@ import ipaddress
 import logging
 import random
 from collections.abc import Awaitable, Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-from ..errors import KacheryError
+from .band_client import NOT_PERMITTED_CODE, Listener, SdkError, State
 
-__all__ = ["AblyClient", "SdkError", "State"]
+__all__ = ["AblyClient"]
 
 log = logging.getLogger("kachery_fast.net.channel")
 
@@ -44,39 +44,18 @@ FAILURES_MAX = 3
 """Calls that fail in a row while the SDK believes to be connected before the client is given up."""
 
 FRAME_SIZE_BYTES_MAX = 4 * 1024 * 1024
-NOT_PERMITTED_CODE = 40160
-
-Listener = Callable[[str, Any, str, str], None]
-"""Called with band, data, client id and message id."""
-
-
-class SdkError(KacheryError):
-    """{why}"""
-
-    @property
-    def code(self) -> int:
-        """Ably's error code, 0 when the failure is not Ably's."""
-        return int(self.details.get("code") or 0)
-
-    @property
-    def why(self) -> str:
-        """What went wrong, as the SDK or the broker says it."""
-        return str(self.details.get("why", ""))
-
-
-class State(NamedTuple):
-    """``usable`` is False when this client will not come back by itself."""
-
-    up: bool
-    usable: bool
 
 
 class AblyClient:
     """A connection of the SDK: started once, followed by ``next_state``, closed once."""
 
     def __init__(self, endpoint: str, *, tls: bool, token: Callable[[], Awaitable[dict[str, Any]]], client_id: str,
-                 message_size_bytes_max: int) -> None:
+                 message_size_bytes_max: int, address: str = "") -> None:
+        """
+        :param address: the IP address to connect to, where that of the endpoint was looked up before.
+        """
         self.why = ""
+        self._address = address
         self._endpoint = endpoint
         self._tls = tls
         self._token = token
@@ -213,13 +192,15 @@ class AblyClient:
         from websockets.asyncio.client import connect
         from websockets.exceptions import WebSocketException
 
-        proxy: Any = None if _is_loopback(self._endpoint) else True
+        options: dict[str, Any] = {"proxy": None if self._address or _is_loopback(self._endpoint) else True}
+        if self._address:  # with which no redirect to elsewhere is followed, either
+            options["host"] = self._address
         on_activity, send_close = transport.on_activity, transport.close
 
         async def ws_connect(url: str, headers: Any) -> None:
             try:
-                async with connect(url, additional_headers=headers, proxy=proxy, max_size=FRAME_SIZE_BYTES_MAX,
-                                   open_timeout=REQUEST_TIMEOUT_SECONDS, close_timeout=1.0) as websocket:
+                async with connect(url, additional_headers=headers, max_size=FRAME_SIZE_BYTES_MAX, close_timeout=1.0,
+                                   open_timeout=REQUEST_TIMEOUT_SECONDS, **options) as websocket:
                     await transport._handle_websocket_connection(url, websocket)
             except (WebSocketException, OSError, asyncio.TimeoutError) as error:
                 failure = AblyException(f"cannot connect to {self._endpoint}: {error}", 400, 40000)

@@ -1,8 +1,8 @@
 """Pub/sub of one kachery channel: six bands, each a channel of its own at the broker.
 
 ``Channel`` is the interface; ``AblyChannel`` reaches Ably, or the embedded broker that speaks Ably's protocol, over
-the ``ably`` SDK; ``net.memory`` has the twin in memory. A message is bytes; who may publish or subscribe on which
-band is written in the token, and enforced by the broker.
+the ``ably`` SDK, ``NatsChannel`` a NATS server over ``nats-py``; ``net.memory`` has the twin in memory. A message is
+bytes; who may publish or subscribe on which band is written in the token, and enforced by the broker.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from typing import Any, NamedTuple, Protocol
 
 from ..config import Settings
 from ..errors import BandUnreachable, NotPermitted, TooLarge
-from .ably_client import AblyClient, SdkError
+from .ably_client import AblyClient
+from .band_client import TOO_LARGE_CODE, BandClient, SdkError
 
-__all__ = ["AblyChannel", "Channel", "Message", "Receive"]
+__all__ = ["AblyChannel", "Channel", "ClientChannel", "Message", "Receive"]
 
 log = logging.getLogger("kachery_fast.net.channel")
 
@@ -44,7 +45,6 @@ TOKEN_FRESH_SECONDS = 10.0
 """A refusal under a token younger than this is final."""
 
 NOT_PERMITTED_CODES = frozenset({40160, 40161, 40012})
-TOO_LARGE_CODE = 40009
 
 
 class Message(NamedTuple):
@@ -114,33 +114,29 @@ class _Subscription:
         return True
 
 
-class AblyChannel:
-    """A ``Channel`` over the ``ably`` SDK.
+class ClientChannel:
+    """A ``Channel`` over clients of a service, one after the other.
 
-    The SDK reconnects by itself after an ordinary break and resumes without loss. Where it cannot (a token refused,
-    a final state, an outage longer than ``OUTAGE_SECONDS_MAX``), this class builds a new client and asks the broker
-    to rewind over the time that was missed.
+    A client reconnects by itself after an ordinary break, where it can. Where it cannot (a token refused, a final
+    state, an outage longer than ``OUTAGE_SECONDS_MAX``), this class takes a new one and asks the broker to rewind over
+    the time that was missed.
     """
 
-    def __init__(self, name: str, *, endpoint: str, tls: bool, token: Callable[[], Awaitable[dict[str, Any]]],
-                 client_id: str, settings: Settings, on_state: Callable[[bool, str], None] | None = None) -> None:
+    def __init__(self, name: str, *, new_client: Callable[[], BandClient], client_id: str, settings: Settings,
+                 on_state: Callable[[bool, str], None] | None = None) -> None:
         """
         :param name: the kachery channel, for messages.
-        :param endpoint: ``host:port`` of the broker, or Ably's ("main").
-        :param token: fetches a fresh TokenDetails map; may raise, and is then called again later.
-        :param client_id: whom the token is for.
+        :param client_id: whom the tokens are for.
         :param on_state: called with (connected, why) at each change.
         """
         self.name = name
         self.client_id = client_id
-        self._endpoint = endpoint
-        self._tls = tls
-        self._token = token
+        self._new_client = new_client
         self._settings = settings
         self._on_state = on_state
         self._subscriptions: dict[str, _Subscription] = {}
-        self._client: AblyClient | None = None
-        self._latest: AblyClient | None = None
+        self._client: BandClient | None = None
+        self._latest: BandClient | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._up = asyncio.Event()
         self._closed = False
@@ -191,7 +187,7 @@ class AblyChannel:
                         lambda client, seconds: client.publish(band, data, message_id, seconds))
 
     async def _ask(self, band: str, action: str, deadline: float,
-                   call: Callable[[AblyClient, float], Awaitable[None]]) -> None:
+                   call: Callable[[BandClient, float], Awaitable[None]]) -> None:
         """Try ``call`` on whatever client is connected until it succeeds, is refused for good, or time is up."""
         loop = asyncio.get_running_loop()
         attempt = 0
@@ -209,7 +205,7 @@ class AblyChannel:
             attempt += 1
             await asyncio.sleep(max(0.0, min(self._pause_seconds(attempt), deadline - loop.time())))
 
-    async def _renewed(self, client: AblyClient, error: SdkError) -> bool:
+    async def _renewed(self, client: BandClient, error: SdkError) -> bool:
         """After a refusal under a token that is not new: fetch another, which may cover what was granted since."""
         age_seconds = asyncio.get_running_loop().time() - client.token_seconds
         if error.code not in NOT_PERMITTED_CODES or age_seconds < TOKEN_FRESH_SECONDS:
@@ -281,9 +277,7 @@ class AblyChannel:
         """Keep a client alive for ever; between two clients pause with back-off and full jitter."""
         attempt = 0
         while not self._closed:
-            client = self._latest = AblyClient(
-                self._endpoint, tls=self._tls, token=self._token, client_id=self.client_id,
-                message_size_bytes_max=self._settings.message_size_bytes_max)
+            client = self._latest = self._new_client()
             self._client, was_up = client, False
             try:
                 was_up = await self._serve(client)
@@ -301,7 +295,7 @@ class AblyChannel:
             attempt = 0 if was_up else attempt + 1
             await asyncio.sleep(self._pause_seconds(attempt))
 
-    async def _serve(self, client: AblyClient) -> bool:
+    async def _serve(self, client: BandClient) -> bool:
         """Follow one client's states until it must be replaced; return whether it was ever connected."""
         was_up = False
         loop = asyncio.get_running_loop()
@@ -316,16 +310,16 @@ class AblyChannel:
                     continue
                 client.why = client.why or "nothing was heard of the broker"
                 return was_up
+            self._why = client.why or self._why
             if not state.usable or (state.up and not was_up and not await self._attach_all(client)):
                 return was_up
             was_up = was_up or state.up
             if self.connected and not state.up:
                 deadline = loop.time() + OUTAGE_SECONDS_MAX
-            self._why = client.why or self._why
             self._set_state(state.up, client.why)
         return was_up
 
-    async def _attach_all(self, client: AblyClient) -> bool:
+    async def _attach_all(self, client: BandClient) -> bool:
         """Attach a new client to every band subscribed so far, from where the one before it was last heard.
 
         :returns: False when the broker did not answer; a band that is not permitted any more is only logged.
@@ -366,3 +360,20 @@ class AblyChannel:
     def _pause_seconds(self, attempt: int) -> float:
         cap = min(self._settings.retry_cap_seconds, 4.0)
         return random.uniform(0, min(cap, self._settings.retry_base_seconds * 2 ** min(attempt, 16)))  # noqa: S311
+
+
+class AblyChannel(ClientChannel):
+    """A ``Channel`` over the ``ably`` SDK."""
+
+    def __init__(self, name: str, *, endpoint: str, tls: bool, token: Callable[[], Awaitable[dict[str, Any]]],
+                 client_id: str, settings: Settings, on_state: Callable[[bool, str], None] | None = None,
+                 address: str = "") -> None:
+        """
+        :param endpoint: ``host:port`` of the broker, or Ably's ("main").
+        :param token: fetches a fresh TokenDetails map; may raise, and is then called again later.
+        :param address: the IP address to connect to, where that of the endpoint was looked up before.
+        """
+        super().__init__(name, client_id=client_id, settings=settings, on_state=on_state, new_client=lambda: AblyClient(
+            endpoint, tls=tls, token=self._token, client_id=client_id, address=address,
+            message_size_bytes_max=settings.message_size_bytes_max))
+        self._token = token

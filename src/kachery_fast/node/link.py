@@ -15,7 +15,6 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import msgspec
 
@@ -29,12 +28,13 @@ from ..errors import (
     SignatureInvalid,
     StaleMessage,
 )
+from ..net.bands import open_bands
 from ..net.bucket import Bucket, HttpBucket
-from ..net.channel import AblyChannel, Channel, Message
+from ..net.channel import Channel, Message
 from ..net.hub import HubClient
 from ..net.ranges import RangeClient
 from ..protocol.access import Permission
-from ..protocol.hub_bodies import ChannelInfo, Member
+from ..protocol.hub_bodies import ChannelInfo, Member, PubsubToken
 from ..protocol.messages import BODIES_2022, BandBody, decode_band, encode_band
 from ..protocol.names import band_name
 from ..protocol.signing import FreshnessGuard
@@ -82,13 +82,13 @@ class ChannelLink:
     :param on_request: receives what nodes ask for, ``(body, sender)``.
     :param wants_request: looks at what nodes ask for before its signature is checked; False drops it.
     :param disk_threads: where the files of a bucket that is a folder are read and written.
-    :param open_channel: makes the way to the bands, ``AblyChannel``-like.
+    :param open_channel: makes the way to the bands, as ``open_bands`` does.
     """
 
     def __init__(self, info: ChannelInfo, hub: HubClient, identity: Identity, settings: Settings, ranges: RangeClient,
                  disk_threads: Executor, *, refresh: Callable[[], Awaitable[None]], on_request: Listener,
                  wants_request: Callable[[dict[str, Any]], bool] = lambda _body: True,
-                 open_channel: Callable[..., Channel] = AblyChannel) -> None:
+                 open_channel: Callable[..., Channel] = open_bands) -> None:
         self.info = info
         self.hub = hub
         self._loop = asyncio.get_running_loop()
@@ -192,13 +192,8 @@ class ChannelLink:
     async def connect(self) -> None:
         """Connect to the bands anew, with the permissions that are in force now."""
         old = self._channel
-        pubsub = self.info.pubsub
-        endpoint, tls = pubsub.endpoint, pubsub.tls
-        if not endpoint:
-            parts = urlsplit(self.hub.url)
-            endpoint, tls = parts.netloc, parts.scheme == "https"
         self._channel = self._open_channel(
-            self.name, endpoint=endpoint, tls=tls, token=self._token, client_id=self._identity.node_id,
+            self.name, self.info.pubsub, hub_url=self.hub.url, token=self._token, client_id=self._identity.node_id,
             settings=self._settings, on_state=self._state_changed)
         bands = [band for band, permission in BANDS_HEARD if self.may(permission)]
         if bands:
@@ -225,10 +220,13 @@ class ChannelLink:
             except KacheryError as error:
                 log.warning("channel %s: %s", self.name, error)
 
-    async def _token(self) -> dict[str, Any]:
+    async def _token(self) -> PubsubToken:
         token = await self.hub.pubsub_token(self.name)
-        plain: dict[str, Any] = msgspec.to_builtins(token)
-        return plain
+        if token.pubsub is not None and token.pubsub != self.info.pubsub:
+            # The next look at the hub would tell, and have this node connect there.
+            begin_task(self._refresh_once(), self._tasks)
+            raise BandUnreachable(channel=self.name, why="its messages go by another service now")
+        return token
 
     def _state_changed(self, connected: bool, why: str) -> None:
         log.info("channel %s: %s", self.name, "connected" if connected else f"not connected ({why})")
@@ -256,11 +254,16 @@ class ChannelLink:
             self._loop.call_soon(self._deliver, body, self._identity.node_id)
 
     async def _send_for_ever(self) -> None:
+        earliest = float("-inf")
         while True:
             await self._outbox_filled.wait()
+            # What is said meanwhile goes out with it.
+            await asyncio.sleep(max(earliest - self._loop.time(), 0.0))
             batch = self._next_batch()
             if not self._outbox:
                 self._outbox_filled.clear()
+            limit = self.info.pubsub.messages_per_second_max
+            earliest = self._loop.time() + 1 / limit if limit else float("-inf")
             try:
                 await self._send(batch)
             except KacheryError as error:
@@ -270,15 +273,20 @@ class ChannelLink:
                 self._sending_failed(batch, NodeError(what=why))
 
     def _next_batch(self) -> list[_Outgoing]:
-        """Take what goes out together: neighbours for one band, as many as fit one message."""
+        """Take what goes out together: what is for one band, in order, as much as fits one message."""
         band = self._outbox[0].band
         batch: list[_Outgoing] = []
+        passed: list[_Outgoing] = []
         size = 0
-        while self._outbox and self._outbox[0].band == band:
+        while self._outbox:
+            if self._outbox[0].band != band:
+                passed.append(self._outbox.popleft())
+                continue
             size += len(msgspec.json.encode(self._outbox[0].body)) + _ENVELOPE_SIZE_BYTES
             if batch and size > self._settings.message_size_bytes_max:
                 break
             batch.append(self._outbox.popleft())
+        self._outbox.extendleft(reversed(passed))
         return batch
 
     async def _send(self, batch: list[_Outgoing]) -> None:

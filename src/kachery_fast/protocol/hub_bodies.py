@@ -193,11 +193,14 @@ class Member(msgspec.Struct, rename="camel"):
 
 
 class PubsubInfo(msgspec.Struct, rename="camel"):
-    """Where the bands are. ``kind`` is ``ably``; ``endpoint`` is ``host:port``, empty for the hub's own address."""
+    """Where the bands are. ``kind``: the protocol, ``ably`` or ``nats``. ``endpoint``: for Ably's ``host:port``, or a
+    name of Ably's own (``main``), empty for the hub's own address; for NATS the server's URL.
+    ``messages_per_second_max``: how many a node may publish there, 0 for any number."""
 
     kind: str
     endpoint: str = ""
     tls: bool = False
+    messages_per_second_max: float = 0
 
 
 class ChannelInfo(msgspec.Struct, rename="camel"):
@@ -247,13 +250,21 @@ class ApprovalState(msgspec.Struct, rename="camel"):
 
 
 class PubsubToken(msgspec.Struct, rename="camel"):
-    """Answer to ``GetPubsubToken``: the fields of an Ably TokenDetails."""
+    """Answer to ``GetPubsubToken``: the fields of an Ably TokenDetails, and ``pubsub``, where the token is good.
+
+    Of NATS: ``seed`` is that of the user whom the token is for, with which the node signs what the server asks it to.
+    """
 
     token: str
     issued: int
     expires: int
     capability: str
     client_id: str
+    seed: str = ""
+    pubsub: PubsubInfo | None = None
+
+    def __repr__(self) -> str:
+        return f"PubsubToken(client_id={self.client_id!r}, …)"
 
 
 class SignedObject(msgspec.Struct, rename="camel"):

@@ -142,8 +142,6 @@ class PubsubEngine(Protocol):
         """Issue a token for exactly these operations on these bands. Quick and synchronous: it follows a decision,
         and nothing may come between the two."""
 
-    async def revoke(self, node_id: str) -> None:
-        """Make all tokens issued to a node until now useless, and break its connections off."""
-
-    def traffic(self, band: str) -> BandTraffic | None:
-        """Return what moves on a band; None of a service that does not tell."""
+    async def revoke(self, node_ids: Sequence[str]) -> None:
+        """Make all tokens issued to these nodes until now useless, and break their connections off, as well as the
+        service can. :raises KacheryError: it cannot."""

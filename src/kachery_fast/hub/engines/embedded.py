@@ -104,13 +104,14 @@ class EmbeddedPubsub:
         details = self._broker.issue_token(node_id, capability, life_seconds)
         return PubsubToken(
             token=details["token"], issued=details["issued"], expires=details["expires"],
-            capability=details["capability"], client_id=details["clientId"])
+            capability=details["capability"], client_id=details["clientId"], pubsub=self.info())
 
-    async def revoke(self, node_id: str) -> None:
+    async def revoke(self, node_ids: Sequence[str]) -> None:
         """See ``PubsubEngine``."""
-        await self._broker.revoke(node_id)
+        for node_id in node_ids:
+            await self._broker.revoke(node_id)
 
-    def traffic(self, band: str) -> BandTraffic | None:
-        """See ``PubsubEngine``."""
+    def traffic(self, band: str) -> BandTraffic:
+        """Return what moves on a band."""
         moved = self._broker.meter.moved(band)
         return BandTraffic(moved.messages, moved.size_bytes, self._broker.rings.subscribers(band))

@@ -1,0 +1,366 @@
+"""The channel adapter over ``nats-py``, against a real NATS server that enforces what the hub's tokens permit."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from base64 import b64encode
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from kachery_fast.config import load_settings
+from kachery_fast.errors import BandUnreachable, InvalidArgument, InvalidName, NotPermitted, TooLarge
+from kachery_fast.hub.engines.nats import NatsCredentials, NatsPubsub, NatsSettings
+from kachery_fast.net import channel as channel_module
+from kachery_fast.net.bands import NatsChannel
+from kachery_fast.net.channel import Message
+from kachery_fast.protocol.hub_bodies import PubsubToken
+from kachery_fast.protocol.nkeys import ACCOUNT, USER, Nkey, check_account, nats_subject
+from tests.embedded.broker_server import ALL, BANDS, BOTH, until
+from tests.nats_server import NatsServer, new_key, running_nats
+from tests.network import LOOPS, run_on
+
+BAND = BANDS[0]
+parametrized = pytest.mark.parametrize("loop_kind", LOOPS)
+over = pytest.mark.parametrize("scheme", ["nats", "ws"])
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
+    with running_nats(tmp_path_factory.mktemp("nats")) as server:
+        yield server
+
+
+@pytest.fixture
+def server(running: NatsServer) -> NatsServer:
+    if running._process is None:
+        running.start()
+    return running
+
+
+class Peer:
+    """One channel with what it has received and which states it went through."""
+
+    def __init__(self, server: NatsServer, client_id: str = "node-1", *, scheme: str = "nats", url: str = "",
+                 capability: Mapping[str, Sequence[str]] = ALL, life_seconds: float = 300.0, address: str = "",
+                 signer: Nkey | None = None, **settings: float) -> None:
+        self.capability = capability
+        self.life_seconds = life_seconds
+        self.calls = 0
+        self.fault: Exception | None = None
+        self.client_id = client_id
+        self.engine = NatsPubsub(NatsSettings(server.url(scheme), server.account.public),
+                                 NatsCredentials((signer or server.signer).seed), time.time)
+        self.states: list[tuple[bool, str]] = []
+        self.got: asyncio.Queue[Message] = asyncio.Queue()
+        self.channel = NatsChannel(
+            "lab", url=url or server.url(scheme), token=self.token, client_id=client_id, address=address,
+            settings=load_settings({}, **settings), on_state=lambda up, why: self.states.append((up, why)))
+
+    async def token(self) -> PubsubToken:
+        self.calls += 1
+        if self.fault is not None:
+            raise self.fault
+        return self.engine.token(self.client_id, self.capability, self.life_seconds)
+
+    async def receive(self, timeout_seconds: float = 10.0) -> Message:
+        return await asyncio.wait_for(self.got.get(), timeout_seconds)
+
+    async def become(self, up: bool, timeout_seconds: float = 30.0) -> None:
+        await until(lambda: self.channel.connected is up, timeout_seconds)
+
+
+@contextlib.asynccontextmanager
+async def joined(server: NatsServer, client_id: str = "node-1", *, listen: bool = True, **options: Any
+                 ) -> AsyncIterator[Peer]:
+    peer = Peer(server, client_id, **options)
+    try:
+        await peer.channel.connect()
+        if listen:
+            await peer.channel.subscribe(BAND, peer.got.put_nowait)
+        yield peer
+    finally:
+        await peer.channel.close()
+
+
+@over
+@parametrized
+def test_a_message_reaches_every_subscriber_its_sender_included(
+    server: NatsServer, loop_kind: str, scheme: str
+) -> None:
+    async def scenario() -> None:
+        async with joined(server, "node-1", scheme=scheme) as one, joined(server, "node-2", scheme=scheme) as two:
+            await one.channel.publish(BAND, b'{"x": "\xc3\xa9"}')
+            await one.channel.publish(BAND, bytes(range(256)) * 200)
+            for peer in (one, two):
+                assert await peer.receive() == Message(BAND, b'{"x": "\xc3\xa9"}', "")
+                assert (await peer.receive()).data == bytes(range(256)) * 200
+            assert one.channel.connected
+            assert one.states == [(True, "")]
+
+    run_on(loop_kind, scenario())
+
+
+@pytest.mark.parametrize("missing", BOTH)
+@pytest.mark.parametrize("band", [BANDS[0], BANDS[5]])
+def test_each_band_and_operation_needs_its_own_permission(server: NatsServer, band: str, missing: str) -> None:
+    capability = {**ALL, band: [operation for operation in BOTH if operation != missing]}
+
+    async def scenario() -> None:
+        async with (joined(server, "node-1", listen=False, capability=capability) as one,
+                    joined(server, "node-2", listen=False) as two):
+            await two.channel.subscribe(band, two.got.put_nowait)
+            if missing == "publish":
+                await one.channel.subscribe(band, one.got.put_nowait)
+                with pytest.raises(NotPermitted, match=f"publish on {band}"):
+                    await one.channel.publish(band, b"{}")
+                await two.channel.publish(band, b"theirs")
+                assert (await one.receive()).data == b"theirs"
+                assert (await two.receive()).data == b"theirs"
+            else:
+                with pytest.raises(NotPermitted, match=f"subscribe on {band}"):
+                    await one.channel.subscribe(band, one.got.put_nowait)
+                await one.channel.publish(band, b"mine")
+                assert (await two.receive()).data == b"mine"
+                assert one.got.empty()
+
+    run_on("uvloop", scenario())
+
+
+@pytest.mark.parametrize("capability", [{}, {BAND: ["publish"]}, {BAND: ["subscribe"]}])
+def test_what_is_not_named_is_refused_by_the_server_not_by_this_side(
+    server: NatsServer, capability: dict[str, list[str]]
+) -> None:
+    """With ``nats-py`` alone: a token without permissions would be one with all of them."""
+    from nats.aio.client import Client
+
+    async def scenario() -> None:
+        peer, errors = Peer(server, capability=capability), []
+
+        async def note(error: Exception) -> None:
+            errors.append(str(error))
+
+        async with joined(server, "node-2", listen=False) as listener:
+            await listener.channel.subscribe(BANDS[1], listener.got.put_nowait)
+            await listener.channel.subscribe(BAND, listener.got.put_nowait)
+            token = await peer.token()
+            user, client = Nkey.from_seed(token.seed, USER), Client()
+            await client.connect([server.url()], error_cb=note, allow_reconnect=False, pending_size=1,
+                                 user_jwt_cb=lambda: bytearray(token.token.encode()),
+                                 signature_cb=lambda nonce: b64encode(user.sign(nonce.encode())))
+            for subject in (nats_subject(BANDS[1]), "kachery.other-requestFiles", ">", "kachery.>", "$SYS.>"):
+                await client.subscribe(subject)
+                await client.flush()
+                assert errors, subject
+                assert "permissions violation for subscription" in errors.pop()
+            for subject in (nats_subject(BANDS[1]), "kachery.other-requestFiles", "_INBOX.x"):
+                await client.publish(subject, b"x")
+                await client.flush()
+                assert "permissions violation for publish" in errors.pop()
+            await client.publish(nats_subject(BAND), b"mine")
+            await client.flush()
+            assert bool(errors) == ("publish" not in capability.get(BAND, []))
+            await client.close()
+            await listener.channel.publish(BAND, b"last")
+            data = [(await listener.receive()).data for _ in range(1 if errors else 2)]
+            assert data == ([] if errors else [b"mine"]) + [b"last"]
+
+    run_on("uvloop", scenario())
+
+
+def test_what_is_granted_later_is_taken_up_with_a_new_token(
+    server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channel_module, "TOKEN_FRESH_SECONDS", -1.0)
+
+    async def scenario() -> None:
+        async with joined(server, listen=False, capability={}) as one:
+            one.capability = {BAND: ["publish"]}
+            await one.channel.publish(BAND, b"{}")
+            one.capability = {BAND: BOTH}
+            await one.channel.subscribe(BAND, one.got.put_nowait)
+            await one.channel.publish(BAND, b"heard")
+            assert (await one.receive()).data == b"heard"
+            assert one.states == [(True, "")]
+
+    run_on("uvloop", scenario())
+
+
+@over
+@parametrized
+def test_a_token_is_renewed_before_it_ends_and_nothing_is_lost_or_repeated(
+    server: NatsServer, loop_kind: str, scheme: str
+) -> None:
+    async def scenario() -> None:
+        async with (joined(server, "node-1", scheme=scheme, life_seconds=2.0) as one,
+                    joined(server, "node-2", scheme=scheme, life_seconds=3.0) as two):
+            sent = 0
+            while one.calls < 4 or two.calls < 3:
+                await one.channel.publish(BAND, b"%d" % sent)
+                sent += 1
+            for number in range(sent):
+                assert (await one.receive()).data == b"%d" % number
+                assert (await two.receive()).data == b"%d" % number
+            assert one.got.empty()
+            assert one.states == two.states == [(True, "")]
+
+    run_on(loop_kind, scenario())
+
+
+@parametrized
+def test_a_token_that_cannot_be_renewed_ends_the_connection_and_a_new_one_brings_it_back(
+    server: NatsServer, loop_kind: str
+) -> None:
+    async def scenario() -> None:
+        async with joined(server, life_seconds=2.0, publish_timeout_seconds=0.3) as one:
+            one.fault = NotPermitted(who="it", action="connect", channel="lab", why="it was removed")
+            await one.become(False)
+            with pytest.raises(BandUnreachable):
+                await one.channel.publish(BAND, b"{}")
+            await until(lambda: "it was removed" in one.channel.why)
+            one.fault = None
+            await one.become(True)
+            await one.channel.publish(BAND, b"back")
+            assert (await one.receive()).data == b"back"
+
+    run_on(loop_kind, scenario())
+
+
+def test_a_key_that_is_not_the_account_s_is_refused(server: NatsServer, caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        caplog.set_level(logging.DEBUG)
+        peer = Peer(server, signer=new_key(ACCOUNT), connect_timeout_seconds=1.0)
+        with pytest.raises(BandUnreachable, match=r"(?i)authorization violation"):
+            await peer.channel.connect()
+        await peer.channel.close()
+        token = await peer.token()
+        assert token.token.split(".")[1] not in caplog.text
+        assert token.seed not in repr(token) + caplog.text
+        assert token.token not in repr(token)
+
+    run_on("uvloop", scenario())
+
+
+def test_the_account_s_own_key_signs_too(server: NatsServer) -> None:
+    async def scenario() -> None:
+        async with joined(server, signer=server.account) as one:
+            await one.channel.publish(BAND, b"{}")
+            assert (await one.receive()).data == b"{}"
+
+    run_on("uvloop", scenario())
+
+
+@over
+@parametrized
+def test_a_server_killed_in_mid_stream_loses_nothing_to_its_sender_and_repeats_nothing(
+    server: NatsServer, loop_kind: str, scheme: str
+) -> None:
+    """A NATS server keeps nothing, so what is said is heard by those who are there."""
+    async def scenario() -> None:
+        async with (joined(server, "node-1", scheme=scheme, publish_timeout_seconds=30.0) as sender,
+                    joined(server, "node-2", scheme=scheme) as listener):
+            for turn, end in enumerate((server.kill, server.stop)):
+                await asyncio.gather(*(sender.channel.publish(BAND, b"a%d" % number) for number in range(50)))
+                under_way = [asyncio.ensure_future(sender.channel.publish(BAND, b"b%d" % number))
+                             for number in range(50)]
+                end()
+                await sender.become(False)
+                await listener.become(False)
+                server.start()
+                await listener.become(True)
+                await asyncio.gather(*under_way)
+                await sender.channel.publish(BAND, b"end")
+                got: list[bytes] = []
+                while not got or got[-1] != b"end":
+                    got.append((await listener.receive()).data)
+                assert len(got) == len(set(got)), turn
+                assert set(got) >= {b"a%d" % number for number in range(50)} | {b"end"}
+            assert [up for up, _ in sender.states] == [True, False, True, False, True]
+
+    run_on(loop_kind, scenario())
+
+
+@parametrized
+def test_a_server_that_is_down_at_first_is_found_when_it_comes(server: NatsServer, loop_kind: str) -> None:
+    async def scenario() -> None:
+        server.kill()
+        peer = Peer(server, connect_timeout_seconds=1.0)
+        with pytest.raises(BandUnreachable, match="cannot connect"):
+            await peer.channel.connect()
+        with pytest.raises(BandUnreachable):
+            await peer.channel.subscribe(BAND, peer.got.put_nowait)
+        server.start()
+        await peer.become(True)
+        await peer.channel.publish(BAND, b"here")
+        assert (await peer.receive()).data == b"here"
+        await peer.channel.close()
+
+    run_on(loop_kind, scenario())
+
+
+def test_what_is_too_long_is_refused_before_it_is_sent(server: NatsServer) -> None:
+    async def scenario() -> None:
+        async with joined(server, message_size_bytes_max=2_000_000) as one:
+            with pytest.raises(TooLarge):
+                await one.channel.publish(BAND, bytes(2_000_001))
+            with pytest.raises(TooLarge, match="the broker's limit"):
+                await one.channel.publish(BAND, bytes(1_500_000))  # 1 MiB is the server's
+            await one.channel.publish(BAND, b"fine")
+            assert (await one.receive()).data == b"fine"
+
+    run_on("uvloop", scenario())
+
+
+@over
+def test_an_address_that_was_looked_up_before_is_the_one_connected_to(server: NatsServer, scheme: str) -> None:
+    async def scenario() -> None:
+        url = server.url(scheme).replace("127.0.0.1", "nowhere.invalid")
+        async with joined(server, url=url, scheme=scheme, address="127.0.0.1") as one:
+            await one.channel.publish(BAND, b"{}")
+            assert (await one.receive()).data == b"{}"
+
+    run_on("uvloop", scenario())
+
+
+def test_a_server_that_should_speak_tls_and_does_not_is_left(server: NatsServer) -> None:
+    async def scenario() -> None:
+        peer = Peer(server, url=server.url().replace("nats", "tls"), connect_timeout_seconds=1.0)
+        with pytest.raises(BandUnreachable, match="does not speak TLS"):
+            await peer.channel.connect()
+        await peer.channel.close()
+
+    run_on("uvloop", scenario())
+
+
+# --- keys
+
+
+def test_keys_are_read_as_they_were_written_and_nothing_else_is() -> None:
+    for kind, letter in ((ACCOUNT, "A"), (USER, "U")):
+        key = new_key(kind)
+        assert (key.public[0], len(key.public)) == (letter, 56)
+        assert (key.seed[:2], len(key.seed)) == (f"S{letter}", 58)
+        assert Nkey.from_seed(key.seed, kind).public == key.public
+        assert key.seed not in repr(key)
+    key = new_key(ACCOUNT)
+    assert check_account(key.public) == key.public
+    for text in ("", "A", key.public, new_key(USER).seed, key.seed[:-1], f"{key.seed[:-1]}!", "SA" + "é" * 56,
+                 key.seed.swapcase()):
+        with pytest.raises(InvalidArgument) as refused:
+            Nkey.from_seed(text, ACCOUNT)
+        assert not text or text not in refused.value.message or len(text) < 3
+    for text in ("", key.seed, new_key(USER).public, key.public[:-1] + ("A" if key.public[-1] != "A" else "B")):
+        with pytest.raises(InvalidArgument):
+            check_account(text)
+
+
+def test_a_subject_is_of_one_band_whatever_the_channel_is_called() -> None:
+    assert nats_subject("lab-requestFiles") == "kachery.lab-requestFiles"
+    assert nats_subject("a..b.-requestFiles") == "kachery.a==b=-requestFiles"
+    for band in ("", "a b", "a*-requestFiles", ">", "a>b", "é", "-x", "a\r\nb", "a" * 101):
+        with pytest.raises(InvalidName):
+            nats_subject(band)

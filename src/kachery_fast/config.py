@@ -142,8 +142,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("hub_bucket_folders", "", "directories", "KACHERY_HUB_BUCKET_FOLDERS",
             "Folders that owners of channels may have as buckets, and what is below them; separated as in PATH."),
     Setting("hub_engine_hosts", "", "names", "KACHERY_HUB_ENGINE_HOSTS",
-            "Hosts of owners' buckets that the hub connects to though their addresses are private ones, as HOST or "
-            "HOST:PORT; with spaces or commas."),
+            "Hosts of owners' buckets and pub/sub services that the hub connects to though their addresses are private "
+            "ones, as HOST or HOST:PORT; with spaces or commas."),
     Setting("hub_oidc_issuer", "", "URL", "KACHERY_HUB_OIDC_ISSUER",
             "The OpenID Connect provider that people sign in by, such as https://accounts.google.com. Empty: they sign "
             "in by links of the hub."),

@@ -156,7 +156,8 @@ def test_every_page_can_be_used_by_everybody(
     """What axe finds wrong: contrast, names of controls, structure; and nothing is wider than the window."""
     page = signed_in(chromium, lab, color_scheme=scheme)
     page.set_viewport_size(size)
-    for path in ("/", "/channels", "/channels/demo", "/buckets", "/audit", "/account", "/accounts", "/api", "/nowhere"):
+    for path in ("/", "/channels", "/channels/demo", "/buckets", "/pubsubs", "/audit", "/account", "/accounts", "/api",
+                 "/nowhere"):
         page.goto(lab.hub_url + path)
         name = path.strip("/").replace("/", "-") or "home"
         look(page, f"{name}-{scheme}-{size['width']}")

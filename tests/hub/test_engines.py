@@ -528,6 +528,6 @@ def test_a_bucket_is_added_chosen_and_tested_on_the_website_without_a_script(
             assert "NoSuchBucket" in tested.text
             page = await mine.submit(page.form("/do/setBucket"), engine="")
             page = await mine.submit((await mine.get("/buckets")).form("/do/removeEngine"))
-            assert "The hub has forgotten the bucket" in page.text
+            assert "The hub has forgotten mine" in page.text
 
     run_on(loop_kind, scenario())

@@ -36,6 +36,7 @@ from tests.embedded.broker_server import KEY, Server, serving, until
 
 from ..nats_server import NatsServer, new_key, running_nats
 from ..network import LOOPS, run_on
+from .browsing import browser, sign_in
 from .support import CHANNEL, Clock, World, node_id, running_world
 
 parametrized = pytest.mark.parametrize("loop_kind", LOOPS)
@@ -400,6 +401,37 @@ def test_a_test_goes_by_the_channel_s_service_and_only_where_the_hub_may(
                 last = (await world.owner.call("testChannel", channel=CHANNEL))["steps"][-1]
                 assert "does not connect to" in last["why"]
                 assert nats.log().count("Client connection created") == before
+
+    run_on(loop_kind, scenario())
+
+
+@parametrized
+def test_a_service_is_added_chosen_and_tested_on_the_website_without_a_script(
+    tmp_path: Path, nats: NatsServer, loop_kind: str
+) -> None:
+    async def scenario() -> None:
+        async with (serving() as server,
+                    running_world(tmp_path, hub_engine_hosts=f"{server.endpoint} {nats.hosts}") as world,
+                    browser(world) as mine):
+            await sign_in(world, mine)
+            page = await mine.get("/pubsubs")
+            page = await mine.submit(page.form("/do/addNats"), **{**nats.settings, "name": "mine <b>"})
+            assert "mine &lt;b&gt;" in page.text
+            assert "mine <b>" not in page.text
+            page = await mine.submit(page.form("/do/addAbly"), name="other", apiKey=API_KEY,
+                                     endpoint=f"http://{server.endpoint}")
+            line = (await world.owner.call("listPubsubs"))["engines"][0]
+            page = await mine.get(f"/channels/{CHANNEL}")
+            assert "messages go by the hub's own broker" in page.text
+            page = await mine.submit(page.form("/do/setPubsub"), engine=line["id"])
+            assert "The messages of lab go another way now." in page.text
+            assert "pub/sub service does not tell what moves" in page.text
+            tested = await mine.submit(page.form("/do/testChannel"))
+            assert "Everything works." in tested.text
+            page = await mine.submit((await mine.get(f"/channels/{CHANNEL}")).form("/do/setPubsub"), engine="")
+            page = await mine.submit((await mine.get("/pubsubs")).form("/do/removeEngine", engine=line["id"]))
+            assert "The hub has forgotten mine" in page.text
+            assert nats.signer.seed not in page.text
 
     run_on(loop_kind, scenario())
 

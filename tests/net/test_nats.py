@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from kachery_fast.config import load_settings
 from kachery_fast.errors import BandUnreachable, InvalidArgument, InvalidName, NotPermitted, TooLarge
@@ -324,6 +325,30 @@ def test_an_address_that_was_looked_up_before_is_the_one_connected_to(server: Na
             assert (await one.receive()).data == b"{}"
 
     run_on("uvloop", scenario())
+
+
+@parametrized
+def test_a_websocket_that_sends_its_client_elsewhere_is_left(server: NatsServer, loop_kind: str) -> None:
+    asked = []
+
+    async def elsewhere(request: web.Request) -> web.Response:
+        asked.append(request.path)
+        raise web.HTTPFound("/inside")
+
+    async def scenario() -> None:
+        application = web.Application()
+        application.router.add_get("/{path:.*}", elsewhere)
+        runner = web.AppRunner(application, access_log=None)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        peer = Peer(server, url=f"ws://127.0.0.1:{runner.addresses[0][1]}", connect_timeout_seconds=1.0)
+        with pytest.raises(BandUnreachable, match="sends its clients elsewhere"):
+            await peer.channel.connect()
+        await peer.channel.close()
+        await runner.cleanup()
+        assert set(asked) == {"/"}
+
+    run_on(loop_kind, scenario())
 
 
 def test_a_server_that_should_speak_tls_and_does_not_is_left(server: NatsServer) -> None:

@@ -11,6 +11,7 @@ from ..errors import InvalidArgument
 from .channel_bucket import bucket, engines, try_
 from .channel_care import objects, traffic, usage
 from .channel_migrate import migrate
+from .channel_pubsub import pubsub
 from .output import command_errors, emit, human_size, size_of
 from .owner import ask_hub, count_text, hub_options, moment_text, split_list
 
@@ -28,7 +29,7 @@ def channel() -> None:
     """
 
 
-for _command in (bucket, engines, migrate, try_, usage, objects, traffic):
+for _command in (bucket, pubsub, engines, migrate, try_, usage, objects, traffic):
     channel.add_command(_command)
 
 
@@ -192,6 +193,8 @@ def _describe(answer: dict[str, Any]) -> list[str]:
              f"  {_settings(answer)}"]
     if answer["bucket"] is not None:
         lines.append(f"  in the bucket {answer['bucket']!r}")
+    if answer["pubsub"] is not None:
+        lines.append(f"  messages go by {answer['pubsub']!r}")
     if answer["description"]:
         lines.append(f"  {answer['description']}")
     for member in answer["members"]:

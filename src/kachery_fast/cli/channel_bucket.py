@@ -1,4 +1,5 @@
-"""``kachery-fast channel bucket | engines | test``: buckets of a channel's owner's, and whether they work."""
+"""``kachery-fast channel bucket | engines | test``: buckets of a channel's owner's, what else he has at the hub, and
+whether it works."""
 
 from __future__ import annotations
 
@@ -10,9 +11,9 @@ import click
 
 from ..errors import DiskError, EngineUnusable, InvalidArgument
 from .output import command_errors, emit
-from .owner import ask_hub, hub_options
+from .owner import ask_hub, hub_options, read_secret
 
-__all__ = ["bucket", "engines", "try_"]
+__all__ = ["bucket", "end_of_test", "engines", "steps_of", "try_"]
 
 
 _credentials_option = click.option(
@@ -78,9 +79,10 @@ def bucket(
     if tested:
         done["test"] = ask_hub(hub_url, token, "testChannel", channel=name)
     text = f"{name}: " + ("the hub's own bucket" if shown["name"] is None else f"the bucket {shown['name']!r}")
-    emit({**shown, **done}, "\n".join([text, *(line for answer in done.values() for line in _steps(answer))]), as_json)
+    emit({**shown, **done}, "\n".join([text, *(line for answer in done.values() for line in steps_of(answer))]),
+         as_json)
     for answer in done.values():
-        _end(answer)
+        end_of_test(answer)
 
 
 def _fields_of_s3(
@@ -123,14 +125,15 @@ def try_(name: str, hub_url: str | None, token: str | None, as_json: bool) -> No
     something is wrong.
     """
     answer = ask_hub(hub_url, token, "testChannel", channel=name)
-    emit(answer, lambda: "\n".join(_steps(answer)), as_json)
-    _end(answer)
+    emit(answer, lambda: "\n".join(steps_of(answer)), as_json)
+    end_of_test(answer)
 
 
 @click.command()
-@click.option("--renew", metavar="BUCKET", help="Give this one other credentials; needs --credentials.")
-@click.option("--remove", "removed", metavar="BUCKET", help="Have the hub forget this one; what is in it stays.")
-@_credentials_option
+@click.option("--renew", metavar="NAME", help="Give this one other credentials; needs --credentials.")
+@click.option("--remove", "removed", metavar="NAME", help="Have the hub forget this one; what is in a bucket stays.")
+@click.option("--credentials", metavar="FILE", help="Of S3: the access key and its secret, as in ~/.aws/credentials; "
+              "of Google: a service account's key file (JSON); else the API key, or the seed.")
 @_hmac_option
 @_profile_option
 @hub_options
@@ -139,27 +142,35 @@ def engines(
     renew: str | None, removed: str | None, credentials: str | None, hmac_key: str | None, profile: str,
     hub_url: str | None, token: str | None, as_json: bool,
 ) -> None:
-    """List your buckets that the hub knows, and which channels use them; or change or remove one."""
+    """List your buckets and pub/sub services that the hub knows, and which channels use them; or change or remove one.
+    """
     if renew is not None:
         kinds = {item[key]: item["kind"] for item in ask_hub(hub_url, token, "listEngines")["engines"]
                  for key in ("id", "name")}
         if credentials is None and (hmac_key is None or kinds.get(renew) != "gcs"):
             raise InvalidArgument(what="--renew needs --credentials FILE.")
-        keys = _keys_of_gcs(credentials, hmac_key, profile) if kinds.get(renew) == "gcs" else _read_credentials(
-            credentials or "", profile)
-        answer = ask_hub(hub_url, token, "changeCredentials", engine=renew, **keys)
-        emit(answer, f"The bucket {answer['name']!r} has other credentials now.", as_json)
+        services = ask_hub(hub_url, token, "listPubsubs")["engines"]
+        if any(renew in (item["id"], item["name"]) for item in services):
+            answer = ask_hub(hub_url, token, "changePubsubCredentials", engine=renew,
+                             secret=read_secret(credentials or ""))
+        else:
+            keys = _keys_of_gcs(credentials, hmac_key, profile) if kinds.get(renew) == "gcs" else _read_credentials(
+                credentials or "", profile)
+            answer = ask_hub(hub_url, token, "changeCredentials", engine=renew, **keys)
+        emit(answer, f"{answer['name']!r} has other credentials now.", as_json)
         return
     if removed is not None:
         answer = ask_hub(hub_url, token, "removeEngine", engine=removed)
-        emit(answer, f"The hub has forgotten the bucket {answer['name']!r}. What is in it stays there.", as_json)
+        emit(answer, f"The hub has forgotten {answer['name']!r}. What is in a bucket stays there.", as_json)
         return
     answer = ask_hub(hub_url, token, "listEngines")
-    emit(answer, lambda: "\n".join(_line(item) for item in answer["engines"]) or "The hub knows no bucket of yours.",
-         as_json)
+    answer["pubsubs"] = ask_hub(hub_url, token, "listPubsubs")["engines"]
+    emit(answer, lambda: "\n".join(_line(item) for item in [*answer["engines"], *answer["pubsubs"]])
+         or "The hub knows no bucket and no pub/sub service of yours.", as_json)
 
 
-def _steps(answer: dict[str, Any]) -> list[str]:
+def steps_of(answer: dict[str, Any]) -> list[str]:
+    """What a test came to, line by line."""
     lines = []
     for step in answer["steps"]:
         took = f"{step['seconds']:6.2f} s" if "seconds" in step else " " * 8
@@ -169,7 +180,8 @@ def _steps(answer: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _end(answer: dict[str, Any]) -> None:
+def end_of_test(answer: dict[str, Any]) -> None:
+    """End the command with exit code 5 where a test has found something wrong."""
     if not answer["ok"]:
         click.get_current_context().exit(EngineUnusable.exit_code)
 

@@ -13,7 +13,7 @@ from ..config import Settings, load_settings
 from ..errors import DiskError, InvalidArgument
 from .output import json_option
 
-__all__ = ["ask_hub", "count_text", "hub_options", "moment_text", "read_hub_file", "split_list"]
+__all__ = ["ask_hub", "count_text", "hub_options", "moment_text", "read_hub_file", "read_secret", "split_list"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -48,6 +48,19 @@ def ask_hub(hub_url: str | None, token: str | None, action: str, /, **fields: An
             return await client.call(action, **fields)
 
     return asyncio.run(ask())
+
+
+def read_secret(path: str) -> str:
+    """Return what a file has in its one line; no error shows it."""
+    try:
+        lines = Path(path).expanduser().read_text("utf-8").split()
+    except OSError as error:
+        raise DiskError(action="reading", path=path, why=error.strerror) from None
+    except UnicodeDecodeError:
+        lines = []
+    if len(lines) != 1:
+        raise InvalidArgument(what=f"{path} is to have one line with the key, and nothing else.")
+    return lines[0]
 
 
 def _find_hub(settings: Settings, hub_url: str | None) -> tuple[str, str]:

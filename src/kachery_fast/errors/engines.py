@@ -1,4 +1,4 @@
-"""What goes wrong with owners' own buckets at a hub."""
+"""What goes wrong with owners' own buckets and pub/sub services at a hub."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["AddressRefused", "CredentialsUnreadable", "EngineUnusable"]
 
 
 class AddressRefused(KacheryError):
-    """The hub does not connect to {host!r}: {why}. If that is where the bucket is, the hub's admin can allow it: start
+    """The hub does not connect to {host!r}: {why}. If that is where the server is, the hub's admin can allow it: start
     the hub with KACHERY_HUB_ENGINE_HOSTS naming this host."""
 
     exit_code = 4
@@ -16,7 +16,7 @@ class AddressRefused(KacheryError):
 
 
 class CredentialsUnreadable(KacheryError):
-    """The credentials of the bucket {name!r} cannot be read: they were encrypted with another key than the one in this
+    """The credentials of {name!r} cannot be read: they were encrypted with another key than the one in this
     hub's directory. Put the key back from a backup of that directory, and restart the hub; or give the credentials
     anew: kachery-fast channel engines --renew {name} --credentials FILE"""
 

@@ -36,7 +36,6 @@ ACTS: dict[type[Request], Act] = {
     act.request: act for act in (
         *CHANNEL_ACTS, *BUCKET_ACTS, *TRAFFIC_ACTS, *ENGINE_ACTS, *GCS_ACTS, *PUBSUB_ACTS, *MOVE_ACTS, *TRYING_ACTS,
         *NODE_ACTS, *ACCOUNT_ACTS, *IDENTITY_ACTS)}
-        *ACCOUNT_ACTS, *IDENTITY_ACTS)}
 ACTS_BY_NAME: dict[str, Act] = {act.name: act for act in ACTS.values()}
 
 CODE_FAILURES_PER_MINUTE_MAX = 10

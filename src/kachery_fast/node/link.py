@@ -11,12 +11,9 @@ import contextlib
 import logging
 import re
 import secrets
-from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
-from typing import Any, NamedTuple
-
-import msgspec
+from typing import Any
 
 from ..config import Settings
 from ..errors import (
@@ -42,6 +39,7 @@ from .directory_bucket import DirectoryBucket
 from .ending import begin_task, end_tasks
 from .faults import logged_fault
 from .identity import Identity
+from .outbox import OUTBOX_MAX, OnSayFailed, Outbox, Outgoing
 from .rules import BANDS_HEARD, HEARD_BY_SELF, RULES, key_of, look_at
 from .signed_reads import SignedReads
 
@@ -52,27 +50,12 @@ log = logging.getLogger("kachery_fast.node")
 _STRANGER_REFRESH_SECONDS = 1.0
 # Messages of strangers that wait for the hub's word on them; further ones are dropped.
 _STRANGERS_WAITING_MAX = 256
-_OUTBOX_MAX = 10_000
 # Messages remembered against repetition, each for four minutes: of one node about 400 a second, for an owner that
 # pushes several feeds or a node that runs many tasks. Full, they take about 100 MB.
 _REMEMBERED_MAX = 400_000
 _REMEMBERED_OF_ONE_MAX = 100_000
-# What an envelope adds to a body: node id, signature, names, and the time that is filled in late.
-_ENVELOPE_SIZE_BYTES = 300
 
 Listener = Callable[[Any, str], None]
-OnSayFailed = Callable[[KacheryError], None]
-
-
-class _Outgoing(NamedTuple):
-    band: str
-    body: BandBody
-    on_failed: OnSayFailed | None
-
-    def failed(self, error: KacheryError) -> None:
-        """Tell who said it that it could not be sent."""
-        if self.on_failed is not None:
-            self.on_failed(error)
 
 
 class ChannelLink:
@@ -108,8 +91,7 @@ class ChannelLink:
         self._listeners: dict[str, list[Listener]] = {}
         self._guard = FreshnessGuard(settings.message_age_seconds_max, _REMEMBERED_MAX,
                                     signer_entries_max=_REMEMBERED_OF_ONE_MAX)
-        self._outbox: deque[_Outgoing] = deque()
-        self._outbox_filled = asyncio.Event()
+        self._outbox = Outbox()
         self._channel: Channel | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._closings: set[asyncio.Task[None]] = set()
@@ -244,24 +226,19 @@ class ChannelLink:
             body = kind(**fields)
         else:
             body = kind(channel=self.name, time=0, id=secrets.token_hex(16), **fields)
-        if len(self._outbox) >= _OUTBOX_MAX:
-            dropped = self._outbox.popleft()
-            why = f"{_OUTBOX_MAX} messages wait to be sent already"
-            self._loop.call_soon(dropped.failed, BandUnreachable(channel=self.name, why=why))
-        self._outbox.append(_Outgoing(band, body, on_failed))
-        self._outbox_filled.set()
+        for dropped in self._outbox.add(Outgoing(band, body, on_failed)):
+            self._loop.call_soon(dropped.failed, BandUnreachable(
+                channel=self.name, why=f"{OUTBOX_MAX} messages wait to be sent already"))
         if kind in HEARD_BY_SELF and self.may(RULES[kind].permission) and self.may(RULES[kind].heard_by):
             self._loop.call_soon(self._deliver, body, self._identity.node_id)
 
     async def _send_for_ever(self) -> None:
         earliest = float("-inf")
         while True:
-            await self._outbox_filled.wait()
+            await self._outbox.filled.wait()
             # What is said meanwhile goes out with it.
             await asyncio.sleep(max(earliest - self._loop.time(), 0.0))
-            batch = self._next_batch()
-            if not self._outbox:
-                self._outbox_filled.clear()
+            batch = self._outbox.take(self._settings.message_size_bytes_max)
             limit = self.info.pubsub.messages_per_second_max
             earliest = self._loop.time() + 1 / limit if limit else float("-inf")
             try:
@@ -272,24 +249,7 @@ class ChannelLink:
                 why = logged_fault(error, f"channel {self.name}: sending a message")
                 self._sending_failed(batch, NodeError(what=why))
 
-    def _next_batch(self) -> list[_Outgoing]:
-        """Take what goes out together: what is for one band, in order, as much as fits one message."""
-        band = self._outbox[0].band
-        batch: list[_Outgoing] = []
-        passed: list[_Outgoing] = []
-        size = 0
-        while self._outbox:
-            if self._outbox[0].band != band:
-                passed.append(self._outbox.popleft())
-                continue
-            size += len(msgspec.json.encode(self._outbox[0].body)) + _ENVELOPE_SIZE_BYTES
-            if batch and size > self._settings.message_size_bytes_max:
-                break
-            batch.append(self._outbox.popleft())
-        self._outbox.extendleft(reversed(passed))
-        return batch
-
-    async def _send(self, batch: list[_Outgoing]) -> None:
+    async def _send(self, batch: list[Outgoing]) -> None:
         for outgoing in batch:
             if not isinstance(outgoing.body, BODIES_2022):
                 outgoing.body.time = self.hub.now_ms()
@@ -298,7 +258,7 @@ class ChannelLink:
             raise BandUnreachable(channel=self.name, why="not started")
         await self._channel.publish(band_name(self.name, batch[0].band), data)
 
-    def _sending_failed(self, batch: list[_Outgoing], error: KacheryError) -> None:
+    def _sending_failed(self, batch: list[Outgoing], error: KacheryError) -> None:
         log.warning("channel %s: %s", self.name, error)
         for outgoing in batch:
             outgoing.failed(error)

@@ -16,6 +16,7 @@ from ..channel_actions import ChannelList, ListChannels, ShowChannel
 from ..engine_actions import EngineList, ListEngines
 from ..node_actions import FindApproval, ListNodes, ShowNode
 from ..performing import ACTS, Performer
+from ..pubsub_actions import ListPubsubs, PubsubList
 from ..registry import Registry
 from ..traffic_actions import ShowTraffic
 from .visitors import Visitor
@@ -68,8 +69,10 @@ async def _channel(look: Look) -> _Page:
         view: Answer = await look.ask(ShowChannel(channel=name))
         usage: UsageView = await look.ask(ShowUsage(channel=name))
         mine: EngineList = await look.ask(ListEngines())
+        services: PubsubList = await look.ask(ListPubsubs())
         return "channel.html", {"view": view, "usage": usage, "kinds": _KINDS, "hub_url": look.hub_url,
-                                "traffic": await look.ask(ShowTraffic(channel=name)), "engines": mine.engines}
+                                "traffic": await look.ask(ShowTraffic(channel=name)), "engines": mine.engines,
+                                "pubsubs": services.engines}
     if not settings.listed:
         # The same as of one that is not there: who may not see it does not learn that it is.
         look.visitor.must_be_signed_in()
@@ -93,6 +96,11 @@ async def _objects(look: Look) -> _Page:
 async def _buckets(look: Look) -> _Page:
     found: EngineList = await look.ask(ListEngines())
     return "buckets.html", {"engines": found.engines}
+
+
+async def _pubsubs(look: Look) -> _Page:
+    found: PubsubList = await look.ask(ListPubsubs())
+    return "pubsubs.html", {"engines": found.engines}
 
 
 async def _nodes(look: Look) -> _Page:
@@ -144,6 +152,7 @@ PAGES: dict[str, Callable[[Look], Awaitable[_Page]]] = {
     "/channels/{name}/live": _live,
     "/channels/{name}/objects": _objects,
     "/buckets": _buckets,
+    "/pubsubs": _pubsubs,
     "/nodes": _nodes,
     "/nodes/{node}": _node,
     "/approve": _approve,

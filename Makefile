@@ -11,6 +11,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 STAMP_2022 := .venv-2022/.installed
 STAMP_OIDC := tests/hub/oidc_provider/node_modules/.installed
+STAMP_ABLY_JS := tests/embedded/ably_js/node_modules/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
 SOURCES := pyproject.toml setup.py $(wildcard src/kachery_fast/*.pyx src/kachery_fast/*.pxd \
              src/kachery_fast/*.c src/kachery_fast/*.h)
@@ -33,7 +34,7 @@ test: lint run-tests
 # Most tests wait for processes and sockets, so one more runs at once than there are CPUs, up to four; a file's in turn.
 # Two for each CPU took as long, and more CPU time.
 # Compiled once: where PYTHONDONTWRITEBYTECODE is set, each of the programs that tests start would do it anew.
-run-tests: $(STAMP) $(STAMP_2022) $(STAMP_OIDC)
+run-tests: $(STAMP) $(STAMP_2022) $(STAMP_OIDC) $(STAMP_ABLY_JS)
 	$(BIN)/python -m compileall -q src tests
 	workers=$$($(BIN)/python -c 'import os; print(min((os.cpu_count() or 1) + 1, 4))') && \
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses $$workers --dist loadfile --no-loadscope-reorder --benchmark-disable $$ARGS
@@ -48,7 +49,7 @@ bench: $(BENCH_STAMP)
 	$(BIN)/python -m benchmarks $$ARGS
 
 clean:
-	rm -rf $(VENV) .venv-2022 tests/hub/oidc_provider/node_modules build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage src/*.egg-info
+	rm -rf $(VENV) .venv-2022 tests/hub/oidc_provider/node_modules tests/embedded/ably_js/node_modules build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage src/*.egg-info
 	rm -f src/kachery_fast/*.so
 	find src tests benchmarks -type d -name __pycache__ -prune -exec rm -rf {} +
 
@@ -82,3 +83,9 @@ $(STAMP_OIDC): tests/hub/oidc_provider/package-lock.json
 	@if ! command -v npm >/dev/null || ! command -v node >/dev/null; then echo "There is no npm: sign-in will not be tested"; \
 	else echo "Installing oidc-provider into tests/hub/oidc_provider/node_modules" && \
 	  npm ci --prefix tests/hub/oidc_provider --ignore-scripts --no-audit --no-fund --silent && touch $@; fi
+
+# Ably's SDK for JavaScript, likewise.
+$(STAMP_ABLY_JS): tests/embedded/ably_js/package-lock.json
+	@if ! command -v npm >/dev/null || ! command -v node >/dev/null; then echo "There is no npm: Ably's SDK for JavaScript will not be tested"; \
+	else echo "Installing ably into tests/embedded/ably_js/node_modules" && \
+	  npm ci --prefix tests/embedded/ably_js --ignore-scripts --no-audit --no-fund --silent && touch $@; fi

@@ -212,6 +212,22 @@ def test_a_token_is_renewed_before_it_ends_and_nothing_is_lost_or_repeated(
     run_on(loop_kind, scenario())
 
 
+def test_a_band_that_one_token_lacks_is_heard_again_with_the_next(server: NatsServer) -> None:
+    async def scenario() -> None:
+        async with joined(server, life_seconds=2.0) as one, joined(server, "node-2", listen=False) as two:
+            one.capability = {BAND: ["publish"]}
+            calls = one.calls
+            await until(lambda: one.calls > calls)
+            one.capability = ALL
+            await until(lambda: one.calls > calls + 1)
+            while one.got.empty():
+                await two.channel.publish(BAND, b"again")
+            assert (await one.receive()).data == b"again"
+            assert one.states == [(True, "")]
+
+    run_on("uvloop", scenario())
+
+
 @parametrized
 def test_a_token_that_cannot_be_renewed_ends_the_connection_and_a_new_one_brings_it_back(
     server: NatsServer, loop_kind: str

@@ -15,6 +15,7 @@ import pytest
 from kachery_fast.errors import BandUnreachable, KacheryError
 from kachery_fast.net.memory import MemoryChannel
 from kachery_fast.node import link as link_module
+from kachery_fast.node import outbox as outbox_module
 from kachery_fast.protocol.bodies import (
     Assign,
     Cancel,
@@ -249,7 +250,7 @@ def test_what_cannot_be_sent_is_told_and_the_next_is_sent(loop_kind: str, tmp_pa
 
 def test_a_full_outbox_drops_the_oldest_and_says_so(loop_kind: str, tmp_path: Path,
                                                     monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link_module, "_OUTBOX_MAX", 3)
+    monkeypatch.setattr(outbox_module, "OUTBOX_MAX", 3)
 
     async def work() -> None:
         async with network(tmp_path) as net:

@@ -66,7 +66,8 @@ def begin_load(lab: Lab, uri: str, channel: str) -> subprocess.Popen[bytes]:
     """Begin a load at B and return when a part of it has arrived."""
     b = lab.nodes["B"]
     process = b.begin("load", uri, "--json", "--channel", channel)
-    wait_until(lambda: received(b) > 8 * CHUNK_SIZE_BYTES, "a part of the file has arrived")
+    wait_until(lambda: received(b) > 8 * CHUNK_SIZE_BYTES or process.poll() is not None, "a part has arrived")
+    assert process.poll() is None, finish(process)
     return process
 
 
@@ -147,22 +148,17 @@ def test_a_node_publishes_at_most_four_messages_a_second_where_ably_counts(
     try:
         wait_until(lambda: ably.listeners("demo-requestFiles") == 2 == ably.listeners("demo-provideFiles"),
                    "both nodes are there")
-        recording = make_recording(tmp_path / "recording", SIZE, seed=7)
+        recording = make_recording(tmp_path / "recording", 4 * SIZE, seed=7)
         process = begin_load(lab, store(lab.nodes["A"], recording), "demo")
         ably.kill()
         ably.start()
         assert Path(finish(process)["path"]).read_bytes() == recording.read_bytes()
-        wait_until(lambda: ably.listeners("demo-requestFiles") == 2 == ably.listeners("demo-provideFiles"),
-                   "both nodes are back")
-        begun = ably.published()
-        assert load(lab.nodes["B"], store(lab.nodes["A"], make_recording(tmp_path / "second", SIZE, seed=8)),
-                    "--channel", "demo")
-        published = {name: times[len(begun.get(name, ())):] for name, times in ably.published().items()}
-        assert len(published) == 2, "both nodes have published"
+        published = ably.published()
+        assert len(published) == 2, "both nodes have published since the restart"
+        assert sum(map(len, published.values())) > 10
         for times in published.values():
-            assert times, "it has published"
             for at, first in enumerate(times):
-                within = [moment for moment in times[at:] if moment < first + 0.9]
-                assert len(within) <= MESSAGES_PER_SECOND_MAX
+                # They come as they were sent, but for some tens of milliseconds.
+                assert len([moment for moment in times[at:] if moment < first + 0.9]) <= MESSAGES_PER_SECOND_MAX
     finally:
         lab.owner("pubsub", "demo", "--own")

@@ -41,6 +41,7 @@ CONNECT_SECONDS = 5.0
 TOKEN_TIMEOUT_SECONDS = 4.5
 RENEW_BEFORE_SECONDS = 30.0
 RENEW_AGAIN_SECONDS = 3.0
+REFUSED_AGAIN_SECONDS = 10.0
 PING_SECONDS = 5
 DRAIN_SECONDS = 3
 ID_HEADER = "Kachery-Id"
@@ -202,9 +203,10 @@ class NatsClient:
     async def attach(self, band: str, listener: Listener, rewind: str | None, timeout_seconds: float) -> None:
         """See ``BandClient``; there is nothing to rewind."""
         async with self._changing:
-            if band in self._listening:
-                return
             connection = self._connection()
+            if band in self._listening:
+                connection.check("subscribe", band)
+                return
             await self._sent(connection.subscribe(band, listener))
             await connection.round_trip(timeout_seconds)
             connection.check("subscribe", band)
@@ -224,9 +226,8 @@ class NatsClient:
             except BaseException:
                 await fresh.close()
                 raise
-            for band in [band for band in self._listening if fresh.refuses("subscribe", band)]:
-                log.warning("NATS: %s is not subscribed again: the new token does not cover it", band)
-                del self._listening[band]
+            for band in self._refused(fresh):
+                log.warning("NATS: %s is not subscribed: the new token does not cover it", band)
             old, self._current = self._current, fresh
         if fresh.ended.done():  # it was not the current one then
             self._ended(fresh)
@@ -263,6 +264,9 @@ class NatsClient:
         self._states.put_nowait(State(True, True))
         while not connection.ended.done():
             left_seconds = connection.life_seconds - min(RENEW_BEFORE_SECONDS, connection.life_seconds / 4)
+            if self._refused(connection):
+                # Withdrawn for good, another channel takes this one's place; else the next token has it again.
+                left_seconds = min(left_seconds, REFUSED_AGAIN_SECONDS)
             wait_seconds = self.token_seconds + left_seconds - loop.time()
             await asyncio.sleep(max(wait_seconds, 0.0))
             try:
@@ -296,6 +300,9 @@ class NatsClient:
         if connection is self._current:
             self.why = connection.why
             self._states.put_nowait(State(False, False))
+
+    def _refused(self, connection: _Connection) -> list[str]:
+        return [band for band in self._listening if connection.refuses("subscribe", band)]
 
     def _connection(self) -> _Connection:
         if self._current is None or self._current.ended.done():

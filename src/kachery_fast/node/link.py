@@ -239,8 +239,6 @@ class ChannelLink:
             # What is said meanwhile goes out with it.
             await asyncio.sleep(max(earliest - self._loop.time(), 0.0))
             batch = self._outbox.take(self._settings.message_size_bytes_max)
-            limit = self.info.pubsub.messages_per_second_max
-            earliest = self._loop.time() + 1 / limit if limit else float("-inf")
             try:
                 await self._send(batch)
             except KacheryError as error:
@@ -248,6 +246,8 @@ class ChannelLink:
             except Exception as error:
                 why = logged_fault(error, f"channel {self.name}: sending a message")
                 self._sending_failed(batch, NodeError(what=why))
+            limit = self.info.pubsub.messages_per_second_max
+            earliest = self._loop.time() + 1 / limit if limit else float("-inf")
 
     async def _send(self, batch: list[Outgoing]) -> None:
         for outgoing in batch:
@@ -256,7 +256,13 @@ class ChannelLink:
         data = encode_band([outgoing.body for outgoing in batch], self._identity.key)
         if self._channel is None:
             raise BandUnreachable(channel=self.name, why="not started")
-        await self._channel.publish(band_name(self.name, batch[0].band), data)
+        while True:
+            channel = self._channel
+            try:
+                return await channel.publish(band_name(self.name, batch[0].band), data)
+            except BandUnreachable:
+                if channel is self._channel:  # else it was closed for another, by which it goes
+                    raise
 
     def _sending_failed(self, batch: list[Outgoing], error: KacheryError) -> None:
         log.warning("channel %s: %s", self.name, error)

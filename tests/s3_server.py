@@ -11,6 +11,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import socket
+import struct
 import subprocess
 import sys
 import time
@@ -28,7 +30,7 @@ ACCESS_KEY = "AKIAOFTHELAB"
 SECRET_KEY = "the/secret+of/the+lab's+bucket"
 _ROOT = Path(__file__).parent.parent
 
-_CODES = {400: "Bad Request", 403: "Forbidden", 404: "Not Found"}
+_CODES = {400: "Bad Request", 403: "Forbidden", 404: "Not Found", 429: "Too Many Requests", 503: "Slow Down"}
 
 
 class S3Server:
@@ -43,12 +45,14 @@ class S3Server:
 
     def set(self, **state: Any) -> None:
         """Change how it is: ``denied`` (operations), ``offset`` (of its clock, in seconds), ``public`` (reads need no
-        signature), ``forgetful`` (``If-None-Match`` is not heeded), ``region``."""
+        signature), ``forgetful`` (``If-None-Match`` is not heeded), ``region``, ``slow`` (seconds that each request
+        takes), ``fault`` of each request whose number is a multiple of ``every``: a status (429, 503), with which
+        ``Retry-After`` comes, or 0 for a reset connection."""
         self._request("POST", "/_gate", json.dumps(state).encode())
 
     def reset(self) -> None:
         """Begin anew, with an empty bucket."""
-        self.set(denied=[], offset=0, public=False, forgetful=False, region=REGION, bucket=True)
+        self.set(denied=[], offset=0, public=False, forgetful=False, region=REGION, bucket=True, fault=None, slow=0)
 
     def remove_bucket(self) -> None:
         """Have the bucket be gone."""
@@ -85,7 +89,8 @@ class _Gate:
 
     def __init__(self, application: Callable[..., Iterable[bytes]]) -> None:
         self._application = application
-        self._state: dict[str, Any] = {"denied": [], "offset": 0, "public": False, "forgetful": False, "region": REGION}
+        self._state: dict[str, Any] = {"denied": [], "offset": 0, "public": False, "forgetful": False, "region": REGION,
+                                       "fault": None, "every": 1, "slow": 0}
         self._requests: list[str] = []
 
     def __call__(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
@@ -97,6 +102,10 @@ class _Gate:
             return [json.dumps(self._requests).encode()]
         if "HTTP_AUTHORIZATION" not in environ:
             self._requests.append(f"{method} {path}")
+            if self._state["slow"]:
+                time.sleep(self._state["slow"])
+            if self._state["fault"] is not None and len(self._requests) % self._state["every"] == 0:
+                return _fail(environ, start, method, self._state["fault"])
             found = self._refusal(environ, method)
             if found is not None:
                 return _refuse(start, method, *found)
@@ -166,10 +175,22 @@ def _header(environ: dict[str, Any], name: str) -> str:
     return str(environ.get(variable if name in ("content-length", "content-type") else f"HTTP_{variable}", ""))
 
 
-def _refuse(start: Callable[..., Any], method: str, status: int, code: str, message: str) -> Iterable[bytes]:
+def _refuse(start: Callable[..., Any], method: str, status: int, code: str, message: str,
+            *headers: tuple[str, str]) -> Iterable[bytes]:
     body = f"<?xml version='1.0' encoding='UTF-8'?>\n<Error><Code>{code}</Code><Message>{message}</Message></Error>"
-    start(f"{status} {_CODES[status]}", [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
+    start(f"{status} {_CODES[status]}", [
+        ("Content-Type", "application/xml"), ("Content-Length", str(len(body))), *headers])
     return [] if method == "HEAD" else [body.encode()]
+
+
+def _fail(environ: dict[str, Any], start: Callable[..., Any], method: str, status: int) -> Iterable[bytes]:
+    if status:
+        environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        return _refuse(start, method, status, "SlowDown", "Reduce your request rate", ("Retry-After", "1"))
+    connection = environ["werkzeug.socket"]
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closing it sends a reset
+    connection.close()
+    raise ConnectionAbortedError
 
 
 def _serve() -> None:

@@ -30,6 +30,8 @@ _profile_option = click.option("--profile", default="default", show_default=True
 @click.option("--s3", "s3_bucket", metavar="BUCKET", help="Use this bucket, which speaks S3; needs --credentials.")
 @click.option("--gcs", "gcs_bucket", metavar="BUCKET", help="Use this one of Google Cloud Storage; needs --credentials "
                                                             "or --hmac.")
+@click.option("--folder", metavar="DIRECTORY", help="Use this folder, which the machines of the hub and of all nodes "
+                                                    "have at the same path.")
 @click.option("--use", "used", metavar="BUCKET", help="Use one that the hub knows (kachery-fast channel engines).")
 @click.option("--own", is_flag=True, help="Use the hub's own bucket.")
 @click.option("--endpoint", default="", metavar="URL", help="The server of the bucket. [default: Amazon's, Google's]")
@@ -49,17 +51,17 @@ _profile_option = click.option("--profile", default="default", show_default=True
 @hub_options
 @command_errors
 def bucket(
-    name: str, s3_bucket: str | None, gcs_bucket: str | None, used: str | None, own: bool, hub_url: str | None,
-    token: str | None, as_json: bool, known_as: str | None, tested: bool, **options: Any,
+    name: str, s3_bucket: str | None, gcs_bucket: str | None, folder: str | None, used: str | None, own: bool,
+    hub_url: str | None, token: str | None, as_json: bool, known_as: str | None, tested: bool, **options: Any,
 ) -> None:
-    """Show which bucket the channel NAME uses, or have it use another one: --s3, --gcs, --use or --own.
+    """Show which bucket the channel NAME uses, or have it use another one: --s3, --gcs, --folder, --use or --own.
 
     The other bucket begins empty, as far as the channel is concerned; nodes upload again what is asked for. The hub
     keeps the credentials encrypted, signs URLs with them, and shows them to nobody. One of Google's is also set up, for
     browsers that read, and for --expire-days.
     """
-    if [s3_bucket is not None, gcs_bucket is not None, used is not None, own].count(True) > 1:
-        raise InvalidArgument(what="Choose one of --s3, --gcs, --use and --own.")
+    if [s3_bucket, gcs_bucket, folder, used, own or None].count(None) < 4:
+        raise InvalidArgument(what="Choose one of --s3, --gcs, --folder, --use and --own.")
     done: dict[str, Any] = {}
     if s3_bucket is not None:
         used = ask_hub(hub_url, token, "addS3Bucket", name=known_as or s3_bucket, bucket=s3_bucket,
@@ -69,8 +71,10 @@ def bucket(
         used = ask_hub(hub_url, token, "addGcsBucket", name=known_as or gcs_bucket, bucket=gcs_bucket, **fields)["id"]
         if fields["serviceAccount"]:
             done["setUp"] = ask_hub(hub_url, token, "setUpBucket", engine=used)
+    elif folder is not None and not any(value for option, value in options.items() if option != "profile"):
+        used = ask_hub(hub_url, token, "addDirectoryBucket", name=known_as or Path(folder).name, folder=folder)["id"]
     elif known_as or any(value for option, value in options.items() if option != "profile"):
-        raise InvalidArgument(what="Name the bucket that this is said of, with --s3 or --gcs.")
+        raise InvalidArgument(what="Name the bucket that this is said of, with --s3 or --gcs; a folder has none of it.")
     if used is None and not own:
         answer = ask_hub(hub_url, token, "showChannel", channel=name)
         shown = {"channel": name, "name": answer["bucket"]}

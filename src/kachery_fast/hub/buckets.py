@@ -18,15 +18,18 @@ from sqlalchemy.engine import Connection
 
 from ..config import Settings
 from .engines import BucketEngine
+from .engines.directory import DIRECTORY, DirectoryBucket, DirectorySettings
 from .engines.gcs_settings import GCS, GcsCredentials, GcsSettings
-from .engines.s3_settings import S3Credentials, S3Settings
+from .engines.s3_settings import S3, S3Credentials, S3Settings
 from .outbound import Outbound
 from .tables import channels, engines
 from .vault import Vault
 
-__all__ = ["BucketPlace", "Buckets", "EngineRow", "decode_settings", "find_bucket"]
+__all__ = ["BucketPlace", "BucketSettings", "Buckets", "EngineRow", "decode_settings", "find_bucket"]
 
 _KEPT_MAX = 256
+
+BucketSettings = S3Settings | GcsSettings | DirectorySettings
 
 
 class EngineRow(NamedTuple):
@@ -48,9 +51,12 @@ class BucketPlace(NamedTuple):
     crc32c: bool = False
 
 
-def decode_settings(kind: str, text: str) -> S3Settings | GcsSettings:
+_SETTINGS: dict[str, type[BucketSettings]] = {S3: S3Settings, GCS: GcsSettings, DIRECTORY: DirectorySettings}
+
+
+def decode_settings(kind: str, text: str) -> BucketSettings:
     """Return what a row of the registry says of a bucket."""
-    return msgspec.json.decode(text, type=GcsSettings) if kind == GCS else msgspec.json.decode(text, type=S3Settings)
+    return msgspec.json.decode(text, type=_SETTINGS[kind])
 
 
 def find_bucket(connection: Connection, channel: str) -> EngineRow | None:
@@ -71,6 +77,7 @@ class Buckets:
     def __init__(self, own: BucketEngine, vault: Vault, settings: Settings, clock: Callable[[], float]) -> None:
         self.own = own
         self.vault = vault
+        self.settings = settings
         self.outbound = Outbound(settings)
         self._single_size_bytes_max = settings.chunk_size_bytes
         self._clock = clock
@@ -111,6 +118,8 @@ class Buckets:
     def _made(self, row: EngineRow) -> BucketEngine:
         opened = self.vault.open(row.id, row.settings, row.secret, row.name)
         settings = decode_settings(row.kind, row.settings)
+        if isinstance(settings, DirectorySettings):
+            return DirectoryBucket(settings, self._counter, self._clock)
         if isinstance(settings, GcsSettings):
             from .engines.gcs import GcsBucket
 

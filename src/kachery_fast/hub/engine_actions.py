@@ -18,8 +18,9 @@ from sqlalchemy.engine import Connection, Row
 from ..errors import AlreadyExists, InvalidArgument, NotOnHub
 from . import channels
 from .actions import Act, Actor, Answer, At, Done, Outside, Request, Scope
-from .buckets import decode_settings
-from .engines.gcs_settings import GCS, GcsCredentials, GcsSettings, check_gcs_credentials
+from .buckets import BucketSettings, decode_settings
+from .engines.directory import DIRECTORY, DirectorySettings
+from .engines.gcs_settings import GCS, GcsCredentials, check_gcs_credentials
 from .engines.s3_settings import S3, S3Credentials, S3Settings, check_credentials, check_settings
 from .tables import channels as channels_table
 from .tables import engines
@@ -30,7 +31,7 @@ __all__ = [
 ]
 
 ENGINES_PER_OWNER_MAX = 100
-BUCKET_KINDS = (S3, GCS)
+BUCKET_KINDS = (S3, GCS, DIRECTORY)
 Secret = Annotated[str, Meta(max_length=300)]
 KeyFile = Annotated[str, Meta(max_length=20_000)]
 
@@ -103,8 +104,8 @@ class SetBucket(Request, tag="setBucket"):
 
 
 class EngineLine(Answer):
-    """A bucket. ``kind``: ``s3`` or ``gcs``. ``channels``: those that use it. ``expireDays``: objects below the prefix
-    go at that age; 0: the hub knows of no such rule. Times are in ms."""
+    """A bucket. ``kind``: ``s3``, ``gcs`` or ``directory``. ``channels``: those that use it. ``expireDays``: objects
+    below the prefix go at that age; 0: the hub knows of no such rule. Times are in ms."""
 
     id: str
     name: str
@@ -164,8 +165,8 @@ class AddedBucket(NamedTuple):
 
     name: str
     kind: str
-    settings: S3Settings | GcsSettings
-    credentials: S3Credentials | GcsCredentials
+    settings: BucketSettings
+    credentials: S3Credentials | GcsCredentials | None
 
 
 def add_bucket(connection: Connection, actor: Actor, at: At, added: AddedBucket) -> Done:
@@ -187,6 +188,8 @@ def _list(connection: Connection, actor: Actor, request: ListEngines, at: At) ->
 def _change_credentials(connection: Connection, actor: Actor, request: ChangeCredentials, at: At) -> Done:
     row = require_bucket(connection, actor.owner, request.engine)
     keys = request.access_key.strip(), request.secret_key.strip()
+    if row.kind == DIRECTORY:
+        raise InvalidArgument(what=f"The bucket {row.name!r} is a folder, which has no credentials.")
     if row.kind == S3 and request.service_account:
         raise InvalidArgument(what=f"The bucket {row.name!r} speaks S3, which has no service accounts.")
     credentials = (check_gcs_credentials(request.service_account, *keys) if row.kind == GCS else _s3_credentials(*keys))
@@ -294,5 +297,8 @@ def users_of(connection: Connection, engine_id: str) -> list[str]:
 
 def _line(connection: Connection, row: Row[Any]) -> EngineLine:
     settings = decode_settings(row.kind, row.settings)
-    return EngineLine(id=row.id, name=row.name, kind=row.kind, created=row.created, url=settings.url_base,
-                      channels=users_of(connection, row.id), **msgspec.structs.asdict(settings))
+    shown = ({"bucket": settings.folder, "endpoint": "", "prefix": "", "public_reads": True, "url": settings.folder}
+             if isinstance(settings, DirectorySettings)  # its mark is for nodes
+             else {**msgspec.structs.asdict(settings), "url": settings.url_base})
+    return EngineLine(id=row.id, name=row.name, kind=row.kind, created=row.created,
+                      channels=users_of(connection, row.id), **shown)

@@ -89,7 +89,7 @@ def _add(connection: Connection, actor: Actor, request: AddGcsBucket, at: At) ->
 def _set_up(connection: Connection, actor: Actor, request: SetUpBucket, at: At) -> Done:
     row = require_bucket(connection, actor.owner, request.engine)
     if row.kind != GCS:
-        raise InvalidArgument(what=f"The bucket {row.name!r} speaks S3: nothing has to be set there.")
+        raise InvalidArgument(what=f"The bucket {row.name!r} is not one of Google's: nothing has to be set there.")
     return Done(partial(_set, EngineRow(*(getattr(row, name) for name in EngineRow._fields))))
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from ..config import Settings
-from ..errors import BadMessage, InvalidArgument, NotPermitted, StaleMessage, TooLarge
+from ..errors import BadMessage, InvalidArgument, NotOnHub, NotPermitted, StaleMessage, TooLarge
 from ..protocol.access import Action, Deny, Grant, band_capability, decide, parse_permissions
 from ..protocol.hub_bodies import (
     AskApproval,
@@ -136,6 +136,9 @@ class NodeApi:
             raise InvalidArgument(what=f"The question for a channel's bucket could not be read: {error}") from None
         found, place = await self._registry.call(
             find_public, check_channel_name(asked.channel_name), self._buckets, self._pubsubs)
+        if place.bucket.url_base.startswith("file:"):
+            raise NotOnHub(kind="public bucket of the channel", name=asked.channel_name,
+                           advice="Its bucket is a folder, which only nodes read: load through a node.")
         return place.bucket.url_base, found.private or place.bucket.signed_reads
 
     def close(self) -> None:

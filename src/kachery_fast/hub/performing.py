@@ -16,6 +16,7 @@ from .actions import Act, Actor, Answer, At, Done, Outside, Request
 from .bucket_actions import BUCKET_ACTS
 from .buckets import EngineRow
 from .channel_actions import CHANNEL_ACTS
+from .directory_actions import DIRECTORY_ACTS
 from .engine_actions import ENGINE_ACTS
 from .gcs_actions import GCS_ACTS
 from .limits import RateLimiter
@@ -34,8 +35,8 @@ _log = logging.getLogger("kachery_fast.hub")
 
 ACTS: dict[type[Request], Act] = {
     act.request: act for act in (
-        *CHANNEL_ACTS, *BUCKET_ACTS, *TRAFFIC_ACTS, *ENGINE_ACTS, *GCS_ACTS, *PUBSUB_ACTS, *MOVE_ACTS, *TRYING_ACTS,
-        *NODE_ACTS, *ACCOUNT_ACTS, *IDENTITY_ACTS)}
+        *CHANNEL_ACTS, *BUCKET_ACTS, *TRAFFIC_ACTS, *ENGINE_ACTS, *GCS_ACTS, *DIRECTORY_ACTS, *PUBSUB_ACTS, *MOVE_ACTS,
+        *TRYING_ACTS, *NODE_ACTS, *ACCOUNT_ACTS, *IDENTITY_ACTS)}
 ACTS_BY_NAME: dict[str, Act] = {act.name: act for act in ACTS.values()}
 
 CODE_FAILURES_PER_MINUTE_MAX = 10

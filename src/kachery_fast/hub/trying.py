@@ -28,6 +28,7 @@ from . import channels
 from .actions import Act, Actor, Answer, At, Done, Outside, Request, Scope
 from .buckets import Buckets, EngineRow, find_bucket
 from .engines import BucketEngine
+from .engines.directory import DIRECTORY
 from .engines.gcs_settings import GCS
 from .engines.xml_answers import GCS_ADVICE, S3_ADVICE, advice_for, code_of, refusal_of
 from .limits import RateLimiter
@@ -112,6 +113,8 @@ class Trier:
             bucket = self._buckets.use(row)
         except KacheryError as error:
             return [Step(name="use the credentials", ok=False, seconds=0.0, why=error.message)]
+        if row is not None and row.kind == DIRECTORY:
+            return _try_directory(bucket, channel)
         advice = GCS_ADVICE if row is not None and row.kind == GCS else S3_ADVICE
         data = secrets.token_bytes(1000)
         name = object_name(channel, hashlib.sha1(data, usedforsecurity=False).hexdigest())
@@ -210,6 +213,25 @@ async def _echo(client: Channel, band: str, word: bytes, receive: Callable[[Mess
     await client.subscribe(band, receive)
     await client.publish(band, word)
     await heard()
+
+
+def _try_directory(bucket: BucketEngine, channel: str) -> list[Step]:
+    """What can be seen of a folder from the hub's machine: nodes read and write there by themselves."""
+    steps: list[Step] = []
+    data = secrets.token_bytes(1000)
+    name = object_name(channel, hashlib.sha1(data, usedforsecurity=False).hexdigest())
+    with _step(steps, "find the folder, and write an object"):
+        bucket.write(name, data)
+    if steps[-1].ok:
+        with _step(steps, "read it"):
+            if bucket.read(name, len(data))[0] != data:
+                raise EngineUnusable(what="The bucket", why="it returns other bytes than were written",
+                                     advice="Is the disk well?")
+        with _step(steps, "list it"):
+            bucket.objects(channel, limit=1)
+        with _step(steps, "remove it"):
+            bucket.remove(name)
+    return steps
 
 
 @contextmanager

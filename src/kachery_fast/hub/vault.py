@@ -7,6 +7,8 @@ when it names another bucket.
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import secrets
 
 from cryptography.exceptions import InvalidTag
@@ -28,6 +30,11 @@ class Vault:
 
     def __init__(self, key: bytes) -> None:
         self._cipher = AESGCM(key)
+        self._key = key
+
+    def number_of(self, text: str) -> str:
+        """Return the number, in hex, that only who has the key can name for a text: the same each time."""
+        return hmac.new(self._key, f"kachery-fast:number:{text}".encode(), hashlib.sha256).hexdigest()[:32]
 
     def seal(self, engine_id: str, settings: str, secret: bytes) -> bytes:
         """Return a secret as it may be kept in the registry, with these settings of its engine."""

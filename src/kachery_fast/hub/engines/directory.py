@@ -24,7 +24,9 @@ from ...errors import EngineUnusable, InvalidArgument, KacheryError, ObjectMissi
 from . import BucketTotals, ObjectRecord, SignedRead, SignedUrl
 from .counting import Counts
 
-__all__ = ["DirectoryBucket", "DirectorySettings", "check_folder"]
+__all__ = ["DIRECTORY", "DirectoryBucket", "DirectorySettings", "check_folder"]
+
+DIRECTORY = "directory"
 
 
 class DirectorySettings(msgspec.Struct, frozen=True, rename="camel"):
@@ -32,6 +34,11 @@ class DirectorySettings(msgspec.Struct, frozen=True, rename="camel"):
 
     folder: str
     mark: str
+
+    @property
+    def public_reads(self) -> bool:
+        """Whoever the file system lets read there may read; the hub is not asked."""
+        return True
 
     @property
     def url_base(self) -> str:

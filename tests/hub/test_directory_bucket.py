@@ -1,0 +1,134 @@
+"""A folder as a channel's bucket, at the hub: who may name which, what is in it, and moving there and back."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kachery_fast.errors import InvalidArgument, NotOnHub
+from kachery_fast.protocol.names import object_name
+
+from ..network import LOOPS, run_on
+from .support import CHANNEL, World, running_world
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Path:
+    (tmp_path / "shared" / "lab").mkdir(parents=True)
+    return tmp_path / "shared"
+
+
+def world_of(tmp_path: Path, **overrides: Any) -> Any:
+    return running_world(tmp_path / "world", hub_bucket_folders=f"/nowhere:{tmp_path / 'shared'}", **overrides)
+
+
+async def use_folder(world: World, folder: Path) -> dict[str, Any]:
+    added = await world.owner.call("addDirectoryBucket", name="cluster", folder=str(folder))
+    await world.owner.call("setBucket", channel=CHANNEL, engine="cluster")
+    return added
+
+
+def marks(folder: Path) -> list[str]:
+    return [path.name for path in folder.glob(".kachery-bucket-*")]
+
+
+@pytest.mark.parametrize("loop_kind", LOOPS)
+def test_a_folder_is_marked_and_nodes_are_told_where_it_is(tmp_path: Path, shared: Path, loop_kind: str) -> None:
+    async def scenario() -> None:
+        async with world_of(tmp_path) as world:
+            added = await use_folder(world, shared / "lab")
+            assert (added["kind"], added["bucket"], added["channels"]) == ("directory", str(shared / "lab"), [])
+            (mark,) = marks(shared / "lab")
+            a = await world.member("a")
+            (info,) = (await a.node_config()).channels
+            assert info.bucket_url == f"file://{shared / 'lab'}#{mark.rpartition('-')[2]}"
+            assert not info.private
+            shown = await world.owner.call("listEngines")
+            assert mark.rpartition("-")[2] not in str(shown), "that is between the hub and nodes"
+            (signed,) = await a.sign_uploads(CHANNEL, [("ab" * 20, 5)])
+            assert signed.headers == {}
+            index = (await a.sign_feed_uploads(CHANNEL, "ab" * 32, "cd" * 20, [], 10))[-1]
+            assert index.headers == {"replace": "1"}
+            status, answer = await world.post("/api/getChannelBucketBaseUrl", b'{"channelName": "lab"}')
+            assert (status, "load through a node" in answer["message"]) == (404, True)
+
+    run_on(loop_kind, scenario())
+
+
+def test_only_folders_that_the_admin_has_named_can_be_buckets(tmp_path: Path, shared: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (shared / "out").symlink_to(tmp_path / "other")
+
+    async def scenario() -> None:
+        async with world_of(tmp_path) as world:
+            for folder in (tmp_path / "other", shared / "out", shared / ".." / "other", Path("/"), Path("shared/lab")):
+                with pytest.raises(InvalidArgument, match="KACHERY_HUB_BUCKET_FOLDERS"):
+                    await world.owner.call("addDirectoryBucket", name="x", folder=str(folder))
+            with pytest.raises(InvalidArgument, match="There is no folder"):
+                await world.owner.call("addDirectoryBucket", name="x", folder=str(shared / "absent"))
+            (shared / "sealed").mkdir()
+            (shared / "sealed" / "sub").write_text("a file")
+            with pytest.raises(InvalidArgument, match="There is no folder"):
+                await world.owner.call("addDirectoryBucket", name="x", folder=str(shared / "sealed" / "sub"))
+            assert (await world.owner.call("listEngines"))["engines"] == []
+        async with running_world(tmp_path / "second") as world:
+            with pytest.raises(InvalidArgument, match="KACHERY_HUB_BUCKET_FOLDERS"):
+                await world.owner.call("addDirectoryBucket", name="x", folder=str(shared / "lab"))
+
+    run_on("uvloop", scenario())
+    assert marks(tmp_path / "other") == []
+
+
+def test_it_is_public_and_has_no_credentials(tmp_path: Path, shared: Path) -> None:
+    async def scenario() -> None:
+        async with world_of(tmp_path) as world:
+            await use_folder(world, shared / "lab")
+            with pytest.raises(InvalidArgument, match="would be private"):
+                await world.owner.call("changeChannel", channel=CHANNEL, private=True)
+            with pytest.raises(InvalidArgument, match="is a folder"):
+                await world.owner.call("changeCredentials", engine="cluster", accessKey="a", secretKey="b")
+            with pytest.raises(InvalidArgument, match="is used by lab"):
+                await world.owner.call("removeEngine", engine="cluster")
+            await world.owner.call("setBucket", channel=CHANNEL)
+            await world.owner.call("removeEngine", engine="cluster")
+            with pytest.raises(NotOnHub):
+                await world.owner.call("setBucket", channel=CHANNEL, engine="cluster")
+
+    run_on("uvloop", scenario())
+
+
+def test_a_channel_moves_there_and_back_and_its_owner_looks_into_it(tmp_path: Path, shared: Path) -> None:
+    async def scenario() -> None:
+        async with world_of(tmp_path) as world:
+            await world.owner.call("addDirectoryBucket", name="cluster", folder=str(shared / "lab"))
+            a = await world.member("a")
+            for data in (b"one", b"two"):
+                assert await world.upload(a, data) == 200
+            await moved(world, "cluster")
+            names = sorted(object_name(CHANNEL, hashlib.sha1(data).hexdigest()) for data in (b"one", b"two"))
+            listed = await world.owner.call("listObjects", channel=CHANNEL)
+            assert [line["name"] for line in listed["objects"]] == names
+            assert all((shared / "lab" / name).is_file() for name in names)
+            tried = await world.owner.call("testChannel", channel=CHANNEL)
+            assert (tried["ok"], len(tried["steps"])) == (True, 5)
+            (shared / "lab" / names[0]).write_bytes(b"damaged")
+            assert await a.report_corrupt(CHANNEL, names[0].rpartition("/")[2], "0" * 40)
+            assert not (shared / "lab" / names[0]).exists()
+            await moved(world, None)
+            assert await world.download(names[1].rpartition("/")[2]) is not None
+            await world.owner.call("setBucket", channel=CHANNEL, engine="cluster")
+            (shared / "lab" / marks(shared / "lab")[0]).unlink()  # as of a file system that is not mounted
+            tried = await world.owner.call("testChannel", channel=CHANNEL)
+            assert "is its file system mounted" in tried["steps"][0]["advice"].lower()
+
+    run_on("uvloop", scenario())
+
+
+async def moved(world: World, engine: str | None) -> None:
+    await world.owner.call("migrateBucket", channel=CHANNEL, engine=engine)
+    while (await world.owner.call("bucketMove", channel=CHANNEL))["state"] != "done":
+        await asyncio.sleep(0.01)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import sys
 import time
 from base64 import b64encode
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -328,6 +329,20 @@ def test_what_is_too_long_is_refused_before_it_is_sent(server: NatsServer) -> No
                 await one.channel.publish(BAND, bytes(1_500_000))  # 1 MiB is the server's
             await one.channel.publish(BAND, b"fine")
             assert (await one.receive()).data == b"fine"
+
+    run_on("uvloop", scenario())
+
+
+def test_without_its_package_the_reason_says_what_to_install(
+    server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "nats.aio.client", None)
+
+    async def scenario() -> None:
+        peer = Peer(server, connect_timeout_seconds=0.5)
+        with pytest.raises(BandUnreachable, match=r"pip install 'kachery-fast\[nats\]'"):
+            await peer.channel.connect()
+        await peer.channel.close()
 
     run_on("uvloop", scenario())
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner, Result
 
+from kachery_fast.cli import program
 from kachery_fast.cli.lab import Lab
 from kachery_fast.errors import KacheryError
 from tests.ably_service import API_KEY, AblyService, running_ably
@@ -83,6 +86,35 @@ def test_a_file_moves_on_each_channel_by_its_own_service(lab: Lab, tmp_path: Pat
         assert Path(found["path"]).read_bytes() == recording.read_bytes()
     assert lab.owner("traffic", "away")["bands"] == []
     assert sum(sum(line["messages"]) for line in lab.owner("traffic", "demo")["bands"]) > 0
+
+
+def command(lab: Lab, *arguments: str) -> Result:
+    """Run ``kachery-fast channel ...`` on the hub's machine, within this process."""
+    clean: dict[str, str | None] = {name: None for name in os.environ if name.startswith("KACHERY_")}
+    return CliRunner().invoke(program, ["channel", *arguments], env={**clean, "KACHERY_HUB_DIR": str(lab.hub_dir)})
+
+
+def test_the_commands_say_by_what_messages_go_and_what_is_wrong_with_what_was_said(
+    lab: Lab, nats: NatsServer, tmp_path: Path
+) -> None:
+    assert command(lab, "pubsub", "demo").stdout == "demo: messages go by the hub's own broker\n"
+    assert command(lab, "pubsub", "away").stdout == "away: messages go by 'nats'\n"
+    assert "  messages go by 'nats'\n" in command(lab, "show", "away").stdout
+    assert command(lab, "engines").stdout == f"nats  {nats.url()}  used by away\n"
+    seed, key, wrong = str(lab.directory / "seed"), str(lab.directory / "key"), tmp_path / "wrong"
+    wrong.write_text("two\nlines")
+    for arguments in (("--ably",), ("--ably", "--key", str(wrong)), ("--ably", "--key", seed), ("--key", key),
+                      ("--nats", nats.url(), "--seed", seed), ("--nats", nats.url(), "--account", "A", "--seed", seed),
+                      ("--own", "--use", "nats"), ("--own", "--as", "x"), ("--seed", seed), ("--endpoint", "x")):
+        refused = command(lab, "pubsub", "demo", *arguments)
+        assert refused.exit_code == 2, (arguments, refused.output)
+        assert nats.signer.seed not in refused.output
+    assert command(lab, "pubsub", "demo", "--ably", "--key", str(tmp_path / "none")).exit_code != 0
+    assert command(lab, "engines", "--renew", "nats", "--credentials", key).exit_code == 2
+    assert "'nats' has other credentials now." in command(
+        lab, "engines", "--renew", "nats", "--credentials", seed).stdout
+    removed = command(lab, "engines", "--remove", "nats")
+    assert (removed.exit_code, "kachery-fast channel pubsub away --own" in removed.stderr) == (2, True)
 
 
 @pytest.mark.parametrize("how", ["killed", "stopped"])

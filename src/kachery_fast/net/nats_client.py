@@ -63,6 +63,10 @@ class _Connection:
 
     async def open(self, url: str, token: PubsubToken, name: str, address: str) -> None:
         """Connect. :raises SdkError: that is not possible."""
+        try:
+            user = Nkey.from_seed(token.seed, USER)
+        except InvalidArgument:
+            raise SdkError(code=0, why="the hub gave a token that is not for NATS") from None
         options: dict[str, Any] = {}
         parts = urlsplit(url)
         if parts.scheme in ("ws", "wss"):
@@ -73,10 +77,6 @@ class _Connection:
             options["tls_hostname"] = parts.hostname
             host = f"[{address}]" if ":" in address else address
             url = f"{parts.scheme}://{host}:{parts.port or 4222}"
-        try:
-            user = Nkey.from_seed(token.seed, USER)
-        except InvalidArgument:
-            raise SdkError(code=0, why="the hub gave a token that is not for NATS") from None
         self.life_seconds = (token.expires - token.issued) / 1000
         connecting = asyncio.ensure_future(self.client.connect(
             [url], name=name, allow_reconnect=False, max_reconnect_attempts=1, reconnect_time_wait=0,

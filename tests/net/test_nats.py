@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import sys
 import time
-from base64 import b64encode
+from base64 import b64encode, urlsafe_b64decode
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -198,10 +199,10 @@ def test_a_token_is_renewed_before_it_ends_and_nothing_is_lost_or_repeated(
     server: NatsServer, loop_kind: str, scheme: str
 ) -> None:
     async def scenario() -> None:
-        async with (joined(server, "node-1", scheme=scheme, life_seconds=2.0) as one,
-                    joined(server, "node-2", scheme=scheme, life_seconds=3.0) as two):
+        async with (joined(server, "node-1", scheme=scheme, life_seconds=3.0) as one,
+                    joined(server, "node-2", scheme=scheme, life_seconds=4.0) as two):
             sent = 0
-            while one.calls < 4 or two.calls < 3:
+            while one.calls < 3 or two.calls < 3:
                 await one.channel.publish(BAND, b"%d" % sent)
                 sent += 1
             for number in range(sent):
@@ -393,6 +394,19 @@ def test_a_server_that_should_speak_tls_and_does_not_is_left(server: NatsServer)
 
 
 # --- keys
+
+
+def test_a_token_lives_as_long_as_it_was_to_and_says_from_when(server: NatsServer) -> None:
+    for now in (1000.0, 1000.001, 1000.999):
+        engine = NatsPubsub(NatsSettings(server.url(), server.account.public), NatsCredentials(server.signer.seed),
+                            lambda now=now: now)  # type: ignore[misc]
+        for asked, lives in ((2.0, 2.0), (1.0, 1.0), (900.0, 300.0)):
+            token = engine.token("node-1", ALL, asked)
+            assert token.issued == int(now * 1000)
+            assert lives <= (token.expires - token.issued) / 1000 <= lives + 1
+            padded = token.token.split(".")[1] + "=="
+            claims = json.loads(urlsafe_b64decode(padded))
+            assert (claims["iat"], claims["exp"] * 1000) == (int(now), token.expires)
 
 
 def test_keys_are_read_as_they_were_written_and_nothing_else_is() -> None:

@@ -6,6 +6,7 @@ one back, which would take the operator's key, so they are short-lived.
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -92,12 +93,13 @@ class NatsPubsub:
     def token(self, node_id: str, capability: Mapping[str, Sequence[str]], life_seconds: float) -> PubsubToken:
         """See ``PubsubEngine``."""
         user = Nkey(USER, Ed25519PrivateKey.generate())
-        issued = int(self._clock())
-        expires = issued + max(int(min(life_seconds, TOKEN_LIFE_SECONDS_MAX)), 1)
-        token = user_token(self._signer, self._settings.account, user.public, node_id, capability, issued, expires,
+        now = self._clock()
+        # Whole seconds, by which the token lives no shorter; the node reckons from when it was made in fact.
+        expires = math.ceil(now + min(life_seconds, TOKEN_LIFE_SECONDS_MAX))
+        token = user_token(self._signer, self._settings.account, user.public, node_id, capability, int(now), expires,
                            secrets.token_hex(16))
         return PubsubToken(
-            token=token, issued=issued * 1000, expires=expires * 1000, client_id=node_id, seed=user.seed,
+            token=token, issued=int(now * 1000), expires=expires * 1000, client_id=node_id, seed=user.seed,
             capability=msgspec.json.encode({band: list(granted) for band, granted in capability.items()}).decode(),
             pubsub=self.info())
 

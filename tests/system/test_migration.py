@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from kachery_fast.cli.lab import Lab
+from kachery_fast.cli.lab import Lab, LabNode
 from kachery_fast.errors import InvalidArgument, NodeError, NotOnHub
 from tests.s3_server import ACCESS_KEY, BUCKET, REGION, SECRET_KEY, S3Server, running_s3
-from tests.system.support import CHUNK_SIZE_BYTES, QUICK, load, make_recording, store
+from tests.system.support import CHUNK_SIZE_BYTES, QUICK, load, make_recording, store, wait_until
 
 SIZE = 4 * CHUNK_SIZE_BYTES + 5
 
@@ -26,7 +26,7 @@ def s3() -> Iterator[S3Server]:
 def lab(tmp_path_factory: pytest.TempPathFactory, s3: S3Server) -> Iterator[Lab]:
     directory = tmp_path_factory.mktemp("lab")
     with Lab(directory, environ={**QUICK, "KACHERY_HUB_ENGINE_HOSTS": s3.host,
-                                 "KACHERY_CHANNEL_REFRESH_SECONDS": "0.2"}) as lab:
+                                 "KACHERY_CHANNEL_REFRESH_SECONDS": "600"}) as lab:
         lab.start_hub()
         credentials = directory / "credentials"
         credentials.write_text(f"[default]\naws_access_key_id={ACCESS_KEY}\naws_secret_access_key={SECRET_KEY}\n")
@@ -41,8 +41,10 @@ def test_a_channel_moves_there_and_back_and_its_uris_hold(lab: Lab, s3: S3Server
     recording = make_recording(tmp_path / "recording.dat", SIZE)
     uri = store(owner, recording)
     owner.json("upload", uri)
+    assert not bucket_of(owner).startswith(s3.url)
     moved = lab.owner("migrate", "demo", "--to", "store")
     assert (moved["state"], moved["objects"], moved["damaged"]) == ("done", 6, 0)
+    wait_until(lambda: bucket_of(owner).startswith(s3.url), "the node was told, and has not just looked")
     owner.program.stop()
     reader = lab.add_node("reader")
     assert Path(load(reader, uri)["path"]).read_bytes() == recording.read_bytes(), "nobody else has it any more"
@@ -59,6 +61,13 @@ def test_a_channel_moves_there_and_back_and_its_uris_hold(lab: Lab, s3: S3Server
     shown = lab.owner("migrate", "demo", "--own", "--switch")
     assert shown["name"] is None
     assert lab.owner("bucket", "demo")["name"] is None
+    wait_until(lambda: not bucket_of(reader).startswith(s3.url), "that was told too")
+
+
+def bucket_of(node: LabNode) -> str:
+    """Where a node reads and writes the channel's objects just now."""
+    (channel,) = node.connection.info()["hubs"][0]["channels"]
+    return str(channel["bucketUrl"])
 
 
 @pytest.mark.parametrize("options", [[], ["--to", "store", "--own"], ["--status", "--switch"]])

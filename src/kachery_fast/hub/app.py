@@ -45,6 +45,7 @@ from .pubsubs import Pubsubs
 from .registry import Registry, registry_url
 from .relay import Relay
 from .sessions import Seal
+from .telling import Teller
 from .trying import Trier
 from .vault import Vault
 from .vouching import Voucher
@@ -168,10 +169,11 @@ class Hub:
         await node_api.start()
         self._registry, self._broker, self._node_api = registry, broker, node_api
         trier = Trier(buckets, pubsubs, lambda: self.local_url, settings, self._clock)
-        mover = Mover(registry, buckets, settings, lambda channel: None, self._clock)
+        teller = Teller(registry, pubsubs, lambda: self.local_url, settings)
+        parts.push_async_callback(teller.stop)
+        mover = Mover(registry, buckets, settings, teller.tell, self._clock)
         parts.push_async_callback(mover.stop)
-        mover.start()
-        outside = Outside(buckets, pubsubs, care.usage, trier.run, mover.wake)
+        outside = Outside(buckets, pubsubs, care.usage, trier.run, mover.wake, teller.tell)
         performer = Performer(registry, outside, self._clock, lambda: self.public_url, open_channels.refresh)
         self._owner_api = OwnerApi(registry, performer, self._clock)
         seal = Seal(bytes.fromhex(directory.secret("session-key")))
@@ -187,6 +189,7 @@ class Hub:
         self._port = await serve_port(settings.hub_host, settings.hub_port, runner.server, server,
                                       visitors=self._visitors)
         parts.push_async_callback(self._port.close)
+        mover.start()
 
     async def stop(self) -> None:
         """Stop listening, end every connection, and leave the directory to the next start. May be called twice."""

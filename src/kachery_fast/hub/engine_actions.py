@@ -215,8 +215,14 @@ def _set_bucket(connection: Connection, actor: Actor, request: SetBucket, at: At
     connection.execute(channels_table.update().where(channels_table.c.name == request.channel).values(
         bucket=None if row is None else row.id))
     check_readers(connection, request.channel)
-    return Done(BucketSet(channel=request.channel, engine=None if row is None else row.id,
-                          name=None if row is None else row.name))
+    answer = BucketSet(channel=request.channel, engine=None if row is None else row.id,
+                       name=None if row is None else row.name)
+
+    async def tell(outside: Outside) -> BucketSet:
+        outside.tell_nodes(request.channel)
+        return answer
+
+    return Done(tell)
 
 
 ENGINE_ACTS = (

@@ -32,7 +32,7 @@ from ..net.hub import HubClient
 from ..net.ranges import RangeClient
 from ..protocol.access import Permission
 from ..protocol.hub_bodies import ChannelInfo, Member, PubsubToken
-from ..protocol.messages import BODIES_2022, BandBody, decode_band, encode_band
+from ..protocol.messages import BODIES_2022, CHANNEL_CHANGED, BandBody, decode_band, encode_band
 from ..protocol.names import band_name
 from ..protocol.signing import FreshnessGuard
 from .directory_bucket import DirectoryBucket
@@ -96,6 +96,7 @@ class ChannelLink:
         self._tasks: set[asyncio.Task[None]] = set()
         self._closings: set[asyncio.Task[None]] = set()
         self._refreshing: asyncio.Task[None] | None = None
+        self._told = False
         self._refreshed_at = float("-inf")
         self._strangers_waiting = 0
         self._was_connected = False
@@ -285,6 +286,11 @@ class ChannelLink:
             self._listeners.pop(key, None)
 
     def _receive(self, message: Message) -> None:
+        if message.data == CHANNEL_CHANGED:
+            if not self._told:
+                self._told = True
+                begin_task(self._look_anew(), self._tasks)
+            return
         entries = decode_band(message.data, size_bytes_max=2 * self._settings.message_size_bytes_max,
                               concerns=self._concerns)
         for entry in entries:
@@ -345,6 +351,13 @@ class ChannelLink:
         else:
             log.warning("channel %s: ignored a %s of %s, which lacks %s", self.name, type(body).__name__, sender[:16],
                         permission.value)
+
+    async def _look_anew(self) -> None:
+        """Ask the hub after what is being asked just now, which may have been answered before it had news."""
+        if self._refreshing is not None:
+            await asyncio.wait([self._refreshing])
+        self._told = False
+        await self._refresh_once()
 
     async def _refresh_once(self) -> None:
         """Have the hub asked, at most each second; who comes meanwhile waits for the same answer."""

@@ -363,7 +363,7 @@ class Node:
         for url, side in self._hubs.items():
             channels = [{
                 "name": link.name, "permissions": sorted(link.info.permissions), "connected": link.connected,
-                "why": link.why, "load": providing.load,
+                "why": link.why, "load": providing.load, "bucketUrl": link.info.bucket_url.partition("#")[0],
                 "members": [{"node": member.node_id, "label": member.label, "permissions": sorted(member.permissions)}
                             for member in link.info.members],
             } for key, (link, _, providing, _) in self._memberships.items() if key[0] == url]

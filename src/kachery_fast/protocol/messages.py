@@ -33,13 +33,20 @@ from .names import is_node_id, is_sha1
 from .signing import public_id, sign, sign_2022, verify, verify_2022
 from .task_bodies import TASK_KINDS, TaskCancel, TaskDeclined, TaskRequest, TaskStatus
 
-__all__ = ["BODIES_2022", "BandBody", "decode_band", "decode_hub_request", "encode_band", "encode_hub_request"]
+__all__ = [
+    "BODIES_2022", "CHANNEL_CHANGED", "BandBody", "decode_band", "decode_hub_request", "encode_band",
+    "encode_hub_request",
+]
 
 BandBody = (Want | Assign | Cancel | Offer | Ready | Progress | Failed | RequestFile2022 | UploadFileStatus2022
             | FeedSubscribe | FeedShared | FeedMessages | FeedFailed
             | TaskRequest | TaskCancel | TaskStatus | TaskDeclined)
 # They carry no channel, time or id.
 BODIES_2022 = (RequestFile2022, UploadFileStatus2022)
+
+CHANNEL_CHANGED = b'{"messages":[],"channelChanged":true}'
+"""What a hub says on the bands of a channel when there is news of it: who hears it asks the hub. It is not signed, as
+nothing else follows from it, and that at most once a second; who does not know it hears no message."""
 
 _Decoded = TypeVar("_Decoded")
 _band_bodies = {kind.__struct_config__.tag: kind for kind in BandBody.__args__}

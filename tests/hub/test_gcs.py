@@ -8,6 +8,8 @@ import json
 import logging
 import os
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
@@ -104,13 +106,26 @@ def test_urls_are_those_of_googles_library_to_the_byte(settings: GcsSettings) ->
     replaced = bucket.sign_put(name, 7, 300, replace=True)
     assert replaced == (theirs("PUT", {"x-goog-content-length-range": "7,7"}), {"x-goog-content-length-range": "7,7"},
                         False)
-    long = bucket.sign_put(name, 1001, 300)
+    assert not bucket.sign_put(name, 1001, 300).resumable, "for a node that knows no sessions"
+    long = bucket.sign_put(name, 1001, 300, crc32c=1)
     assert long.resumable
-    assert long.url == theirs("RESUMABLE", {"x-goog-content-length-range": "1001,1001",
-                                            "x-goog-if-generation-match": "0"})
+    assert long.url == theirs("RESUMABLE", {
+        "x-goog-content-length-range": "1001,1001", "x-goog-if-generation-match": "0",
+        "x-goog-hash": "crc32c=AAAAAQ=="})
     assert long.headers["x-goog-resumable"] == "start"
     assert bucket.sign_get(name, 300) == (theirs("GET"), (int(now) + 300) * 1000)
     assert bucket.sign_get(name, 300, head=True).url == theirs("HEAD")
+
+
+def test_a_hub_without_such_a_bucket_does_not_load_googles_library() -> None:
+    code = ("import sys, kachery_fast.hub.app, kachery_fast.hub.engines.gcs as gcs\n"
+            "from kachery_fast.hub.engines.gcs_settings import *\n"
+            "bucket = gcs.GcsBucket(GcsSettings('lab'), GcsCredentials(access_key='a', secret_key='b'), None, None,"
+            " lambda: 0.0, 1)\n"
+            "bucket.sign_put('x', 1, 60)\n"
+            "print([name for name in sys.modules if name.split('.')[0] in ('google', 'requests')])")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "[]\n"
 
 
 def test_an_hmac_key_signs_as_google_documents_it() -> None:

@@ -55,8 +55,8 @@ class GcsBucket(XmlBucket):
         self, object_name: str, size_bytes: int, life_seconds: float, *, replace: bool = False, node_id: str = "",
         crc32c: int | None = None,
     ) -> SignedUrl:
-        """See ``BucketEngine``."""
-        resumable = size_bytes > self._single_size_bytes_max
+        """See ``BucketEngine``. A node that tells no CRC-32C is of a version that knows no sessions either."""
+        resumable = crc32c is not None and size_bytes > self._single_size_bytes_max
         return self._sign_upload(object_name, size_bytes, life_seconds, replace, crc32c, resumable=resumable)
 
     def sign_whole(self, object_name: str, data: bytes, life_seconds: float, *, replace: bool) -> SignedUrl:

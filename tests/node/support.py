@@ -11,7 +11,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -116,21 +116,27 @@ class MemoryHub:
     def now_ms(self) -> int:
         return int(self.clock() * 1000)
 
-    async def sign_uploads(self, channel: str, objects: list[tuple[str, int]]) -> list[SignedObject]:
+    async def sign_uploads(
+        self, channel: str, objects: Sequence[tuple[str, int] | tuple[str, int, int | None]]
+    ) -> list[SignedObject]:
         await self.reached()
-        self.signed.append(objects)
-        return [self._leave(sha1, object_name(channel, sha1)) for sha1, _ in objects]
+        self.signed.append([(item[0], item[1]) for item in objects])
+        return [self._leave(item[0], object_name(channel, item[0])) for item in objects]
 
-    async def sign_feed_uploads(self, channel: str, feed_id: str, subfeed: str, segments: list[tuple[str, int]],
-                                index_size_bytes: int | None = None) -> list[SignedObject]:
+    async def sign_feed_uploads(
+        self, channel: str, feed_id: str, subfeed: str,
+        segments: Sequence[tuple[str, int] | tuple[str, int, int | None]], index_size_bytes: int | None = None,
+        index_crc32c: int | None = None,
+    ) -> list[SignedObject]:
         await self.reached()
-        self.signed.append(segments)
-        leaves = [self._leave(sha1, segment_object_name(channel, feed_id, subfeed, sha1)) for sha1, _ in segments]
+        self.signed.append([(item[0], item[1]) for item in segments])
+        leaves = [self._leave(item[0], segment_object_name(channel, feed_id, subfeed, item[0])) for item in segments]
         if index_size_bytes is not None:
             leaves.append(self._leave("", subfeed_object_name(channel, feed_id, subfeed), replace=True))
         return leaves
 
-    async def sign_task_result(self, channel: str, result_id: str, size: int, *, replace: bool = False) -> SignedObject:
+    async def sign_task_result(self, channel: str, result_id: str, size: int, *, replace: bool = False,
+                               crc32c: int | None = None) -> SignedObject:
         await self.reached()
         self.signed.append([(result_id, size)])
         return self._leave(result_id, result_object_name(channel, result_id), replace=replace)

@@ -13,6 +13,7 @@ from kachery_fast.errors import InvalidArgument, NotOnHub
 from kachery_fast.protocol.names import object_name
 
 from ..network import LOOPS, run_on
+from .browsing import browser, sign_in
 from .support import CHANNEL, World, running_world
 
 
@@ -124,6 +125,30 @@ def test_a_channel_moves_there_and_back_and_its_owner_looks_into_it(tmp_path: Pa
             (shared / "lab" / marks(shared / "lab")[0]).unlink()  # as of a file system that is not mounted
             tried = await world.owner.call("testChannel", channel=CHANNEL)
             assert "is its file system mounted" in tried["steps"][0]["advice"].lower()
+
+    run_on("uvloop", scenario())
+
+
+def test_the_website_adds_a_folder_and_moves_a_channel_there(tmp_path: Path, shared: Path) -> None:
+    async def scenario() -> None:
+        async with world_of(tmp_path) as world, browser(world) as mine:
+            await sign_in(world, mine)
+            assert await world.upload(await world.member("a"), b"x") == 200
+            page = await mine.get("/buckets")
+            page = await mine.submit(page.form("/do/addDirectoryBucket"), name="cluster", folder=str(shared / "lab"))
+            assert "The hub knows the folder cluster now." in page.note()
+            assert f"<code>{shared / 'lab'}</code>" in page.text
+            assert "Other credentials" not in page.text
+            page = await mine.get(f"/channels/{CHANNEL}")
+            assert "The last move" not in page.text
+            (line,) = (await world.owner.call("listEngines"))["engines"]
+            page = await mine.submit(page.form("/do/migrateBucket"), engine=line["id"])
+            assert "The channel lab moves." in page.note()
+            while "The last move to another bucket is done" not in page.text:
+                page = await mine.get(f"/channels/{CHANNEL}")
+            assert "is done: 1 object, 1 B copied." in page.text
+            assert "your bucket <strong>cluster</strong>" in page.text
+            assert [form.action for form in page.forms].count("/do/stopMove") == 0
 
     run_on("uvloop", scenario())
 

@@ -13,7 +13,7 @@ from .engine_actions import require_bucket
 from .tables import bucket_moves, engines
 from .tables import channels as channels_table
 
-__all__ = ["MOVE_ACTS"]
+__all__ = ["MOVE_ACTS", "ShowMove"]
 
 
 class MigrateBucket(Request, tag="migrateBucket"):

@@ -14,6 +14,7 @@ from ..actions import Actor, Answer, Request
 from ..bucket_actions import ListObjects, ShowUsage, UsageView
 from ..channel_actions import ChannelList, ListChannels, ShowChannel
 from ..engine_actions import EngineList, ListEngines
+from ..move_actions import ShowMove
 from ..node_actions import FindApproval, ListNodes, ShowNode
 from ..performing import ACTS, Performer
 from ..pubsub_actions import ListPubsubs, PubsubList
@@ -66,19 +67,28 @@ async def _channel(look: Look) -> _Page:
         look.visitor.must_be_signed_in()
         raise
     if signed_in is not None and settings.owner == signed_in.owner:
+        move = await _move(look, name)  # first: where it says that it is done, the channel has its new bucket
         view: Answer = await look.ask(ShowChannel(channel=name))
         usage: UsageView = await look.ask(ShowUsage(channel=name))
         mine: EngineList = await look.ask(ListEngines())
         services: PubsubList = await look.ask(ListPubsubs())
         return "channel.html", {"view": view, "usage": usage, "kinds": _KINDS, "hub_url": look.hub_url,
                                 "traffic": await look.ask(ShowTraffic(channel=name)), "engines": mine.engines,
-                                "pubsubs": services.engines}
+                                "pubsubs": services.engines, "move": move}
     if not settings.listed:
         # The same as of one that is not there: who may not see it does not learn that it is.
         look.visitor.must_be_signed_in()
         raise channels.unknown_channel(name)
     (line,) = [line for line in await look.registry.call(channels.list_channels, settings.owner) if line.name == name]
     return "public_channel.html", {"settings": settings, "members": line.members, "hub_url": look.hub_url}
+
+
+async def _move(look: Look, channel: str) -> Answer | None:
+    try:
+        found: Answer = await look.ask(ShowMove(channel=channel))
+        return found
+    except NotOnHub:
+        return None
 
 
 async def _live(look: Look) -> _Page:

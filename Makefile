@@ -31,12 +31,11 @@ demo: $(STAMP)
 
 test: lint run-tests
 
-# Most tests wait for processes and sockets, so one more runs at once than there are CPUs, up to four; a file's in turn.
-# Two for each CPU took as long, and more CPU time.
+# Most tests wait for processes and sockets, so two run at once for each CPU, up to four; a file's in turn.
 # Compiled once: where PYTHONDONTWRITEBYTECODE is set, each of the programs that tests start would do it anew.
 run-tests: $(STAMP) $(STAMP_2022) $(STAMP_OIDC) $(STAMP_ABLY_JS)
 	$(BIN)/python -m compileall -q src tests
-	workers=$$($(BIN)/python -c 'import os; print(min((os.cpu_count() or 1) + 1, 4))') && \
+	workers=$$($(BIN)/python -c 'import os; print(min(2 * (os.cpu_count() or 1), 4))') && \
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses $$workers --dist loadfile --no-loadscope-reorder --benchmark-disable $$ARGS
 
 # cython-lint looks for pycodestyle on the PATH.

@@ -96,11 +96,13 @@ MALFORMED: dict[str, dict[str, list[Any]]] = {
                    "text": [5, None], "error": [*BAD_OBJECTS, {"type": 5}], "receipt": BAD_OBJECTS},
     "taskDeclined": {"request": BAD_IDS, "task": BAD_IDS, "reason": [5, None], "detail": [5, None]},
 }
+BAD_CRCS = [-1, 2**32, "1", 1.5, []]
 HUB_MALFORMED: dict[str, dict[str, list[Any]]] = {
     "signUploads": {"objects": BAD_OBJECT_LISTS},
     "signFeedUploads": {"feedId": BAD_FEEDS, "subfeed": BAD_SHA1S, "indexSizeBytes": BAD_COUNTS,
-                        "segments": BAD_OBJECT_LISTS},
-    "signTaskResult": {"resultId": BAD_SHA1S, "size": [-1, "1", 1.5, None], "replace": [5, "yes"]},
+                        "segments": BAD_OBJECT_LISTS, "indexCrc32c": BAD_CRCS},
+    "signTaskResult": {"resultId": BAD_SHA1S, "size": [-1, "1", 1.5, None], "replace": [5, "yes"],
+                       "crc32c": BAD_CRCS},
     "signDownloads": {"objectKind": [*BAD_TEXTS, "chunk"], "sha1s": [5, SHA1, [5], ["x"], [SHA1, SHA1.upper()]],
                       "feedId": ["x", 5, SHA1], "subfeed": ["x", 5, FEED], "head": [5, "yes"]},
     "reportCorrupt": {"sha1": BAD_SHA1S, "found": ["x", 5], "feedId": ["x", 5, SHA1], "subfeed": ["x", 5, FEED]},

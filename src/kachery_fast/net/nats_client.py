@@ -130,9 +130,11 @@ class _Connection:
 
     async def drain(self) -> None:
         """Close after what is on its way has come."""
-        with contextlib.suppress(Exception):
-            await asyncio.wait_for(self.client.drain(), 2 * DRAIN_SECONDS)
-        await self.close()
+        try:
+            with contextlib.suppress(Exception):
+                await asyncio.wait_for(self.client.drain(), 2 * DRAIN_SECONDS)
+        finally:  # also when this was cancelled
+            await self.close()
 
     async def close(self) -> None:
         """Close at once."""

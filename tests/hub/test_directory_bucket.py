@@ -66,9 +66,11 @@ def test_only_folders_that_the_admin_has_named_can_be_buckets(tmp_path: Path, sh
 
     async def scenario() -> None:
         async with world_of(tmp_path) as world:
-            for folder in (tmp_path / "other", shared / "out", shared / ".." / "other", Path("/"), Path("shared/lab")):
+            for folder in (tmp_path / "other", shared / "out", shared / ".." / "other", Path("/")):
                 with pytest.raises(InvalidArgument, match="KACHERY_HUB_BUCKET_FOLDERS"):
                     await world.owner.call("addDirectoryBucket", name="x", folder=str(folder))
+            with pytest.raises(InvalidArgument, match="not a whole path"):
+                await world.owner.call("addDirectoryBucket", name="x", folder="shared/lab")
             with pytest.raises(InvalidArgument, match="There is no folder"):
                 await world.owner.call("addDirectoryBucket", name="x", folder=str(shared / "absent"))
             (shared / "sealed").mkdir()
@@ -125,6 +127,24 @@ def test_a_channel_moves_there_and_back_and_its_owner_looks_into_it(tmp_path: Pa
             (shared / "lab" / marks(shared / "lab")[0]).unlink()  # as of a file system that is not mounted
             tried = await world.owner.call("testChannel", channel=CHANNEL)
             assert "is its file system mounted" in tried["steps"][0]["advice"].lower()
+
+    run_on("uvloop", scenario())
+
+
+def test_channels_use_different_buckets_at_once(tmp_path: Path, shared: Path) -> None:
+    async def scenario() -> None:
+        async with world_of(tmp_path) as world:
+            await use_folder(world, shared / "lab")
+            await world.owner.call("createChannel", name="second")
+            a = await world.member("a")
+            invitation = await world.owner.call("invite", channel="second", permissions=["all"])
+            await a.join(invitation["code"], "a", ["all"])
+            urls = {info.name: info.bucket_url for info in (await a.node_config()).channels}
+            assert urls[CHANNEL].startswith("file:")
+            assert urls["second"].startswith(world.url)
+            for channel, sort in ((CHANNEL, "file:"), ("second", world.url)):
+                (signed,) = await a.sign_uploads(channel, [("ab" * 20, 5)])
+                assert signed.url.startswith(sort)
 
     run_on("uvloop", scenario())
 

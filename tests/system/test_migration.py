@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,6 +52,10 @@ def test_a_channel_moves_there_and_back_and_its_uris_hold(lab: Lab, s3: S3Server
     assert Path(load(reader, uri)["path"]).read_bytes() == recording.read_bytes(), "nobody else has it any more"
     assert any(line.startswith(f"GET /{BUCKET}/demo/sha1/") for line in s3.requests())
     assert lab.owner("migrate", "demo", "--status") == moved
+    said = subprocess.run([sys.executable, "-m", "kachery_fast", "channel", "migrate", "demo", "--status", "--hub",
+                           lab.hub_url], env={**lab.environ, "KACHERY_HUB_TOKEN": lab.owner_token}, text=True,
+                          capture_output=True, timeout=60, check=True).stdout
+    assert re.fullmatch(r"demo: the bucket 'store' is used now \(6 objects, 1\.\d+ MB copied\)\n", said), said
 
     s3.set(denied=["GetObject"])
     begun = lab.owner("migrate", "demo", "--own", "--detach")

@@ -15,9 +15,9 @@ __all__ = ["migrate"]
 
 _LOOK_SECONDS = 0.5
 _RUNNING = ("copying", "following", "switched")
-_STATES = {"copying": "is being copied", "following": "what came meanwhile is being copied",
-           "switched": "is used now; what still came to the old one is being copied", "done": "is used now",
-           "stopped": "was stopped"}
+_STATES = {"copying": "copying to {}", "following": "copying to {} what came meanwhile",
+           "switched": "{} is used now; copying what still came to the old one", "done": "{} is used now",
+           "stopped": "the move to {} was stopped"}
 
 
 @click.command()
@@ -73,7 +73,7 @@ def _follow(hub_url: str | None, token: str | None, answer: dict[str, Any], *, q
 
 
 def _text(answer: dict[str, Any]) -> str:
-    text = (f"{answer['channel']}: {_bucket(answer['target'])} {_STATES[answer['state']]} "
+    text = (f"{answer['channel']}: {_STATES[answer['state']].format(_bucket(answer['target']))} "
             f"({count_text(answer['objects'], 'object')}, {human_size(answer['sizeBytes'])} copied)")
     if answer["damaged"]:
         text += f"; {count_text(answer['damaged'], 'damaged object')} stayed behind"

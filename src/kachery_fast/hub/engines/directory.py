@@ -53,7 +53,9 @@ def check_folder(folder: str, settings: Settings) -> Path:
     """
     path = Path(os.path.realpath(folder))
     allowed = [Path(os.path.realpath(name)) for name in settings.hub_bucket_folders.split(os.pathsep) if name]
-    if not Path(folder).is_absolute() or not any(path == root or root in path.parents for root in allowed):
+    if not Path(folder).is_absolute():
+        raise InvalidArgument(what=f"{folder!r} is not a whole path. Give it from / on, as all machines have it.")
+    if not any(path == root or root in path.parents for root in allowed):
         raise InvalidArgument(what=f"The hub does not use {folder!r} as a bucket: its admin names folders for that "
                                    "with KACHERY_HUB_BUCKET_FOLDERS.")
     if not path.is_dir():

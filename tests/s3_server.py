@@ -21,8 +21,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote, unquote
+
+if TYPE_CHECKING:
+    from kachery_fast.cli.lab import Lab
 
 BUCKET = "lab-bucket"
 REGION = "eu-central-1"
@@ -82,6 +85,14 @@ def running_s3() -> Iterator[S3Server]:
     finally:
         process.terminate()
         process.communicate(timeout=20)
+
+
+def use_bucket(lab: Lab, s3: S3Server, *options: str, profile: str = "default") -> Any:
+    """Have the lab's channel use the server's bucket, by the command of its owner; the key is in ``credentials``."""
+    credentials = lab.directory / "credentials"
+    credentials.write_text(f"[{profile}]\naws_access_key_id = {ACCESS_KEY}\naws_secret_access_key={SECRET_KEY}\n")
+    return lab.owner("bucket", lab.channel, "--s3", BUCKET, "--endpoint", s3.url, "--region", REGION, "--credentials",
+                     str(credentials), "--profile", profile, *options)
 
 
 class _Gate:

@@ -12,7 +12,7 @@ import pytest
 
 from kachery_fast.cli.lab import Lab, LabNode
 from kachery_fast.errors import InvalidArgument, NodeError, NotOnHub
-from tests.s3_server import ACCESS_KEY, BUCKET, REGION, SECRET_KEY, S3Server, running_s3
+from tests.s3_server import BUCKET, S3Server, running_s3, use_bucket
 from tests.system.support import CHUNK_SIZE_BYTES, QUICK, load, make_recording, store, wait_until
 
 SIZE = 4 * CHUNK_SIZE_BYTES + 5
@@ -30,10 +30,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory, s3: S3Server) -> Iterator[Lab]
     with Lab(directory, environ={**QUICK, "KACHERY_HUB_ENGINE_HOSTS": s3.host,
                                  "KACHERY_CHANNEL_REFRESH_SECONDS": "600"}) as lab:
         lab.start_hub()
-        credentials = directory / "credentials"
-        credentials.write_text(f"[default]\naws_access_key_id={ACCESS_KEY}\naws_secret_access_key={SECRET_KEY}\n")
-        lab.owner("bucket", "demo", "--s3", BUCKET, "--endpoint", s3.url, "--region", REGION, "--as", "store",
-                  "--credentials", str(credentials))
+        use_bucket(lab, s3, "--as", "store")
         lab.owner("bucket", "demo", "--own")
         yield lab
 

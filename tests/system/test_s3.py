@@ -14,7 +14,7 @@ import kachery_fast as kf
 from kachery_fast.cli import program
 from kachery_fast.cli.lab import Lab
 from kachery_fast.errors import KacheryError
-from tests.s3_server import ACCESS_KEY, BUCKET, REGION, SECRET_KEY, S3Server, running_s3
+from tests.s3_server import BUCKET, SECRET_KEY, S3Server, running_s3, use_bucket
 from tests.system.support import CHUNK_SIZE_BYTES, QUICK, make_recording, objects
 
 SIZE = 5 * CHUNK_SIZE_BYTES + 17
@@ -32,10 +32,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory, s3: S3Server) -> Iterator[Lab]
     with Lab(directory, environ={**QUICK, "KACHERY_HUB_ENGINE_HOSTS": s3.host, "KACHERY_RETRY_ATTEMPTS_MAX": "2",
                                  "KACHERY_CHANNEL_REFRESH_SECONDS": "0.2", "KACHERY_PATIENCE_SECONDS": "2"}) as lab:
         lab.start_hub()
-        credentials = directory / "credentials"
-        credentials.write_text(f"[lab]\naws_access_key_id = {ACCESS_KEY}\naws_secret_access_key={SECRET_KEY}\n")
-        found = lab.owner("bucket", "demo", "--s3", BUCKET, "--endpoint", s3.url, "--region", REGION, "--prefix", "kf",
-                          "--credentials", str(credentials), "--profile", "lab", "--test")
+        found = use_bucket(lab, s3, "--prefix", "kf", "--test", profile="lab")
         assert found["name"] == BUCKET
         assert found["test"]["ok"], found
         for name in ("A", "B"):

@@ -11,7 +11,7 @@ import pytest
 
 from kachery_fast.cli.lab import Lab
 from kachery_fast.errors import KacheryError, NotPermitted
-from tests.s3_server import ACCESS_KEY, BUCKET, REGION, SECRET_KEY, S3Server, running_s3
+from tests.s3_server import S3Server, running_s3, use_bucket
 from tests.system.support import CHUNK_SIZE_BYTES, QUICK, finish, load, make_recording, store, wait_until
 
 CHUNKS = 24
@@ -31,10 +31,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory, s3: S3Server) -> Iterator[Lab]
     with Lab(directory, environ={**QUICK, "KACHERY_HUB_ENGINE_HOSTS": s3.host, "KACHERY_CHANNEL_REFRESH_SECONDS": "0.3",
                                  "KACHERY_URL_LIFE_SECONDS": "3"}) as lab:
         lab.start_hub()
-        credentials = directory / "credentials"
-        credentials.write_text(f"[default]\naws_access_key_id={ACCESS_KEY}\naws_secret_access_key={SECRET_KEY}\n")
-        lab.owner("bucket", "demo", "--s3", BUCKET, "--endpoint", s3.url, "--region", REGION,
-                  "--credentials", str(credentials))
+        use_bucket(lab, s3)
         for name in ("A", "B"):
             lab.add_node(name)
         yield lab

@@ -164,14 +164,20 @@ class ObjectFiles:
         return incoming
 
     def write(self, name: str, data: bytes, *, replace: bool = False) -> bool:
-        """Make a whole object; False when there was one already. Raises as ``create`` and ``Incoming.commit`` do."""
-        incoming = self.create(name, len(data), replace=replace)
+        """Make a whole object of these bytes. Raises and returns as ``make``."""
+        return self.make(name, len(data), lambda fd: write_at(fd, data, 0), replace=replace)
+
+    def make(self, name: str, size_bytes: int, fill: Callable[[int], None], *, replace: bool = False) -> bool:
+        """Make a whole object; False when there was one already. Raises as ``create`` and ``Incoming.commit`` do.
+
+        :param fill: writes its bytes into an open file; what it raises leaves nothing.
+        """
+        incoming = self.create(name, size_bytes, replace=replace)
         try:
-            try:
-                write_at(incoming.fd, data, 0)
-            except FileRefused as refused:
-                raise incoming.translated(refused.error, "writing") from refused.error
+            fill(incoming.fd)
             incoming.commit()
+        except FileRefused as refused:
+            raise incoming.translated(refused.error, "writing") from refused.error
         except ObjectExists:
             return False
         finally:

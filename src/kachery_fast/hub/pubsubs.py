@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from ..config import Settings
 from ..errors import KacheryError
-from ..protocol.hub_bodies import PubsubInfo
+from ..net.bands import open_bands
+from ..net.channel import Channel
+from ..protocol.hub_bodies import PubsubInfo, PubsubToken
 from .buckets import EngineRow
 from .engines import PubsubEngine
 from .engines.ably import AblyCredentials, AblyPubsub, AblySettings
@@ -34,6 +37,8 @@ ABLY, NATS = "ably", "nats"
 PUBSUB_KINDS = (ABLY, NATS)
 # How long an action waits for a service to take back tokens; they end by themselves soon after.
 REVOCATION_SECONDS_MAX = 10.0
+# Who the hub is on the bands.
+_CLIENT = "the-hub"
 _ROW = [engines.c[name] for name in EngineRow._fields]
 
 
@@ -92,6 +97,25 @@ class Pubsubs:
     def address(self, row: EngineRow) -> str:
         """Return the IP address of a service, to which the hub may connect. Blocks. Raises as ``Outbound.check``."""
         return self._outbound.address(*settings_of(row).server)
+
+    async def open(
+        self, channel: str, row: EngineRow | None, capability: Mapping[str, Sequence[str]], hub_url: str,
+        settings: Settings,
+    ) -> Channel:
+        """Return the hub's own way to bands of a channel, not connected yet: to the address of the service that was
+        looked at, and no other.
+
+        :param capability: what the hub is to do there. :param hub_url: where its own broker is.
+        :raises AddressRefused, EngineUnusable: the hub does not connect there. Else as ``use``.
+        """
+        engine = self.use(row)
+
+        async def token() -> PubsubToken:
+            return engine.token(_CLIENT, capability, settings.token_life_seconds)
+
+        address = "" if row is None else await asyncio.get_running_loop().run_in_executor(None, self.address, row)
+        return open_bands(channel, self.info(row), hub_url=hub_url, token=token, client_id=_CLIENT, settings=settings,
+                          address=address)
 
     async def revoke(self, rows: Iterable[EngineRow | None], node_ids: tuple[str, ...]) -> None:
         """Take back the tokens of nodes at these services: at the hub's own for sure, elsewhere as well as can be."""

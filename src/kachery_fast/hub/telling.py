@@ -11,8 +11,6 @@ from collections.abc import Callable
 
 from ..config import Settings
 from ..errors import KacheryError
-from ..net.bands import open_bands
-from ..protocol.hub_bodies import PubsubToken
 from ..protocol.messages import CHANNEL_CHANGED
 from ..protocol.names import BAND_KINDS, band_name
 from .pubsubs import Pubsubs, find_pubsub
@@ -22,7 +20,6 @@ __all__ = ["Teller"]
 
 _log = logging.getLogger("kachery_fast.hub")
 
-_CLIENT = "the-hub"
 _TELL_SECONDS_MAX = 20.0
 
 
@@ -61,16 +58,9 @@ class Teller:
 
     async def _publish(self, channel: str) -> None:
         row = await self._registry.call(find_pubsub, channel)
-        engine = self._pubsubs.use(row)
         bands = [band_name(channel, kind) for kind in BAND_KINDS]
-
-        async def token() -> PubsubToken:
-            return engine.token(_CLIENT, {band: ["publish"] for band in bands}, self._settings.token_life_seconds)
-
-        address = "" if row is None else await asyncio.get_running_loop().run_in_executor(
-            None, self._pubsubs.address, row)
-        client = open_bands(channel, self._pubsubs.info(row), hub_url=self._local_url(), token=token,
-                            client_id=_CLIENT, settings=self._settings, address=address)
+        client = await self._pubsubs.open(channel, row, {band: ["publish"] for band in bands}, self._local_url(),
+                                          self._settings)
         try:
             await client.connect()
             for band in bands:

@@ -20,9 +20,7 @@ from sqlalchemy.engine import Connection
 from .._checksum import crc32c
 from ..config import Settings
 from ..errors import EngineUnusable, KacheryError
-from ..net.bands import open_bands
 from ..net.channel import Channel, Message
-from ..protocol.hub_bodies import PubsubToken
 from ..protocol.names import object_name
 from . import channels
 from .actions import Act, Actor, Answer, At, Done, Outside, Request, Scope
@@ -41,7 +39,6 @@ TRIALS_PER_MINUTE_MAX = 6
 ECHO_SECONDS_MAX = 20.0
 # As far as stores that speak S3 let clocks differ is 15 minutes; before that URLs live shorter, or longer, than meant.
 CLOCKS_DIFFER_SECONDS_MAX = 60.0
-_CLIENT = "the-hub"
 _BAND = "trial"
 
 
@@ -185,18 +182,10 @@ class Trier:
             if message.data == word:
                 heard.set()
 
-        async def token() -> PubsubToken:
-            return self._pubsubs.use(row).token(
-                _CLIENT, {band: ["publish", "subscribe"]}, self._settings.token_life_seconds)
-
         steps: list[Step] = []
         with _step(steps, "echo a message"):
-            self._pubsubs.use(row)
-            # To the address that was looked at, and no other.
-            address = "" if row is None else await asyncio.get_running_loop().run_in_executor(
-                None, self._pubsubs.address, row)
-            client = open_bands(channel, self._pubsubs.info(row), hub_url=self._local_url(), token=token,
-                                client_id=_CLIENT, settings=self._settings, address=address)
+            client = await self._pubsubs.open(channel, row, {band: ["publish", "subscribe"]}, self._local_url(),
+                                              self._settings)
             try:
                 await asyncio.wait_for(_echo(client, band, word, receive, heard.wait), ECHO_SECONDS_MAX)
             except asyncio.TimeoutError:

@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 from ..embedded.bucket_files import ObjectFiles, OpenObject
 from ..embedded.bucket_mark import is_marked
-from ..errors import BucketUnreachable, FileChanged, ObjectExists, ObjectMissing, TooLarge, WrongSize
+from ..errors import BucketUnreachable, FileChanged, ObjectMissing, TooLarge, WrongSize
 from ..net.bucket import SignedUpload
 from ..net.ranges import Progress
 from ..net.targets import FileSpan, Target, disk_error, fill, size_of
@@ -100,20 +100,13 @@ class DirectoryBucket:
         files, replace = self._opened(), bool(upload.headers)
         if not replace and files.offered(upload.object_name):
             return False
-        incoming = files.create(upload.object_name, source.length, replace=replace)
-        try:
-            try:
-                sent = fill(FileSpan(incoming.fd, 0, source.length), source.fd, source.offset, progress)
-            except FileRefused as refused:
-                raise incoming.translated(refused.error, "writing") from refused.error
+
+        def copy(fd: int) -> None:
+            sent = fill(FileSpan(fd, 0, source.length), source.fd, source.offset, progress)
             if sent != source.length:
                 raise FileChanged(path="the file being sent", why=f"it ends at byte {source.offset + sent}")
-            incoming.commit()
-        except ObjectExists:
-            return False
-        finally:
-            incoming.close()
-        return True
+
+        return files.make(upload.object_name, source.length, copy, replace=replace)
 
     def _put_bytes(self, upload: SignedUpload, data: bytes) -> bool:
         return self._opened().write(upload.object_name, data, replace=bool(upload.headers))

@@ -25,7 +25,7 @@ from .outbound import Outbound
 from .tables import channels, engines
 from .vault import Vault
 
-__all__ = ["BucketPlace", "BucketSettings", "Buckets", "EngineRow", "decode_settings", "find_bucket"]
+__all__ = ["BucketPlace", "BucketSettings", "Buckets", "EngineRow", "decode_settings", "find_bucket", "find_engines"]
 
 _KEPT_MAX = 256
 
@@ -66,6 +66,17 @@ def find_bucket(connection: Connection, channel: str) -> EngineRow | None:
         .select_from(channels.join(engines, channels.c.bucket == engines.c.id))
         .where(channels.c.name == channel)).first()
     return None if row is None else EngineRow(*row)
+
+
+def find_engines(connection: Connection, channel: str) -> tuple[EngineRow | None, EngineRow | None]:
+    """Return the engines of a channel's bucket and of its messages, each None for the hub's own; runs inside
+    ``Registry.call``. One question, for most have neither."""
+    ids = connection.execute(sa.select(channels.c.bucket, channels.c.pubsub).where(channels.c.name == channel)).first()
+    if ids is None or not any(ids):
+        return None, None
+    found = {row.id: EngineRow(*row) for row in connection.execute(
+        sa.select(*(engines.c[name] for name in EngineRow._fields)).where(engines.c.id.in_([*filter(None, ids)])))}
+    return found.get(ids.bucket), found.get(ids.pubsub)
 
 
 class Buckets:

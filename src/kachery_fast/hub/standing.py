@@ -19,9 +19,9 @@ from ..protocol.hub_bodies import (
     SignDownloads,
 )
 from . import channels, grants, identity, invitations, seen
-from .buckets import BucketPlace, Buckets, find_bucket
+from .buckets import BucketPlace, Buckets, find_engines
 from .engines import BucketEngine, PubsubEngine
-from .pubsubs import Pubsubs, find_pubsub
+from .pubsubs import Pubsubs
 from .quotas import Limits, find_limits
 from .uploads import UploadBody
 from .usage import Place
@@ -100,7 +100,8 @@ def list_standings(
 
 
 def _place(connection: Connection, channel: str, buckets: Buckets, pubsubs: Pubsubs) -> ChannelPlace:
-    return ChannelPlace(buckets.place(find_bucket(connection, channel)), pubsubs.info(find_pubsub(connection, channel)))
+    bucket, pubsub = find_engines(connection, channel)
+    return ChannelPlace(buckets.place(bucket), pubsubs.info(pubsub))
 
 
 def join_once(

@@ -21,12 +21,14 @@ from kachery_fast.config import Settings
 from kachery_fast.embedded.broker_relay import Revoked, encode_event
 from kachery_fast.errors import InvalidSetting, NotPermitted, StaleMessage
 from kachery_fast.hub.app import Hub
+from kachery_fast.hub.bucket_moves import PAGE
 from kachery_fast.hub.registry import registry_url
 from kachery_fast.hub.relay import Relay
 from kachery_fast.net.channel import AblyChannel, Message
 from kachery_fast.net.hub import HubClient, OwnerClient
 from kachery_fast.protocol.hub_bodies import GetNodeConfig, JoinChannel
 from kachery_fast.protocol.messages import encode_hub_request
+from kachery_fast.protocol.names import object_name
 
 from ..network import LOOPS, run_on
 from ..postgresql import Cluster
@@ -56,11 +58,11 @@ class Pair(NamedTuple):
 
 
 @contextmanager
-def two_hubs(tmp_path: Path) -> Iterator[list[Path]]:
+def two_hubs(tmp_path: Path, **environment: str) -> Iterator[list[Path]]:
     """Two processes with a directory each, the same key and the same bucket; yields the directories."""
     key = tmp_path / "key"
     key.write_text(secrets.token_hex(32))
-    shared = {"KACHERY_HUB_KEY_FILE": str(key), "KACHERY_HUB_BUCKET_DIR": str(tmp_path / "bucket")}
+    shared = {"KACHERY_HUB_KEY_FILE": str(key), "KACHERY_HUB_BUCKET_DIR": str(tmp_path / "bucket"), **environment}
     directories = [tmp_path / "one", tmp_path / "two"]
     with hub_process(directories[0], **shared), hub_process(directories[1], **shared):
         yield directories
@@ -221,6 +223,31 @@ def test_hubs_share_owner_claims_and_bucket(tmp_path: Path) -> None:
 
     with two_hubs(tmp_path) as directories:
         run_on("asyncio-debug", scenario(directories))
+
+
+def test_two_channels_move_at_once_and_neither_waits_for_the_other(tmp_path: Path) -> None:
+    """Each page is noted in the registry, by which a hub leaves alone for two minutes what another one moves."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    names = [object_name(channel, f"{number:040x}") for channel in (CHANNEL, "second") for number in range(PAGE + 1)]
+    for name in names:
+        (tmp_path / "bucket" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "bucket" / name).write_bytes(b"damaged, so that it is read, and stays")
+
+    async def scenario(directories: list[Path]) -> None:
+        async with pair_at(directories, tmp_path) as pair:
+            owner = pair.owners[0]
+            await owner.call("createChannel", name="second")
+            await owner.call("addDirectoryBucket", name="cluster", folder=str(shared))
+            for channel in (CHANNEL, "second"):
+                await owner.call("migrateBucket", channel=channel, engine="cluster")
+            for channel in (CHANNEL, "second"):
+                while (found := await owner.call("bucketMove", channel=channel))["state"] != "done":
+                    await asyncio.sleep(0.05)
+                assert found["damaged"] == PAGE + 1
+
+    with two_hubs(tmp_path, KACHERY_HUB_BUCKET_FOLDERS=str(shared)) as directories:
+        run_on("uvloop", asyncio.wait_for(scenario(directories), 60))
 
 
 def test_a_hub_with_another_key_does_not_start(tmp_path: Path) -> None:

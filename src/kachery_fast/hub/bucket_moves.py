@@ -43,7 +43,8 @@ _AT_ONCE = 4
 # How often a hub looks for moves that another one has begun, or left; and who has not said a word for so long has.
 LOOK_SECONDS = 30.0
 _SILENCE_MS = 120_000
-RETRY_SECONDS_MAX = 60.0
+# Before a move that was held up is tried again; twice as long each time, up to the second.
+RETRY_SECONDS, RETRY_SECONDS_MAX = 2.0, 60.0
 # Clocks of the hub and of a store may differ.
 _CLOCKS_MS = 15 * 60_000
 
@@ -112,7 +113,7 @@ class Mover:
         await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)
 
     async def _move_for_ever(self) -> None:
-        failures, mine = 0, dict[str, int]()
+        retry_seconds, mine = RETRY_SECONDS, dict[str, int]()
         while True:
             self._awake.clear()
             pause = LOOK_SECONDS
@@ -121,11 +122,12 @@ class Mover:
                 move = await self._registry.call(_claim, mine, now_ms, shared=self._registry.shared)
                 if move is not None:
                     went_well = await self._go_on(move, now_ms)
-                    mine = {move.channel: now_ms}
-                    failures = 0 if went_well else failures + 1
+                    mine[move.channel] = now_ms
                     if went_well:
+                        retry_seconds = RETRY_SECONDS
                         continue
-                    pause = min(RETRY_SECONDS_MAX, 2.0 ** failures)
+                    pause = min(retry_seconds, RETRY_SECONDS_MAX)
+                    retry_seconds = 2 * pause
             except Exception:
                 _log.exception("a channel could not be moved to another bucket; it is tried again")
             with suppress(asyncio.TimeoutError):

@@ -26,3 +26,11 @@ def test_a_file_that_is_not_for_writing_refuses_what_is_copied(tmp_path: Path) -
     (tmp_path / "source").write_bytes(b"data")
     with (tmp_path / "source").open("rb") as source, pytest.raises(FileRefused):
         copy_span(source.fileno(), 0, source.fileno(), 4, 4)
+
+
+def test_a_file_that_is_not_for_reading_is_not_taken_for_one_that_refuses(tmp_path: Path) -> None:
+    with (tmp_path / "source").open("wb") as source, (tmp_path / "target").open("wb") as target:
+        source.write(b"data")
+        source.flush()
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            copy_span(source.fileno(), 0, target.fileno(), 0, 4)

@@ -20,8 +20,6 @@ __all__ = ["FileReceiver", "FileRefused", "copy_span", "write_at"]
 
 _PIPE_BYTES = 1024 * 1024
 _BUFFER_BYTES = 256 * 1024
-# What copy_file_range answers between file systems, or on one that does not know it.
-_NOT_COPIED = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF})
 _F_SETPIPE_SZ = 1031  # fcntl.h of Linux; in the module fcntl since Python 3.10 on some builds only
 
 
@@ -129,18 +127,17 @@ def copy_span(source: int, source_offset: int, target: int, target_offset: int, 
     the blocks, or have a file server copy them.
 
     :returns: how many; less than ``length`` when the source ends. :raises OSError: the source cannot be read.
-    :raises FileRefused: the target took no more, or the system does not say which of the two failed.
+    :raises FileRefused: the target took no more.
     """
     done = 0
-    try:
+    # What it cannot do between these two files, as between file systems, is done below; or it is told there which of
+    # them failed.
+    with suppress(OSError):
         while sys.platform == "linux" and done < length:
             count = os.copy_file_range(source, target, length - done, source_offset + done, target_offset + done)
             if not count:
                 break
             done += count
-    except OSError as error:
-        if error.errno not in _NOT_COPIED:
-            raise FileRefused(error) from error
     while done < length:
         data = os.pread(source, min(_PIPE_BYTES, length - done), source_offset + done)
         if not data:

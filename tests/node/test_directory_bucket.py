@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import stat
 import subprocess
@@ -130,6 +131,31 @@ def test_a_source_that_ends_early_leaves_nothing(folder: Path, tmp_path: Path) -
 
     do(folder, run)
     assert list((folder / ".incoming").iterdir()) == []
+
+
+def test_a_file_that_goes_while_it_is_read_may_be_asked_for_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stale(*_: object) -> int:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    async def run(bucket: DirectoryBucket) -> None:
+        assert await bucket.put_bytes(leave(NAME), b"x" * 10)
+        with (tmp_path / "target").open("w+b") as target, monkeypatch.context() as patched:
+            for call in ("copy_file_range", "pread", "preadv"):  # as NFS answers
+                patched.setattr(os, call, stale)
+            for into in (memoryview(bytearray(10)), FileSpan(target.fileno(), 0, 10)):
+                with pytest.raises(BucketUnreachable, match="Stale file handle"):
+                    await bucket.get_into(NAME, into)
+            with pytest.raises(BucketUnreachable, match="Stale file handle"):
+                await bucket.get_small(NAME, 10)
+            with pytest.raises(DiskError, match="the file being sent"):
+                await bucket.put_from(leave(OTHER), target.fileno(), 0, 10)
+        assert await bucket.get_small(NAME, 10) == b"x" * 10
+        with pytest.raises(ObjectMissing):
+            await bucket.size(OTHER)
+
+    do(folder, run)
 
 
 @pytest.mark.parametrize("name", ["lab/sha1/../../../etc/passwd", "/etc/passwd", "lab/x", ".kachery-bucket-" + MARK])

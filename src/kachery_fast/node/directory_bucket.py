@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 from ..embedded.bucket_files import ObjectFiles, OpenObject
 from ..embedded.bucket_mark import is_marked
-from ..errors import BucketUnreachable, FileChanged, ObjectMissing, TooLarge, WrongSize
+from ..errors import BucketUnreachable, DiskError, FileChanged, ObjectMissing, TooLarge, WrongSize
 from ..net.bucket import SignedUpload
 from ..net.ranges import Progress
 from ..net.targets import FileSpan, Target, disk_error, fill, size_of
@@ -102,7 +102,10 @@ class DirectoryBucket:
             return False
 
         def copy(fd: int) -> None:
-            sent = fill(FileSpan(fd, 0, source.length), source.fd, source.offset, progress)
+            try:
+                sent = fill(FileSpan(fd, 0, source.length), source.fd, source.offset, progress)
+            except OSError as error:
+                raise DiskError(action="the reading", path="the file being sent", why=error.strerror) from error
             if sent != source.length:
                 raise FileChanged(path="the file being sent", why=f"it ends at byte {source.offset + sent}")
 
@@ -119,6 +122,9 @@ class DirectoryBucket:
         except ObjectMissing:
             self._opened()  # else it is the folder that is missing
             raise
+        except OSError as error:  # as of NFS, when the file was removed elsewhere (ESTALE)
+            raise BucketUnreachable(object=object_name, attempts=1, why=(
+                f"the folder {self._root}: {error.strerror}")) from error
 
     def _opened(self) -> ObjectFiles:
         """The folder, while it bears the mark. :raises BucketUnreachable: it does not."""

@@ -9,12 +9,16 @@ from typing import Any
 
 import pytest
 
-from kachery_fast.errors import InvalidArgument, NotOnHub
+from kachery_fast.embedded.bucket_files import ObjectFiles
+from kachery_fast.errors import InvalidArgument, NotOnHub, QuotaExceeded
 from kachery_fast.protocol.names import object_name
 
 from ..network import LOOPS, run_on
+from ..node.support import until
 from .browsing import browser, sign_in
 from .support import CHANNEL, World, running_world
+
+DAY = 24 * 3600.0
 
 
 @pytest.fixture
@@ -127,6 +131,51 @@ def test_a_channel_moves_there_and_back_and_its_owner_looks_into_it(tmp_path: Pa
             (shared / "lab" / marks(shared / "lab")[0]).unlink()  # as of a file system that is not mounted
             tried = await world.owner.call("testChannel", channel=CHANNEL)
             assert "is its file system mounted" in tried["steps"][0]["advice"].lower()
+
+    run_on("uvloop", scenario())
+
+
+def test_what_nobody_reads_there_goes_and_makes_room(tmp_path: Path, shared: Path) -> None:
+    async def scenario() -> None:
+        async with world_of(tmp_path, expiry_seconds=0.01) as world:
+            await use_folder(world, shared / "lab")
+            a, files = await world.member("a"), ObjectFiles(shared / "lab", shared=True, clock=world.clock)
+            names = [object_name(CHANNEL, f"{number:040x}") for number in range(3)]
+            for name in names:
+                files.write(name, bytes(100))
+                world.clock.now += 3600 * 3
+            await world.owner.call("changeChannel", channel=CHANNEL, sizeBytesMax=350, unreadDaysMax=30)
+            while not (await world.owner.call("showUsage", channel=CHANNEL))["counted"]:
+                await asyncio.sleep(0.01)
+            assert len(await a.sign_uploads(CHANNEL, [("ab" * 20, 100)])) == 1, "one makes room for another"
+            assert [files.offered(name) for name in names] == [False, True, True]
+            with pytest.raises(QuotaExceeded, match="was all used lately"):
+                await a.sign_uploads(CHANNEL, [("ac" * 20, 250)])
+            world.clock.now += 20 * DAY
+            with files.reading(names[2]):  # as a node does
+                pass
+            world.clock.now += 11 * DAY
+            await until(lambda: not (shared / "lab" / names[1]).exists())
+            assert (shared / "lab" / names[2]).exists()
+
+    run_on("uvloop", scenario())
+
+
+def test_a_folder_that_is_not_mounted_keeps_no_other_bucket_from_being_cleared(tmp_path: Path, shared: Path) -> None:
+    async def scenario() -> None:
+        async with world_of(tmp_path, expiry_seconds=0.01) as world:
+            await use_folder(world, shared / "lab")
+            (shared / "lab" / marks(shared / "lab")[0]).unlink()
+            a = await world.member("a")
+            await world.owner.call("createChannel", name="second")
+            await a.join(await world.invite(channel="second"), "a")
+            for channel in (CHANNEL, "second"):
+                await world.owner.call("changeChannel", channel=channel, unreadDaysMax=30)
+            (leave,) = await a.sign_uploads("second", [(hashlib.sha1(b"x").hexdigest(), 1)])
+            async with world.session.put(leave.url, data=b"x", headers=leave.headers) as response:
+                assert response.status == 200
+            world.clock.now += 31 * DAY
+            await until(lambda: not (world.settings.hub_dir / "bucket" / "second").exists())
 
     run_on("uvloop", scenario())
 

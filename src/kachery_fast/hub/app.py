@@ -151,7 +151,9 @@ class Hub:
                               rate_limit_bytes_per_second=settings.bucket_rate_bytes_max or None,
                               recount_seconds=RECOUNT_SECONDS if registry.shared else None)
         bucket = EmbeddedBucket(server, signer, reads)
-        care.start(bucket)
+        vault = Vault(bytes.fromhex(directory.secret("engine-key")))
+        buckets = Buckets(bucket, vault, settings, self._clock)
+        care.start(buckets)
         parts.push_async_callback(care.stop)
         parts.push_async_callback(asyncio.to_thread, server.close)
         relay = Relay(registry.url, directory.key(), self._clock) if registry.shared else None
@@ -161,8 +163,7 @@ class Hub:
         if relay is not None:
             parts.push_async_callback(relay.close)
             await relay.start(broker.receive, broker.forget_tokens)
-        buckets = Buckets(bucket, Vault(bytes.fromhex(directory.secret("engine-key"))), settings, self._clock)
-        pubsubs = Pubsubs(EmbeddedPubsub(broker), buckets.vault, buckets.outbound, self._clock)
+        pubsubs = Pubsubs(EmbeddedPubsub(broker), vault, buckets.outbound, self._clock)
         parts.push_async_callback(asyncio.to_thread, buckets.close)
         node_api = NodeApi(registry, buckets, pubsubs, care.quotas, settings, self._clock, lambda: self.public_url)
         parts.push_async_callback(asyncio.to_thread, node_api.close)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .engines import BucketEngine
+from .buckets import Buckets
 from .expiry import Expiry
 from .quotas import Promises, Quotas
 from .registry import Registry
@@ -29,10 +29,10 @@ class Care:
         self._promises = Promises(url_life_seconds, clock)
         self.usage = Usage(registry, clock)
 
-    def start(self, bucket: BucketEngine) -> None:
-        """Begin. ``bucket``: the hub's own, of which it knows what is read."""
+    def start(self, buckets: Buckets) -> None:
+        """Begin."""
         self.quotas = Quotas(self.usage, self._promises, self._clock)
-        self._expiry = Expiry(self._registry, bucket, self._expiry_seconds, self._clock)
+        self._expiry = Expiry(self._registry, buckets, self._expiry_seconds, self._clock)
         self._expiry.start()
         self.usage.start()
 

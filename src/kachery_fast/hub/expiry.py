@@ -14,7 +14,8 @@ from typing import NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from ..errors import DiskError
+from ..errors import DiskError, KacheryError
+from .buckets import Buckets, EngineRow, find_bucket
 from .engines import BucketEngine
 from .registry import Registry
 from .tables import channels
@@ -42,10 +43,10 @@ class Expiry:
     """
 
     def __init__(
-        self, registry: Registry, bucket: BucketEngine, interval_seconds: float, clock: Callable[[], float]
+        self, registry: Registry, buckets: Buckets, interval_seconds: float, clock: Callable[[], float]
     ) -> None:
         self._registry = registry
-        self._bucket = bucket
+        self._buckets = buckets
         self._interval_seconds = interval_seconds
         self._clock = clock
         self._task: asyncio.Task[None] | None = None
@@ -64,18 +65,23 @@ class Expiry:
     async def _expire_for_ever(self) -> None:
         while True:
             try:
-                for channel, days in await self._registry.call(_expiring):
-                    await self._go_through(channel, days)
+                for channel, days, row in await self._registry.call(_expiring):
+                    try:
+                        bucket = self._buckets.use(row)
+                        if bucket.notes_reads:
+                            await self._go_through(channel, bucket, days)
+                    except KacheryError as error:
+                        _log.warning("channel %s: unread objects could not be looked for: %s", channel, error)
             except Exception:
                 _log.exception("unread objects could not be looked for; the next round will")
             await asyncio.sleep(self._interval_seconds)
 
-    async def _go_through(self, channel: str, days: int) -> None:
+    async def _go_through(self, channel: str, bucket: BucketEngine, days: int) -> None:
         loop = asyncio.get_running_loop()
         after, removed, removed_bytes = "", 0, 0
         while True:
             started = loop.time()
-            page = await loop.run_in_executor(None, self._expire_page, channel, after, days)
+            page = await loop.run_in_executor(None, self._expire_page, channel, bucket, after, days)
             removed, removed_bytes = removed + page.removed, removed_bytes + page.removed_bytes
             if not page.last:
                 break
@@ -85,23 +91,22 @@ class Expiry:
             _log.info("channel %s: %d objects (%d bytes), unread for %d days, were removed",
                       channel, removed, removed_bytes, days)
 
-    def _expire_page(self, channel: str, after: str, days: int) -> _Page:
+    def _expire_page(self, channel: str, bucket: BucketEngine, after: str, days: int) -> _Page:
         unread_since = self._clock() - days * _DAY_SECONDS
-        page = self._bucket.objects(channel, after=after, limit=_PAGE)
+        page = bucket.objects(channel, after=after, limit=_PAGE)
         removed = removed_bytes = 0
         for found in page:
             if found.last_read is None or found.last_read >= unread_since:
                 continue
             try:
-                if self._bucket.expire(found.name, unread_since):
+                if bucket.expire(found.name, unread_since):
                     removed, removed_bytes = removed + 1, removed_bytes + found.size_bytes
             except DiskError as error:
                 _log.warning("channel %s: %s", channel, error)
         return _Page(page[-1].name if len(page) == _PAGE else "", removed, removed_bytes)
 
 
-def _expiring(connection: Connection) -> list[tuple[str, int]]:
+def _expiring(connection: Connection) -> list[tuple[str, int, EngineRow | None]]:
     rows = connection.execute(sa.select(channels.c.name, channels.c.unread_days_max)
-                              .where(channels.c.unread_days_max.is_not(None), channels.c.bucket.is_(None))
-                              .order_by(channels.c.name))
-    return [(row.name, row.unread_days_max) for row in rows]
+                              .where(channels.c.unread_days_max.is_not(None)).order_by(channels.c.name)).all()
+    return [(row.name, row.unread_days_max, find_bucket(connection, row.name)) for row in rows]

@@ -56,7 +56,7 @@ class Limits(NamedTuple):
 
 # Made once, as every upload that is signed runs it.
 _FIND_LIMITS = sa.select(
-    channels.c.size_bytes_max, channels.c.unread_days_max, channels.c.node_day_bytes_max, channels.c.bucket
+    channels.c.size_bytes_max, channels.c.unread_days_max, channels.c.node_day_bytes_max
 ).where(channels.c.name == sa.bindparam("channel"))
 
 
@@ -65,8 +65,7 @@ def find_limits(connection: Connection, place: Place) -> Limits:
     row = connection.execute(_FIND_LIMITS, {"channel": place.channel}).first()
     if row is None:
         return Limits(None, None, None)
-    # In an owner's own bucket nothing is known of reads, so nothing makes room.
-    limits = Limits(row.size_bytes_max, None if row.bucket else row.unread_days_max, row.node_day_bytes_max)
+    limits = Limits(*row)
     if limits.node_day_bytes_max is None:
         return limits
     return limits._replace(day_bytes=node_day_bytes(connection, place))
@@ -165,7 +164,8 @@ class Quotas:
         if not added:
             return None
         if self._excess(bucket, place.channel, limits, added) > 0:
-            return _full(place.channel, limits, self._used(bucket, place.channel), added)
+            return _full(place.channel, limits, self._used(bucket, place.channel), added,
+                         expire=_may_expire(bucket, limits))
         if limits.node_day_bytes_max is not None:
             used = limits.day_bytes + self._promises.bytes(place.channel, place.node)
             used += self._usage.unwritten(place).upload_bytes
@@ -194,7 +194,7 @@ class Quotas:
         self, bucket: BucketEngine, place: Place, limits: Limits, sizes_bytes: Mapping[str, int]
     ) -> None:
         """Remove what nobody has read for longest, if the channel's owner lets unread objects go."""
-        if limits.size_bytes_max is None or limits.unread_days_max is None:
+        if limits.size_bytes_max is None or not _may_expire(bucket, limits):
             return
         channel = place.channel
         async with self._making_room.setdefault(channel, asyncio.Lock()):
@@ -251,9 +251,12 @@ def _added(bucket: BucketEngine, sizes_bytes: dict[str, int]) -> dict[str, int]:
     return {name: max(0, size - (bucket.size(name) or 0)) for name, size in sizes_bytes.items()}
 
 
-def _full(channel: str, limits: Limits, used_bytes: int, added_bytes: int) -> QuotaExceeded:
-    why = ("what it holds was all used lately" if limits.unread_days_max is not None
-           else "nothing makes room, as its objects do not expire")
+def _may_expire(bucket: BucketEngine, limits: Limits) -> bool:
+    return bucket.notes_reads and limits.unread_days_max is not None
+
+
+def _full(channel: str, limits: Limits, used_bytes: int, added_bytes: int, *, expire: bool) -> QuotaExceeded:
+    why = "what it holds was all used lately" if expire else "nothing makes room, as its objects do not expire"
     return QuotaExceeded(
         what=f"The bucket of the channel {channel!r}", limit=limits.size_bytes_max, used=used_bytes, needed=added_bytes,
         why=why, advice=f"The channel's owner can set another quota (kachery-fast channel set {channel} "

@@ -80,6 +80,9 @@ class BucketEngine(Protocol):
     watched: bool
     """Whether the hub sees what moves; else an upload counts from when it was signed."""
 
+    notes_reads: bool
+    """Whether it is known when an object was last read, so that unread ones can expire."""
+
     def sign_put(
         self, object_name: str, size_bytes: int, life_seconds: float, *, replace: bool = False, node_id: str = "",
         crc32c: int | None = None,

@@ -55,6 +55,16 @@ class Counts:
         with self._lock:
             self._counted.pop(channel, None)
 
+    def removed(self, object_name: str, size_bytes: int) -> None:
+        """An object is there no more, which was counted."""
+        channel, kind, _ = object_name.split("/", 2)
+        with self._lock:
+            counted = self._counted.get(channel)
+            if counted is not None:
+                kinds = dict(counted.totals.kinds)
+                kinds[kind] = KindTotal(kinds[kind].objects - 1, kinds[kind].size_bytes - size_bytes)
+                self._counted[channel] = counted._replace(totals=counted.totals._replace(kinds=kinds))
+
     def _count(self, channel: str) -> None:
         at = self._clock()
         kinds = dict.fromkeys(_KINDS, KindTotal())

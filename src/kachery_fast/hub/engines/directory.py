@@ -69,7 +69,7 @@ class DirectoryBucket:
     :param counter: runs what counts objects. :param clock: seconds since the epoch.
     """
 
-    watched = False
+    watched, notes_reads = False, True
 
     def __init__(self, settings: DirectorySettings, counter: Executor, clock: Callable[[], float]) -> None:
         self.url_base = settings.url_base
@@ -103,7 +103,11 @@ class DirectoryBucket:
 
     def expire(self, object_name: str, unread_since: float) -> bool:
         """See ``BucketEngine``: by the access times that nodes keep. Who reads it just now, reads on."""
-        return self._files().expire(object_name, unread_since)
+        size_bytes = self.size(object_name)
+        expired = self._files().expire(object_name, unread_since)
+        if expired and size_bytes is not None:
+            self._counts.removed(object_name, size_bytes)
+        return expired
 
     def sign_get(self, object_name: str, life_seconds: float, *, head: bool = False) -> SignedRead:
         """See ``BucketEngine``. :raises EngineUnusable: always; no reads are signed here."""

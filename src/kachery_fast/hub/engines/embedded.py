@@ -21,7 +21,7 @@ __all__ = ["EmbeddedBucket", "EmbeddedPubsub"]
 class EmbeddedBucket:
     """A ``BucketEngine`` over the embedded object server."""
 
-    watched = True
+    watched = notes_reads = True
 
     def __init__(self, server: BucketServer, signer: UploadSigner, reads: DownloadSigner) -> None:
         self._server = server

@@ -39,7 +39,7 @@ class XmlBucket(ABC):
         seconds since the epoch.
     """
 
-    watched = False
+    watched = notes_reads = False
     advice: Mapping[str, str]
     """What to do about an error, by the service's codes."""
     tag_header: str

@@ -189,6 +189,7 @@ def test_a_hub_started_again_in_the_background_for_another_owner_is_refused(tmp_
     assert stopped.exit_code == 0, stopped.output
     second = start("other@lab.org")
     assert second.exit_code != 0
+    assert f"The hub in {directory} failed: it ended at once, with exit code 2. Its log" in second.stderr
     assert f"belongs to {OWNER}, not to other@lab.org" in second.stderr
     assert running_hub(tmp_path / "hub") is None
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..errors import DiskError, NodeError
+from ..errors import DiskError, KacheryError, NodeError
 
 __all__ = ["interruptions_held", "log_tail", "start_detached"]
 
@@ -50,7 +50,8 @@ def interruptions_held() -> Iterator[None]:
 
 def start_detached(argv: Sequence[str], log_path: Path, ready: Callable[[], bool], timeout_seconds: float = 30.0,
                    *, environ: dict[str, str] | None = None, progress: str = "",
-                   tell: Callable[[str], None] = lambda text: None) -> int:
+                   tell: Callable[[str], None] = lambda text: None,
+                   failed: Callable[[str], KacheryError] = lambda why: NodeError(what=why)) -> int:
     """Start ``argv`` in a session of its own, its output appended to ``log_path``, and wait until it is ready.
 
     :param ready: asked again and again; a program that serves answers True once it does.
@@ -58,9 +59,9 @@ def start_detached(argv: Sequence[str], log_path: Path, ready: Callable[[], bool
     :param environ: its environment; this process's own when None.
     :param progress: a text that is in a line of the log whenever a long start has come further.
     :param tell: called with the end of the log at such lines, but not at each.
+    :param failed: the error, given why, that it ended before it was ready, or was not ready in time and was ended.
     :return: its process id. It lives on when this process ends.
-    :raises NodeError: it ended before it was ready, or was not ready in time and was ended; the error shows the end
-        of its log.
+    :raises NodeError: by default, as of ``failed``; the error shows the end of its log.
     :raises DiskError: the log cannot be written.
     """
     try:
@@ -75,7 +76,9 @@ def start_detached(argv: Sequence[str], log_path: Path, ready: Callable[[], bool
             process = subprocess.Popen(  # noqa: S603 - our own program
                 list(argv), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/",
                 env=environ, close_fds=True)
-        _wait(process, ready, timeout_seconds, log_path, begin, progress.encode(), tell)
+        why = _wait(process, ready, timeout_seconds, log_path, begin, progress.encode(), tell)
+        if why:
+            raise failed(why)
     except BaseException:
         if process is not None and process.poll() is None:
             process.terminate()
@@ -90,15 +93,16 @@ def start_detached(argv: Sequence[str], log_path: Path, ready: Callable[[], bool
 
 
 def _wait(process: subprocess.Popen[bytes], ready: Callable[[], bool], timeout_seconds: float, log_path: Path,
-          begin: int, progress: bytes, tell: Callable[[str], None]) -> None:
+          begin: int, progress: bytes, tell: Callable[[str], None]) -> str:
+    """Wait until it is ready; return what is wrong, "" when it is."""
     now, position = time.monotonic(), begin
     end, tell_at = now + timeout_seconds, now + _TELL_SECONDS
     while True:
         code = process.poll()
         if code is not None:
-            raise NodeError(what=f"it ended at once, with exit code {code}. {log_tail(log_path, begin)}")
+            return f"it ended at once, with exit code {code}. {log_tail(log_path, begin)}"
         if ready():
-            return
+            return ""
         now = time.monotonic()
         if progress:
             lines = _whole_lines(log_path, position)
@@ -109,8 +113,7 @@ def _wait(process: subprocess.Popen[bytes], ready: Callable[[], bool], timeout_s
                     tell_at = now + _TELL_SECONDS
                     tell(f"It still starts. {log_tail(log_path, begin, 1)}")
         if now > end:
-            raise NodeError(what=f"it was not ready after {timeout_seconds:g} s and was ended. "
-                                 f"{log_tail(log_path, begin)}")
+            return f"it was not ready after {timeout_seconds:g} s and was ended. {log_tail(log_path, begin)}"
         time.sleep(_POLL_SECONDS)
 
 

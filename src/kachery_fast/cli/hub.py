@@ -205,7 +205,8 @@ def _run_detached(settings: Settings, arguments: list[str]) -> None:
         sys.executable, "-m", "kachery_fast", "hub", "--verbose", "--host", settings.hub_host,
         "--port", str(settings.hub_port), "--dir", str(path), *arguments]
     # Written last, once the owner is known to be the one that was asked for.
-    start_detached(command, path / "hub.log", address.exists)
+    start_detached(command, path / "hub.log", address.exists,
+                   failed=lambda why: HubError(url=f"in {path}", why=why.rstrip(".")))
 
 
 async def _announce(settings: Settings, wish: _Wish) -> None:

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from kachery_fast.errors import BandUnreachable, KacheryError
+from kachery_fast.errors import BandUnreachable, KacheryError, NotPermitted
 from kachery_fast.net.memory import MemoryChannel
 from kachery_fast.node import link as link_module
 from kachery_fast.node import outbox as outbox_module
+from kachery_fast.protocol.access import Permission
 from kachery_fast.protocol.bodies import (
     Assign,
     Cancel,
@@ -245,6 +246,41 @@ def test_what_cannot_be_sent_is_told_and_the_next_is_sent(loop_kind: str, tmp_pa
             await until(lambda: b.heard)
             assert b.heard[0][0].request == "good"
             assert len(errors) == 3
+    run_on(loop_kind, work(), 60)
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["withdrawn", "refused by the broker alone"])
+def test_who_may_not_send_hears_which_permission_is_missing(loop_kind: str, tmp_path: Path, known: bool) -> None:
+    async def work() -> None:
+        async with network(tmp_path) as net:
+            a = await net.peer("a")
+            errors: list[KacheryError] = []
+            next(channel for channel in net.broker._channels if channel.client_id == a.identity.node_id).grant({})
+            if known:
+                net.members["a"] = ["provideFiles"]
+            a.link.say(Want, {"request": "r", "sha1": SHA1}, errors.append)
+            a.link.say(Cancel, {"request": "r"}, errors.append)
+            await until(lambda: len(errors) == 2)
+            assert all(isinstance(error, NotPermitted) for error in errors)
+            expected = (f"kachery-fast channel grant {CHANNEL} {a.identity.node_id} requestFiles" if known
+                        else "publish on lab-requestFiles")
+            assert [expected in error.message for error in errors] == [True, True], errors
+    run_on(loop_kind, work(), 60)
+
+
+def test_who_may_not_send_hears_so_though_the_channel_is_left_meanwhile(
+    loop_kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def work() -> None:
+        async with network(tmp_path) as net:
+            a = await net.peer("a")
+            errors: list[KacheryError] = []
+            next(channel for channel in net.broker._channels if channel.client_id == a.identity.node_id).grant({})
+            await a.link.check_member("nobody", Permission.REQUEST_FILES)  # the next look at the hub is a second later
+            a.link.say(Want, {"request": "r", "sha1": SHA1}, errors.append)
+            await until(lambda: "publish on lab-requestFiles" in caplog.text)
+            await a.link.close()
+            assert [type(error) for error in errors] == [NotPermitted]
     run_on(loop_kind, work(), 60)
 
 

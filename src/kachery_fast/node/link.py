@@ -242,6 +242,8 @@ class ChannelLink:
             batch = self._outbox.take(self._settings.message_size_bytes_max)
             try:
                 await self._send(batch)
+            except NotPermitted as error:
+                begin_task(self._sending_refused(batch, error), self._tasks)
             except KacheryError as error:
                 self._sending_failed(batch, error)
             except Exception as error:
@@ -264,6 +266,15 @@ class ChannelLink:
             except BandUnreachable:
                 if channel is self._channel:  # else it was closed for another, by which it goes
                     raise
+
+    async def _sending_refused(self, batch: list[Outgoing], error: NotPermitted) -> None:
+        """The broker knows bands alone; the hub, which permission is in force no more."""
+        log.warning("channel %s: %s", self.name, error)
+        try:
+            await self._refresh_once()
+        finally:  # also when the hub says that this node is on the channel no more, and this is cancelled
+            for outgoing in batch:
+                outgoing.failed(self.refusal(RULES[type(outgoing.body)].permission) or error)
 
     def _sending_failed(self, batch: list[Outgoing], error: KacheryError) -> None:
         log.warning("channel %s: %s", self.name, error)

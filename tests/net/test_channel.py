@@ -270,6 +270,33 @@ def test_revoked_clients_come_back_with_what_they_still_may() -> None:
     run_on("uvloop", scenario())
 
 
+def test_a_band_that_is_withdrawn_and_given_back_is_heard_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(channel_module, "SILENCE_CHECK_SECONDS", 0.02)
+
+    async def scenario() -> None:
+        async with serving() as server, joined(server) as one, joined(server, "node-2") as two:
+            one.tokens.capability = {BAND: ["publish"]}
+            assert await server.broker.revoke("node-1") == 1
+            await until(lambda: [up for up, _ in one.states] == [True, False, True])
+            calls = one.tokens.calls
+            await until(lambda: one.tokens.calls > calls + 1)
+            await one.channel.publish(BAND, b"still here")
+            assert (await two.receive()).data == b"still here"
+            assert one.got.empty()
+            one.tokens.capability = ALL
+            await until(lambda: not one.got.empty())
+            calls = one.tokens.calls
+            await two.channel.publish(BAND, b"again")
+            assert [(await one.receive()).data for _ in range(2)] == [b"still here", b"again"]
+            assert one.tokens.calls == calls, "nothing more is asked for"
+            assert server.broker.stats()["connects"] == 3, "the connection was kept"
+            assert caplog.text.count("is not subscribed again") == 1
+
+    run_on("uvloop", scenario())
+
+
 # --- breaks in mid-stream
 
 

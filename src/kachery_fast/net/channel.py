@@ -36,7 +36,7 @@ OUTAGE_SECONDS_MAX = 15.0
 """When the SDK has not come back by then, its client is thrown away and a new one built."""
 
 SILENCE_CHECK_SECONDS = 5.0
-"""How often a connection is looked at that the SDK calls alive."""
+"""How often a connection is looked at that the SDK calls alive, and refused bands are asked for again."""
 
 REWIND_SECONDS_MAX = 120
 """How far back a broker remembers (Ably's connection state time to live)."""
@@ -135,6 +135,7 @@ class ClientChannel:
         self._settings = settings
         self._on_state = on_state
         self._subscriptions: dict[str, _Subscription] = {}
+        self._refused: set[str] = set()
         self._client: BandClient | None = None
         self._latest: BandClient | None = None
         self._supervisor: asyncio.Task[None] | None = None
@@ -307,11 +308,13 @@ class ClientChannel:
                 state = await asyncio.wait_for(client.next_state(), wait_seconds)
             except asyncio.TimeoutError:
                 if self.connected and not client.silent:
+                    await self._ask_again(client)
                     continue
                 client.why = client.why or "nothing was heard of the broker"
                 return was_up
             self._why = client.why or self._why
-            if not state.usable or (state.up and not was_up and not await self._attach_all(client)):
+            if not state.usable or (
+                    state.up and not was_up and not await self._attach(client, set(self._subscriptions))):
                 return was_up
             was_up = was_up or state.up
             if self.connected and not state.up:
@@ -319,8 +322,19 @@ class ClientChannel:
             self._set_state(state.up, client.why)
         return was_up
 
-    async def _attach_all(self, client: BandClient) -> bool:
-        """Attach a new client to every band subscribed so far, from where the one before it was last heard.
+    async def _ask_again(self, client: BandClient) -> None:
+        """Ask for the bands that were refused to this client: what was withdrawn may have been given back."""
+        if not self._refused:
+            return
+        try:
+            await client.renew()
+        except SdkError as error:
+            log.info("channel %s: no new token: %s", self.name, error.why)
+            return
+        await self._attach(client, set(self._refused))
+
+    async def _attach(self, client: BandClient, bands: set[str]) -> bool:
+        """Attach a client to bands that were subscribed, from where the one before it was last heard.
 
         :returns: False when the broker did not answer; a band that is not permitted any more is only logged.
         """
@@ -328,16 +342,20 @@ class ClientChannel:
         if self._heard_until is not None:
             missed_seconds = asyncio.get_running_loop().time() - self._heard_until
             rewind = f"{min(math.ceil(missed_seconds) + 2, REWIND_SECONDS_MAX)}s"
-        subscriptions = list(self._subscriptions.items())
+        subscriptions = [(band, subscription) for band, subscription in self._subscriptions.items() if band in bands]
         calls = [client.attach(band, self._receive, rewind if subscription.attached else None, ATTEMPT_SECONDS)
                  for band, subscription in subscriptions]
         answers = await asyncio.gather(*calls, return_exceptions=True)
-        for (_, subscription), answer in zip(subscriptions, answers, strict=True):
+        former, self._refused = self._refused, set()
+        for (band, subscription), answer in zip(subscriptions, answers, strict=True):
             subscription.attached = subscription.attached or answer is None
             if isinstance(answer, SdkError):
                 if answer.code not in NOT_PERMITTED_CODES:
+                    self._refused = former
                     return False
-                log.warning("channel %s: a band is not subscribed again: %s", self.name, answer.why)
+                self._refused.add(band)
+                if band not in former:
+                    log.warning("channel %s: %s is not subscribed again: %s", self.name, band, answer.why)
             elif isinstance(answer, BaseException):
                 raise answer
         return True

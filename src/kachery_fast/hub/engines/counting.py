@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from typing import NamedTuple
@@ -11,17 +12,21 @@ from typing import NamedTuple
 from ...errors import KacheryError
 from . import BucketTotals, KindTotal, ObjectRecord
 
-__all__ = ["RECOUNT_SECONDS", "Counts"]
+__all__ = ["Counts"]
 
 _log = logging.getLogger("kachery_fast.hub")
 
-RECOUNT_SECONDS = 600.0
+# How long a count holds: a hundred times as long as it took, within these bounds.
+_HOLDS_SECONDS_MIN, _HOLDS_SECONDS_MAX = 10.0, 600.0
+_HOLDS_TIMES = 100
 _KINDS = ("feeds", "sha1", "task_results")
 
 
 class _Counted(NamedTuple):
-    totals: BucketTotals
-    at: float
+    """``until``: when it is old."""
+
+    kinds: dict[str, KindTotal]
+    until: float
 
 
 class Counts:
@@ -42,13 +47,14 @@ class Counts:
         self._counting: set[str] = set()
 
     def totals(self, channel: str) -> BucketTotals:
-        """Return what the last count came to, which another one follows when it is old."""
+        """Return what the last count came to. When it is old, which ``counted`` tells, another one follows."""
         with self._lock:
             counted = self._counted.get(channel)
-            if (counted is None or self._clock() - counted.at >= RECOUNT_SECONDS) and channel not in self._counting:
+            old = counted is None or self._clock() >= counted.until
+            if old and channel not in self._counting:
                 self._counting.add(channel)
                 self._counter.submit(self._count, channel)
-        return counted.totals if counted is not None else BucketTotals(dict.fromkeys(_KINDS, KindTotal()), False)
+        return BucketTotals(dict.fromkeys(_KINDS, KindTotal()) if counted is None else counted.kinds, not old)
 
     def forget(self, channel: str) -> None:
         """The last count holds no more."""
@@ -61,12 +67,12 @@ class Counts:
         with self._lock:
             counted = self._counted.get(channel)
             if counted is not None:
-                kinds = dict(counted.totals.kinds)
-                kinds[kind] = KindTotal(kinds[kind].objects - 1, kinds[kind].size_bytes - size_bytes)
-                self._counted[channel] = counted._replace(totals=counted.totals._replace(kinds=kinds))
+                before = counted.kinds[kind]
+                self._counted[channel] = counted._replace(kinds={
+                    **counted.kinds, kind: KindTotal(before.objects - 1, before.size_bytes - size_bytes)})
 
     def _count(self, channel: str) -> None:
-        at = self._clock()
+        at, begun = self._clock(), time.monotonic()
         kinds = dict.fromkeys(_KINDS, KindTotal())
         try:
             for found in self._objects(f"{channel}/"):
@@ -78,8 +84,10 @@ class Counts:
         except Exception:
             _log.exception("channel %s: what is in its bucket could not be counted", channel)
         else:
+            holds_seconds = _HOLDS_TIMES * (time.monotonic() - begun)
             with self._lock:
-                self._counted[channel] = _Counted(BucketTotals(kinds, True), at)
+                self._counted[channel] = _Counted(
+                    kinds, at + min(max(holds_seconds, _HOLDS_SECONDS_MIN), _HOLDS_SECONDS_MAX))
         finally:
             with self._lock:
                 self._counting.discard(channel)

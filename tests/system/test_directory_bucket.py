@@ -20,7 +20,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     with Lab(directory, environ={**QUICK, "KACHERY_HUB_BUCKET_FOLDERS": str(directory / "shared"),
                                  "KACHERY_CHANNEL_REFRESH_SECONDS": "0.3"}) as lab:
         lab.start_hub()
-        assert lab.owner("bucket", "demo", "--folder", str(directory / "shared" / "lab"), "--test")["test"]["ok"]
+        assert lab.owner("bucket", "demo", "--folder", str(directory / "shared" / "lab"))["test"]["ok"]
+        assert "test" not in lab.owner("bucket", "demo", "--use", "lab"), "it is known, and was tested"
+        assert lab.owner("bucket", "demo", "--use", "lab", "--test")["test"]["ok"]
         for name in ("A", "B"):
             lab.add_node(name)
         yield lab

@@ -56,7 +56,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory, nats: NatsServer, ably: AblySe
         (directory / "key").write_text(API_KEY)
         lab.owner("create", "away")
         found = lab.owner("pubsub", "away", "--nats", nats.url(), "--account", nats.account.public, "--seed",
-                          str(directory / "seed"), "--test")
+                          str(directory / "seed"))
         assert (found["name"], found["test"]["ok"]) == ("nats", True), found
         for name in ("A", "B"):
             node = lab.add_node(name, start=False)

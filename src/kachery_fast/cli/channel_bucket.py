@@ -13,7 +13,7 @@ from ..errors import DiskError, EngineUnusable, InvalidArgument
 from .output import command_errors, emit
 from .owner import ask_hub, hub_options, read_secret
 
-__all__ = ["bucket", "end_of_test", "engines", "steps_of", "try_"]
+__all__ = ["bucket", "end_of_test", "engines", "steps_of", "test_option", "try_"]
 
 
 _credentials_option = click.option(
@@ -23,6 +23,9 @@ _hmac_option = click.option(
     "--hmac", "hmac_key", metavar="FILE", help="Of Google: an HMAC key, kept as an access key of S3 is; URLs are "
                                                "signed faster by it. With or without --credentials.")
 _profile_option = click.option("--profile", default="default", show_default=True, help="The section of that file.")
+test_option = click.option(
+    "--test/--no-test", "tested", default=None,
+    help="Whether to test it then, as kachery-fast channel test NAME does. [default: where the hub did not know it]")
 
 
 @click.command()
@@ -46,19 +49,20 @@ _profile_option = click.option("--profile", default="default", show_default=True
                                                               "host's name. [default: in the path, but for Amazon's]")
 @click.option("--public-reads", is_flag=True, help="Everybody may read there who knows a name; reads are not signed.")
 @click.option("--no-create-only", is_flag=True, help="The store does not know If-None-Match.")
-@click.option("--test", "tested", is_flag=True, help="Then test it: kachery-fast channel test NAME.")
+@test_option
 @click.option("--as", "known_as", metavar="NAME", help="What to call it at the hub. [default: as the bucket]")
 @hub_options
 @command_errors
 def bucket(
     name: str, s3_bucket: str | None, gcs_bucket: str | None, folder: str | None, used: str | None, own: bool,
-    hub_url: str | None, token: str | None, as_json: bool, known_as: str | None, tested: bool, **options: Any,
+    hub_url: str | None, token: str | None, as_json: bool, known_as: str | None, tested: bool | None, **options: Any,
 ) -> None:
     """Show which bucket the channel NAME uses, or have it use another one: --s3, --gcs, --folder, --use or --own.
 
     The other bucket begins empty, as far as the channel is concerned; nodes upload again what is asked for. The hub
     keeps the credentials encrypted, signs URLs with them, and shows them to nobody. One of Google's is also set up, for
-    browsers that read, and for --expire-days.
+    browsers that read, and for --expire-days. One that the hub did not know is tested, and the command ends with exit
+    code 5 if something is wrong.
     """
     if [s3_bucket, gcs_bucket, folder, used, own or None].count(None) < 4:
         raise InvalidArgument(what="Choose one of --s3, --gcs, --folder, --use and --own.")
@@ -80,7 +84,7 @@ def bucket(
         shown = {"channel": name, "name": answer["bucket"]}
     else:
         shown = ask_hub(hub_url, token, "setBucket", channel=name, engine=used)
-    if tested:
+    if tested or (tested is None and (s3_bucket or gcs_bucket or folder)):
         done["test"] = ask_hub(hub_url, token, "testChannel", channel=name)
     text = f"{name}: " + ("the hub's own bucket" if shown["name"] is None else f"the bucket {shown['name']!r}")
     emit({**shown, **done}, "\n".join([text, *(line for answer in done.values() for line in steps_of(answer))]),

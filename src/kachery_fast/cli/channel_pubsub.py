@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from ..errors import InvalidArgument
-from .channel_bucket import end_of_test, steps_of
+from .channel_bucket import end_of_test, steps_of, test_option
 from .output import command_errors, emit
 from .owner import ask_hub, hub_options, read_secret
 
@@ -23,20 +23,21 @@ __all__ = ["pubsub"]
 @click.option("--seed", "seed_file", metavar="FILE", help="A file with the seed of a signing key of the account, SA….")
 @click.option("--use", "used", metavar="SERVICE", help="Use one that the hub knows (kachery-fast channel engines).")
 @click.option("--own", is_flag=True, help="Use the hub's own broker.")
-@click.option("--test", "tested", is_flag=True, help="Then test it: kachery-fast channel test NAME.")
+@test_option
 @click.option("--as", "known_as", metavar="NAME", help="What to call it at the hub. [default: ably, or nats]")
 @hub_options
 @command_errors
 def pubsub(
     name: str, ably: bool, key_file: str | None, endpoint: str, nats_url: str | None, account: str | None,
-    seed_file: str | None, used: str | None, own: bool, tested: bool, known_as: str | None, hub_url: str | None,
+    seed_file: str | None, used: str | None, own: bool, tested: bool | None, known_as: str | None, hub_url: str | None,
     token: str | None, as_json: bool,
 ) -> None:
     """Show by which pub/sub service the messages of the channel NAME go, or have them go by another one: --ably,
     --nats, --use or --own.
 
     Nodes move there by themselves. The hub keeps the credentials encrypted, signs the nodes' tokens with them, and
-    shows them to nobody.
+    shows them to nobody. A service that the hub did not know is tested, and the command ends with exit code 5 if
+    something is wrong.
     """
     if [ably, nats_url is not None, used is not None, own].count(True) > 1:
         raise InvalidArgument(what="Choose one of --ably, --nats, --use and --own.")
@@ -58,6 +59,8 @@ def pubsub(
         shown = {"channel": name, "name": ask_hub(hub_url, token, "showChannel", channel=name)["pubsub"]}
     else:
         shown = ask_hub(hub_url, token, "setPubsub", channel=name, engine=used)
+    if tested is None:
+        tested = ably or nats_url is not None
     if tested:
         shown["test"] = ask_hub(hub_url, token, "testChannel", channel=name)
     text = f"{name}: messages go by " + ("the hub's own broker" if shown["name"] is None else f"{shown['name']!r}")

@@ -74,7 +74,7 @@ class _BucketAlone:
     def listen(self, request: str, listener: object) -> None:
         """There is nothing to hear."""
 
-    def unlisten(self, request: str) -> None:
+    def unlisten(self, request: str, listener: object) -> None:
         """There is nothing to hear."""
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks import digests, feeds, hub_load, legacy, moving, objects, storing, tasks
+from benchmarks import digests, engines, feeds, hub_load, legacy, moving, objects, storing, tasks
 from benchmarks.measure import Figure
 
 Measurement = Callable[[Path], Figure]
@@ -51,6 +51,7 @@ FIGURES: dict[str, Measurement] = {
     "task-cached-kept": tasks.cached_versus_kept_get,
     "task-known": tasks.known_versus_get,
     **hub_load.FIGURES,
+    **engines.FIGURES,
     "legacy-store": legacy.store_versus_counting,
     "legacy-store-durable": legacy.durable_store_versus_counting,
 }

@@ -11,9 +11,11 @@ import numpy as np
 
 from benchmarks.measure import Figure, figure, make_file, pairs, rate
 from kachery_fast import _core
+from kachery_fast._checksum import crc32c
 
 __all__ = [
     "copy_file_versus_openssl",
+    "crc32c_versus_google",
     "digest_file_versus_openssl",
     "fused_versus_blake3", "fused_versus_hashlib",
     "fused_versus_two_passes",
@@ -71,6 +73,20 @@ def fused_versus_blake3(size_bytes: int = 256 << 20, count: int = 7) -> Figure:
         count,
     )
     return figure("both SHA-1 digests / one BLAKE3", measured, unit="GB/s", bar="shown", note=_note(size_bytes))
+
+
+def crc32c_versus_google(directory: Path, size_bytes: int = CHUNK_SIZE_BYTES, count: int = 15) -> Figure:
+    """The CRC-32C of a chunk, which Google compares with what arrives, beside Google's own package."""
+    import google_crc32c
+
+    chunk = bytes(_buffer(size_bytes))
+    if crc32c(chunk) != google_crc32c.value(chunk):
+        raise AssertionError("the checksums differ")
+    measured = pairs(rate(lambda: crc32c(chunk), size_bytes / GB),
+                     rate(lambda: google_crc32c.value(chunk), size_bytes / GB), count)
+    return figure("CRC-32C / google-crc32c", measured, unit="GB/s", bar=">= 1.0",
+                  note=f"{size_bytes >> 20} MiB, one thread; google-crc32c's implementation in "
+                       f"{'C' if google_crc32c.implementation == 'c' else 'Python'}")
 
 
 def digest_file_versus_openssl(directory: Path, size_bytes: int = 2 << 30, count: int = 5) -> Figure:

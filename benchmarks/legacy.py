@@ -7,11 +7,11 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from benchmarks.lab import in_memory
 from benchmarks.measure import Figure, figure, make_file, pairs
 from kachery_fast.cli.lab import Lab, LabNode, free_port
 
@@ -56,14 +56,8 @@ uvloop.run(main())
 
 def store_versus_counting(directory: Path, size_bytes: int = 1 << 30, count: int = 5) -> Figure:
     """With the node's store in memory, where there is nothing to flush: what API, digests and copy cost."""
-    memory = Path("/dev/shm")
-    if not memory.is_dir():
-        raise FileNotFoundError("/dev/shm, a file system in memory, is not there")
-    place = Path(tempfile.mkdtemp(prefix="kachery-bench-", dir=memory))
-    try:
+    with in_memory() as place:
         return _measure(directory, place, size_bytes, count, bar=">= 0.8", note="the node's store in memory, no flush")
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
 
 
 def durable_store_versus_counting(directory: Path, size_bytes: int = 1 << 30, count: int = 3) -> Figure:

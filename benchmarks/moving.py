@@ -27,7 +27,7 @@ from benchmarks.objects import program
 from kachery_fast.cli.lab import Lab, LabNode
 from kachery_fast.config import Settings, load_settings
 from kachery_fast.errors import NotInStore
-from kachery_fast.net.bucket import HttpBucket, SignedUpload
+from kachery_fast.net.bucket import HttpBucket, ReadUrls, SignedUpload
 from kachery_fast.net.hub import HubClient
 from kachery_fast.net.ranges import RangeClient
 from kachery_fast.node.identity import load_identity
@@ -40,6 +40,7 @@ from kachery_fast.store.files import FileStore
 from kachery_fast.store.objects import Stored
 
 __all__ = [
+    "Pair",
     "load_once",
     "load_versus_rclone",
     "load_versus_rclone_and_openssl",
@@ -47,6 +48,8 @@ __all__ = [
     "node_to_node_held_to_a_rate",
     "node_to_node_held_versus_the_sum",
     "node_to_node_versus_its_halves",
+    "place_chunks",
+    "two_nodes",
 ]
 
 GB = 1e9
@@ -117,14 +120,15 @@ def _load_versus(directory: Path, size_bytes: int, count: int, name: str, bar: s
     return figure(name, measured, unit="GB/s", bar=bar, note=note)
 
 
-async def load_once(url: str, uri: FileUri, storage_dir: Path) -> float:
+async def load_once(url: str, uri: FileUri, storage_dir: Path, reads: ReadUrls | None = None) -> float:
+    """Load a file from the bucket at ``url``, where ``reads`` are signed if not None; returns the seconds it took."""
     settings = load_settings({}, storage_dir=storage_dir)
     client = RangeClient(settings, concurrency=CONCURRENCY + 2)
     over = asyncio.Event()
     with ThreadPoolExecutor(8) as disk, ThreadPoolExecutor(2) as verify:
         tools = Tools(FileStore(storage_dir, durable=False), request_limits(settings), disk, verify,
                       asyncio.Semaphore(CONCURRENCY), Traffic())
-        link = cast(ChannelLink, _BucketAlone(HttpBucket(url, client, settings)))
+        link = cast(ChannelLink, _BucketAlone(HttpBucket(url, client, settings, reads=reads)))
         begun = time.perf_counter()
         transfer = Transfer(uri, link, tools, secrets.token_hex(16), over.set)
         await transfer.want(None, None)
@@ -140,17 +144,23 @@ def _served_chunks(directory: Path, size_bytes: int) -> Iterator[tuple[str, File
     root = directory / "www"
     root.mkdir()
     whole = make_file(root / "whole", size_bytes)
-    store = FileStore(directory / "source", durable=False)
+    uri, _ = place_chunks(whole, root)
+    with nginx(root, directory / "nginx", program=program("nginx"), workers=2) as url:
+        yield url, uri, whole
+    shutil.rmtree(root)
+
+
+def place_chunks(whole: Path, root: Path) -> tuple[FileUri, list[str]]:
+    """Write the chunks of a file and its manifest below ``root``, each as its object is named; returns the names,
+    that of the manifest last."""
+    store = FileStore(root.with_name("source"), durable=False)
     stored = store.put_file(whole)
     manifest = _manifest_of(store, stored)
+    shutil.rmtree(root.with_name("source"))
     with whole.open("rb") as file:
-        for chunk in manifest.chunks:
-            _place(root, chunk.sha1, file.read(chunk.end - chunk.start))
-    _place(root, manifest.name, manifest.encode())
-    with nginx(root, directory / "nginx", program=program("nginx"), workers=2) as url:
-        yield url, FileUri(stored.sha1, "", stored.manifest_sha1), whole
-    shutil.rmtree(root)
-    shutil.rmtree(directory / "source")
+        names = [_place(root, chunk.sha1, file.read(chunk.end - chunk.start)) for chunk in manifest.chunks]
+    names.append(_place(root, manifest.name, manifest.encode()))
+    return FileUri(stored.sha1, "", stored.manifest_sha1), names
 
 
 def _manifest_of(store: FileStore, stored: Stored) -> Manifest:
@@ -160,10 +170,12 @@ def _manifest_of(store: FileStore, stored: Stored) -> Manifest:
     return manifest
 
 
-def _place(root: Path, sha1: str, data: bytes) -> None:
-    path = root / object_name(CHANNEL, sha1)
+def _place(root: Path, sha1: str, data: bytes) -> str:
+    name = object_name(CHANNEL, sha1)
+    path = root / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
+    return name
 
 
 # --- node to node
@@ -171,8 +183,8 @@ def _place(root: Path, sha1: str, data: bytes) -> None:
 
 def node_to_node_versus_its_halves(directory: Path, size_bytes: int = 2 << 30, count: int = 5) -> Figure:
     """Seconds from the request at B to the verified file, beside the upload alone plus the download alone."""
-    with _two_nodes(directory, size_bytes) as (lab, uri):
-        pair = _Pair(lab, uri)
+    with two_nodes(directory, size_bytes) as (lab, uri):
+        pair = Pair(lab, uri)
         measured = pairs(pair.both, lambda: pair.upload() + pair.download(), count)
     note = f"{size_bytes >> 20} MiB, hub, node A and node B on two cores; durable at B"
     return figure("node A to node B / upload alone + download alone", measured, unit="s", bar="<= 0.8", note=note)
@@ -180,8 +192,8 @@ def node_to_node_versus_its_halves(directory: Path, size_bytes: int = 2 << 30, c
 
 def node_to_node_held_to_a_rate(directory: Path, size_bytes: int = 512 << 20, count: int = 5) -> Figure:
     """The same with the bucket held to 100 MB/s each way, beside the slower of the two halves."""
-    with _two_nodes(directory, size_bytes, KACHERY_BUCKET_RATE_BYTES_MAX=str(HELD_RATE_BYTES)) as (lab, uri):
-        pair = _Pair(lab, uri)
+    with two_nodes(directory, size_bytes, KACHERY_BUCKET_RATE_BYTES_MAX=str(HELD_RATE_BYTES)) as (lab, uri):
+        pair = Pair(lab, uri)
         measured = pairs(pair.both, lambda: max(pair.upload(), pair.download()), count)
     note = f"{size_bytes >> 20} MiB, bucket held to {HELD_RATE_BYTES // 10**6} MB/s each way"
     return figure("node A to node B, held / the slower half", measured, unit="s", bar="<= 1.15", note=note)
@@ -189,8 +201,8 @@ def node_to_node_held_to_a_rate(directory: Path, size_bytes: int = 512 << 20, co
 
 def node_to_node_held_versus_the_sum(directory: Path, size_bytes: int = 512 << 20, count: int = 5) -> Figure:
     """Held to 100 MB/s each way, beside upload alone plus download alone."""
-    with _two_nodes(directory, size_bytes, KACHERY_BUCKET_RATE_BYTES_MAX=str(HELD_RATE_BYTES)) as (lab, uri):
-        pair = _Pair(lab, uri)
+    with two_nodes(directory, size_bytes, KACHERY_BUCKET_RATE_BYTES_MAX=str(HELD_RATE_BYTES)) as (lab, uri):
+        pair = Pair(lab, uri)
         measured = pairs(pair.both, lambda: pair.upload() + pair.download(), count)
     note = f"{size_bytes >> 20} MiB, bucket held to {HELD_RATE_BYTES // 10**6} MB/s each way"
     return figure("node A to node B, held / upload + download alone", measured, unit="s", bar="shown", note=note)
@@ -198,8 +210,8 @@ def node_to_node_held_versus_the_sum(directory: Path, size_bytes: int = 512 << 2
 
 def memory_of_a_moving_node(directory: Path, size_bytes: int = 8 << 30) -> Figure:
     """The largest resident memory, in MiB, of hub, node A and node B while 8 GiB move from A to B."""
-    with _two_nodes(directory, size_bytes) as (lab, uri):
-        _Pair(lab, uri).both()
+    with two_nodes(directory, size_bytes) as (lab, uri):
+        Pair(lab, uri).both()
         lab.close()
         peaks = {name: node.program.peak_rss_bytes / 2**20 for name, node in lab.nodes.items()}
         hub = lab.hub.peak_rss_bytes / 2**20
@@ -209,11 +221,15 @@ def memory_of_a_moving_node(directory: Path, size_bytes: int = 8 << 30) -> Figur
     return figure("resident memory of the largest process / 512 MiB", ratio, unit="MiB", bar="<= 1", note=note)
 
 
-class _Pair:
-    """The transfer from A to B and its halves, each from a fresh start; all verified by B itself."""
+class Pair:
+    """The transfer from A to B and its halves, each from a fresh start; all verified by B itself.
 
-    def __init__(self, lab: Lab, uri: str) -> None:
+    :param objects: where the channel's objects are, if not in the hub's own bucket.
+    """
+
+    def __init__(self, lab: Lab, uri: str, objects: Path | None = None) -> None:
         self._lab = lab
+        self._objects = lab.bucket_dir if objects is None else objects
         self._uri = uri
         self._a, self._b = lab.nodes["A"], lab.nodes["B"]
 
@@ -242,7 +258,7 @@ class _Pair:
     def _empty_bucket(self) -> None:
         # A node checks what it uploads a second time; a fresh one has uploaded nothing yet.
         self._a.program.stop()
-        shutil.rmtree(self._lab.bucket_dir, ignore_errors=True)
+        shutil.rmtree(self._objects, ignore_errors=True)
         self._a.start()
 
 
@@ -285,13 +301,21 @@ async def _signed(hub: HubClient, chunks: tuple[Chunk, ...]) -> list[tuple[Chunk
 
 
 @contextmanager
-def _two_nodes(directory: Path, size_bytes: int, **environ: str) -> Iterator[tuple[Lab, str]]:
-    """A lab with nodes A and B and a file of random bytes linked at A; everything is removed at the end."""
+def two_nodes(directory: Path, size_bytes: int, *, folder: Path | None = None,
+              **environ: str) -> Iterator[tuple[Lab, str]]:
+    """A lab with nodes A and B and ``recording.dat`` of random bytes linked at A; everything is removed at the end.
+
+    :param folder: the channel's bucket; None: it is the hub's own.
+    """
+    if folder is not None:
+        environ["KACHERY_HUB_BUCKET_FOLDERS"] = str(folder)
     place = directory / "lab"
     source = make_file(directory / "recording.dat", size_bytes)
     try:
         with Lab(place, channel=CHANNEL, environ=environ) as lab:
             lab.start_hub()
+            if folder is not None:
+                lab.owner("bucket", CHANNEL, "--folder", str(folder))
             a = lab.add_node("A")
             lab.add_node("B")
             linked: Any = a.json("link", str(source))

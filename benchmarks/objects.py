@@ -29,7 +29,10 @@ from kachery_fast.embedded.bucket import BucketServer, UploadSigner
 from kachery_fast.net.bucket import FileSpan, HttpBucket, SignedUpload, Target
 from kachery_fast.net.ranges import RangeClient
 
-__all__ = ["program", "receive_versus_curl", "receive_versus_rclone", "upload_versus_curl"]
+__all__ = [
+    "CHUNK_SIZE_BYTES", "CONCURRENCY", "check_same", "cut", "object_names", "program", "receive_versus_curl",
+    "receive_versus_rclone", "run_together", "spans_of", "upload_versus_curl",
+]
 
 CHUNK_SIZE_BYTES = 20 << 20
 CONCURRENCY = 4
@@ -70,7 +73,7 @@ def receive_versus_rclone(directory: Path, size_bytes: int = 2 << 30, count: int
             target.unlink(missing_ok=True)
             return _timed(size_bytes, [command])
         rival()
-        _check_same(source, target)
+        check_same(source, target)
         measured = pairs(ours, rival, count)
     target.unlink()
     return figure(f"receive into a {_kind(mapped)} / rclone", measured, unit="GB/s", bar="shown",
@@ -83,12 +86,12 @@ def upload_versus_curl(directory: Path, size_bytes: int = 2 << 30, count: int = 
     Each curl sends every fourth chunk, from a file of its own, over one connection that it keeps.
     """
     curl = program("curl")
-    spans = _spans(size_bytes)
-    names = _names(len(spans))
+    spans = spans_of(size_bytes)
+    names = object_names(len(spans))
     source = make_file(directory / "upload.dat", size_bytes)
     pieces = directory / "pieces"
     pieces.mkdir()
-    _cut(source, pieces, names)
+    cut(source, pieces, names)
     root = directory / "bucket"
     with _embedded_bucket(root) as (base_url, sign):
         def signed() -> list[SignedUpload]:
@@ -99,7 +102,7 @@ def upload_versus_curl(directory: Path, size_bytes: int = 2 << 30, count: int = 
             uploads = signed()
             fd = os.open(source, os.O_RDONLY)
             try:
-                return size_bytes / GB / _run(base_url, lambda bucket: [
+                return size_bytes / GB / run_together(base_url, lambda bucket: [
                     bucket.put_from(upload, fd, offset, length)
                     for upload, (offset, length) in zip(uploads, spans, strict=True)])
             finally:
@@ -117,7 +120,7 @@ def upload_versus_curl(directory: Path, size_bytes: int = 2 << 30, count: int = 
 
         for warm_up in (ours, rival):
             warm_up()
-            _check_same(source, *(root / name for name in names))
+            check_same(source, *(root / name for name in names))
         measured = pairs(ours, rival, count)
     source.unlink()
     shutil.rmtree(pieces)
@@ -133,8 +136,8 @@ def _kind(mapped: bool) -> str:
 def _receiver(url: str, source: Path, target: Path, *, mapped: bool) -> Callable[[], float]:
     """A measurement: allocate a file and receive all chunks into it; the first outcome is also compared."""
     size_bytes = source.stat().st_size
-    spans = _spans(size_bytes)
-    names = _names(len(spans))
+    spans = spans_of(size_bytes)
+    names = object_names(len(spans))
 
     def receive() -> float:
         target.unlink(missing_ok=True)
@@ -145,7 +148,7 @@ def _receiver(url: str, source: Path, target: Path, *, mapped: bool) -> Callable
             views = [memory[offset:offset + length] for offset, length in spans]
             spliced: list[Target] = [FileSpan(fd, offset, length) for offset, length in spans]
             targets: list[Target] = [*views] if mapped else spliced
-            _run(url, lambda bucket: [bucket.get_into(name, target)
+            run_together(url, lambda bucket: [bucket.get_into(name, target)
                                       for name, target in zip(names, targets, strict=True)])
             seconds = time.perf_counter() - start
             for view in views:
@@ -154,11 +157,11 @@ def _receiver(url: str, source: Path, target: Path, *, mapped: bool) -> Callable
         return size_bytes / GB / seconds
 
     receive()
-    _check_same(source, target)
+    check_same(source, target)
     return receive
 
 
-def _run(base_url: str, operations: Callable[[HttpBucket], list[Awaitable[object]]]) -> float:
+def run_together(base_url: str, operations: Callable[[HttpBucket], list[Awaitable[object]]]) -> float:
     """Perform ``operations`` together on a fresh loop and client; returns the seconds they took."""
     async def main() -> float:
         settings = load_settings({})
@@ -186,7 +189,7 @@ def _nginx(directory: Path, size_bytes: int) -> Iterator[tuple[str, Path]]:
     root = directory / "www"
     root.mkdir()
     whole = make_file(root / "whole", size_bytes)
-    _cut(whole, root, _names(len(_spans(size_bytes))))
+    cut(whole, root, object_names(len(spans_of(size_bytes))))
     with nginx(root, directory / "nginx", program=program("nginx"), workers=2) as url:
         yield url, whole
     shutil.rmtree(root)
@@ -226,16 +229,19 @@ def _serve_bucket(root: Path) -> None:
     server.close()
 
 
-def _spans(size_bytes: int) -> list[tuple[int, int]]:
+def spans_of(size_bytes: int) -> list[tuple[int, int]]:
+    """Where the chunks of a file begin, and how long they are."""
     return [(start, min(CHUNK_SIZE_BYTES, size_bytes - start)) for start in range(0, size_bytes, CHUNK_SIZE_BYTES)]
 
 
-def _names(count: int) -> list[str]:
+def object_names(count: int) -> list[str]:
+    """Names of so many objects of the channel."""
     digests = (_core.Sha1(str(number).encode()).hexdigest() for number in range(count))
     return [f"{CHANNEL}/sha1/{sha1[:2]}/{sha1[2:4]}/{sha1[4:6]}/{sha1}" for sha1 in digests]
 
 
-def _cut(source: Path, folder: Path, names: list[str]) -> None:
+def cut(source: Path, folder: Path, names: list[str]) -> None:
+    """Write each chunk of a file to a file of its own, with such a name below ``folder``."""
     with source.open("rb") as file:
         for name in names:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -248,7 +254,8 @@ def _curl_upload(pieces: Path, upload: SignedUpload) -> str:
             f'upload-file = "{pieces / upload.object_name}"\nurl = "{upload.url}"')
 
 
-def _check_same(source: Path, *parts: Path) -> None:
+def check_same(source: Path, *parts: Path) -> None:
+    """:raises AssertionError: the parts together are not the file."""
     with source.open("rb") as file:
         for part in parts:
             with part.open("rb") as other:
@@ -260,8 +267,9 @@ def _check_same(source: Path, *parts: Path) -> None:
 
 
 def program(name: str) -> str:
-    """The path of a program. :raises FileNotFoundError: it is not installed."""
-    path = shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin"]))
+    """The path of a program, of this environment or the system. :raises FileNotFoundError: it is not installed."""
+    places = [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath), "/usr/sbin"]
+    path = shutil.which(name, path=os.pathsep.join(places))
     if path is None:
         raise FileNotFoundError(f"the program {name} is not installed")
     return path

@@ -472,7 +472,7 @@ class _Handler(BaseHTTPRequestHandler):
         passed = {name: value for name, value in headers.items() if name in ("content-type", "range", "host")}
         status, answered, data = gate.emulator.ask(method, self.path, passed, body)
         about = {name: value for name, value in answered.items()
-                 if name in ("content-type", "content-range", "x-goog-hash")}
+                 if name in ("content-type", "content-range", "x-goog-hash", "location")}
         return self._answer(status, data, about)
 
     def _page(self, query: dict[str, str]) -> None:

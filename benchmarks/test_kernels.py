@@ -11,9 +11,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import pytest
 
 from kachery_fast import _core
+from kachery_fast._checksum import crc32c
 from kachery_fast._chunker import Reassembly, chunk_ranges
 from kachery_fast.protocol.bodies import Offer
 from kachery_fast.protocol.canonical import canonical_bytes
@@ -58,6 +60,10 @@ def test_both_digests_of_a_file(benchmark: Any, data: bytes, tmp_path: Path) -> 
     finally:
         os.close(fd)
     assert digests.size == len(data)
+
+
+def test_the_checksum_of_google(benchmark: Any, data: bytes) -> None:
+    assert benchmark(crc32c, data) == google_crc32c.value(data)
 
 
 def test_verification_in_order(benchmark: Any, data: bytes, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from tests.programs import need_program
 HERE = Path(__file__).parent
 SOURCES = HERE.parents[1] / "src" / "kachery_fast"
 CHUNK_SIZE_BYTES = 128
-LENGTHS = [*range(300), 511, 512, 513, 1023, 1024, 1025, 4095, 4096, 4097, 30_000]
+LENGTHS = [*range(300), 511, 512, 513, 1023, 1024, 1025, 4095, 4096, 4097, 24_847, 24_848, 24_849, 50_000]
 WARNINGS = ["-Wall", "-Wextra", "-Wshadow", "-Werror", f"-I{SOURCES}"]
 COMPILERS = ["gcc", "clang"]
 ARM_ROOT = "/usr/aarch64-linux-gnu"

@@ -11,6 +11,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import gc
 import ipaddress
 import os
@@ -22,7 +24,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from . import forking
+from .gcs_server import GcsServer
+from .s3_server import S3Server
+from .store_server import StoreServer
 
 # Every program that a test starts inherits this variable; so one that has left our process tree is known by it.
 _MARK = "KACHERY_TEST_RUN"
@@ -236,6 +241,20 @@ def _fail(report: pytest.TestReport | pytest.CollectReport) -> None:
     why = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
     report.outcome = "failed"
     report.longrepr = f"KACHERY_TEST_NO_SKIP=1, but this was skipped: {why}"
+
+
+# --- stores
+
+
+@pytest.fixture(scope="session")
+def stores() -> Iterator[Callable[[str], StoreServer]]:
+    """The running ``s3`` or ``gcs``, started when it is asked for first. Whoever uses it resets it before."""
+    with contextlib.ExitStack() as stack:
+        @functools.cache
+        def running(kind: str) -> StoreServer:
+            return stack.enter_context((S3Server if kind == "s3" else GcsServer).running())
+
+        yield running
 
 
 # --- nothing left behind

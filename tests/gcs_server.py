@@ -7,7 +7,7 @@ shares no code with the hub, and none with Google's library. What the emulator l
 ``x-goog-generation``, ``x-goog-if-generation-match``, ``x-goog-content-length-range``, ``x-goog-hash`` of what
 arrives, ``list-type=2``, resumable sessions begun by ``x-goog-resumable: start`` (of a part that breaks off, whole
 256 KiB are kept), ranges past the end, errors in XML, and of the JSON API the pages of listings and
-``ifGenerationMatch``. Run as a program it prints its port.
+``ifGenerationMatch``.
 """
 
 from __future__ import annotations
@@ -19,28 +19,22 @@ import http.client
 import json
 import re
 import secrets
-import socket
-import struct
-import subprocess
 import sys
-import threading
 import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime, timezone
 from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 from urllib.parse import parse_qsl, quote, unquote
 
-BUCKET = "lab-bucket"
+from .store_server import BUCKET, Gate, StoreServer, announce, key_file, prepare_reset
+
 EMAIL = "hub@lab.iam.gserviceaccount.com"
 ACCESS_KEY = "GOOG1ELAB"
 SECRET_KEY = "the/secret+of/the+lab's+hmac+key"
+KEYS = ("account", "hmac", "both")  # what the hub may have
 KEPT_BYTES = 256 * 1024
-_ROOT = Path(__file__).parent.parent
 _SKEW_SECONDS = 900
 _QUOTED = "-_.~"
 
@@ -58,58 +52,45 @@ def service_account() -> str:
                        "auth_uri": "http://127.0.0.1:9/auth", "universe_domain": "elsewhere.example"})
 
 
-class GcsServer:
-    """A running one."""
-
-    def __init__(self, port: int) -> None:
-        self.port = port
-        self.host = f"127.0.0.1:{port}"
-        self.url = f"http://{self.host}"
-        self.settings: dict[str, Any] = {"bucket": BUCKET, "endpoint": self.url}
-
-    def set(self, **state: Any) -> None:
-        """Change how it is: ``denied`` (permissions), ``offset`` (of its clock, in seconds), ``public`` (reads need no
-        signature), ``bucket`` (whether there is one, empty), ``faults`` (answers to the next requests of a method by
-        signed URLs or sessions: ``[[METHOD, STATUS, RETRY-AFTER], ...]``), ``cut`` (bytes of its session after which
-        the next upload is broken off), ``flip`` (the first byte of the next upload changes on the way), ``strict``
-        (uploads have to tell their CRC-32C), ``reset_every`` (of so many requests by signed URLs one is reset),
-        ``uploads_max`` (after so many ones more, uploading is not permitted any more)."""
-        self._request("POST", "/_gate", json.dumps(state).encode())
-
-    def reset(self) -> None:
-        """Begin anew, with an empty bucket."""
-        self.set(denied=[], offset=0, public=False, bucket=True, faults=[], cut=None, flip=False, strict=False,
-                 reset_every=0, uploads_max=None)
-
-    def requests(self) -> list[str]:
-        """What was asked for since the last reset: each as ``METHOD PATH``, of the JSON API as ``JSON METHOD PATH``."""
-        found: list[str] = json.loads(self._request("GET", "/_gate", None))
-        return found
-
-    def _request(self, method: str, path: str, data: bytes | None) -> bytes:
-        request = urllib.request.Request(self.url + path, data=data, method=method)
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return bytes(answer.read())
+def credentials_of(keys: str) -> dict[str, str]:
+    """The fields of these KEYS."""
+    account, pair = {"serviceAccount": service_account()}, {"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}
+    return {"account": account, "hmac": pair, "both": {**account, **pair}}[keys]
 
 
-@contextmanager
-def running_gcs() -> Iterator[GcsServer]:
-    """Start one with an empty bucket; end its process at the end."""
-    from cryptography.hazmat.primitives import serialization
+class GcsServer(StoreServer):
+    """A running one.
 
-    key = serialization.load_pem_private_key(json.loads(service_account())["private_key"].encode(), None)
-    public = key.public_key().public_bytes(
-        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo).decode()
-    process = subprocess.Popen([sys.executable, "-m", "tests.gcs_server", public], cwd=_ROOT, stdout=subprocess.PIPE,
-                               stderr=subprocess.DEVNULL)
-    try:
-        assert process.stdout is not None
-        server = GcsServer(int(process.stdout.readline()))
-        server.reset()
-        yield server
-    finally:
-        process.terminate()
-        process.communicate(timeout=20)
+    Of its own are ``cut`` (bytes of its session after which the next upload is broken off), ``flip`` (the first byte of
+    the next upload changes on the way) and ``strict`` (uploads have to tell their CRC-32C). Requests of the JSON API
+    are ``JSON METHOD PATH``; faults are for the others.
+
+    :param keys: one of KEYS.
+    """
+
+    kind = "gcs"
+    action = "addGcsBucket"
+    operations: ClassVar = {
+        "upload": "storage.objects.create", "read": "storage.objects.get", "list": "storage.objects.list",
+        "remove": "storage.objects.delete"}
+
+    def __init__(self, port: int, keys: str = "both") -> None:
+        super().__init__(port)
+        self.credentials = credentials_of(keys)
+        self.secrets = (SECRET_KEY, json.loads(service_account())["private_key"].split("\n")[1])
+
+    @classmethod
+    def arguments(cls) -> list[str]:
+        from cryptography.hazmat.primitives import serialization
+
+        key = serialization.load_pem_private_key(json.loads(service_account())["private_key"].encode(), None)
+        return [key.public_key().public_bytes(
+            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo).decode()]
+
+    def write_credentials(self, directory: Path) -> list[str]:
+        (directory / "account.json").write_text(service_account())
+        (directory / "hmac").write_text(key_file(ACCESS_KEY, SECRET_KEY))
+        return ["--credentials", str(directory / "account.json"), "--hmac", str(directory / "hmac"), "--profile", "lab"]
 
 
 class _Refused(Exception):
@@ -166,53 +147,29 @@ class _Emulator:
         return sorted(items, key=lambda item: str(item["name"]))
 
 
-class _Gate:
+class _Gate(Gate):
     """What this store is, and does."""
+
+    UPLOAD = "storage.objects.create"
+    STATE: ClassVar = {"cut": None, "flip": False, "strict": False}
 
     def __init__(self, public_key: str) -> None:
         from cryptography.hazmat.primitives import serialization
 
+        super().__init__()
         self.key: Any = serialization.load_pem_public_key(public_key.encode())
         self.emulator = _Emulator()
-        self.lock = threading.RLock()
-        self.state: dict[str, Any] = {"denied": [], "offset": 0, "public": False, "bucket": True, "faults": []}
-        self.requests: list[str] = []
         self.sessions: dict[str, _Session] = {}
-        self.asked = 0
 
-    def change(self, state: dict[str, Any]) -> None:
-        if "bucket" in state:
-            self.requests.clear()
-            self.sessions.clear()
-            self.emulator.begin(state["bucket"])
-        self.state.update(state)
+    def begin(self, bucket: bool) -> None:
+        self.sessions.clear()
+        self.emulator.begin(bucket)
 
     def may(self, permission: str) -> None:
-        if permission in self.state["denied"]:
+        if self.forbids(permission):
             raise _Refused(403, "AccessDenied", "Access denied.", (
                 f"{EMAIL} does not have {permission} access to the Google Cloud Storage object. Permission "
                 f"'{permission}' denied on resource (or it may not exist)."))
-
-    def cuts(self) -> bool:
-        """Whether this request is to be reset."""
-        with self.lock:
-            self.asked += 1
-            return bool(self.state.get("reset_every")) and self.asked % self.state["reset_every"] == 0
-
-    def count_upload(self) -> None:
-        with self.lock:
-            if self.state.get("uploads_max") is not None:
-                self.state["uploads_max"] -= 1
-                if self.state["uploads_max"] < 0:
-                    self.state.update(uploads_max=None, denied=["storage.objects.create"])
-
-    def fault(self, method: str) -> tuple[int, str] | None:
-        with self.lock:
-            for found in self.state["faults"]:
-                if found[0] == method:
-                    self.state["faults"].remove(found)
-                    return int(found[1]), str(found[2])
-        return None
 
     # --- who asks
 
@@ -286,11 +243,11 @@ class _Gate:
         if not int(low) <= len(data) <= int(high):
             raise _Refused(400, *(("EntityTooLarge", "Your proposed upload is larger than the maximum object size")
                                   if len(data) > int(high) else ("EntityTooSmall", "Your proposed upload is smaller")))
-        if self.state.get("flip") and data:
+        if self.state["flip"] and data:
             self.state["flip"] = False
             data = bytes([data[0] ^ 1]) + data[1:]
         wanted = re.search(r"crc32c=([^,]+)", headers.get("x-goog-hash", ""))
-        if wanted is None and self.state.get("strict"):
+        if wanted is None and self.state["strict"]:
             raise _Refused(400, "InvalidDigest", "This test wants a CRC-32C.")
         if wanted is not None and wanted[1] != _crc32c(data):
             raise _Refused(400, "BadDigest", "The CRC32C you specified did not match what we computed.")
@@ -334,22 +291,20 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {name.lower(): value for name, value in self.headers.items()}
         gate = self.gate
         if path == "/_gate":
-            if self.command == "POST":
-                gate.change(json.loads(self._body(headers)))
-            return self._answer(200, json.dumps(gate.requests).encode())
+            return self._answer(200, gate.control(self._body(headers)))
         of_json = path.startswith(("/storage/v1/", "/upload/", "/download/", "/batch/"))
         gate.requests.append(f"{'JSON ' if of_json else ''}{self.command} {unquote(path)}")
         try:
             if of_json:
                 return self._json(path, query, headers, self._body(headers))
-            if gate.cuts():
+            fault = gate.count(self.command)
+            if fault == 0:
                 return self._reset()
-            fault = gate.fault(self.command)
             if "upload_id" in query:
                 return self._session(query["upload_id"], headers, fault)
             body = self._body(headers)
             if fault is not None:
-                return self._fault(*fault)
+                return self._fault(fault)
             return self._xml(path, query, headers, body)
         except _Refused as refused:
             return self._refuse(refused, of_json)
@@ -372,7 +327,6 @@ class _Handler(BaseHTTPRequestHandler):
             gate.may("storage.objects.list")
             return self._answer(200, gate.listing(query), {"Content-Type": "application/xml"})
         if method in ("PUT", "POST"):
-            gate.count_upload()
             gate.may("storage.objects.create")
             if method == "PUT":
                 gate.store(name, headers, body)
@@ -409,11 +363,11 @@ class _Handler(BaseHTTPRequestHandler):
             about["Content-Range"] = answered["content-range"]
         return self._answer(status, data, about)
 
-    def _session(self, upload: str, headers: dict[str, str], fault: tuple[int, str] | None) -> None:
+    def _session(self, upload: str, headers: dict[str, str], fault: int | None) -> None:
         gate = self.gate
         session = gate.sessions.get(upload)
         length = int(headers.get("content-length", "0"))
-        cut = gate.state.get("cut") if length else None
+        cut = gate.state["cut"] if length else None
         if session is not None and cut is not None and len(session.data) + length > cut >= len(session.data):
             gate.state["cut"] = None
             session.data.extend(self.rfile.read(cut - len(session.data)))
@@ -421,7 +375,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._reset()
         body = self.rfile.read(length)
         if fault is not None:
-            return self._fault(*fault)
+            return self._fault(fault)
         if session is None or not gate.state["bucket"]:
             raise _Refused(404, "NoSuchUpload", "The upload does not exist.")
         span = re.fullmatch(r"bytes (?:(\d+)-(\d+)|\*)/(\d+)", headers["content-range"])
@@ -437,7 +391,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self._answer(200, b"")
 
     def _reset(self) -> None:
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        prepare_reset(self.connection)
         self.close_connection = True
         self.rfile.close()
         self.wfile.close()
@@ -489,9 +443,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _body(self, headers: dict[str, str]) -> bytes:
         return self.rfile.read(int(headers.get("content-length", "0")))
 
-    def _fault(self, status: int, retry_after: str) -> None:
+    def _fault(self, status: int) -> None:
         body = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
-        return self._answer(status, body, {"Retry-After": retry_after} if retry_after else {})
+        wait = self.gate.state["retry_after"]
+        return self._answer(status, body, {"Retry-After": wait} if wait else {})
 
     def _refuse(self, refused: _Refused, of_json: bool) -> None:
         if of_json:
@@ -533,8 +488,7 @@ def _serve() -> None:
     _Handler.gate = _Gate(sys.argv[1])
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     server.daemon_threads = True
-    sys.stdout.write(f"{server.server_address[1]}\n")
-    sys.stdout.flush()
+    announce(server.server_address[1])
     server.serve_forever()
 
 

@@ -26,9 +26,14 @@ from kachery_fast.net.hub import HubClient, OwnerClient
 from kachery_fast.protocol.access import Permission
 from kachery_fast.protocol.signing import private_key, public_id
 
+from ..store_server import StoreServer
+
 OWNER = "owner@lab.org"
 CHANNEL = "lab"
 ALL = [permission.value for permission in Permission]
+# Of a test of a channel.
+STEPS = ["look for an object that is not there", "upload an object", "find that it is there already", "read it",
+         "list it", "remove it", "echo a message"]
 
 
 class Clock:
@@ -201,6 +206,22 @@ async def running_world(
             yield world
     finally:
         await hub.stop()
+
+
+def world_on(tmp_path: Path, store: StoreServer, clock: Clock | None = None, **overrides: Any) -> Any:
+    """A hub whose administrator trusts the store."""
+    return running_world(tmp_path, clock, hub_engine_hosts=store.host, **overrides)
+
+
+async def use_bucket(world: World, store: StoreServer, **fields: Any) -> dict[str, Any]:
+    """Have the channel use the bucket of the store, as the engine ``mine``."""
+    added = await world.owner.call(store.action, **{"name": "mine", **store.settings, **fields})
+    await world.owner.call("setBucket", channel=CHANNEL, engine="mine")
+    return added
+
+
+def sha1_of(data: bytes) -> str:
+    return hashlib.sha1(data).hexdigest()
 
 
 @contextmanager

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +14,16 @@ from kachery_fast.errors import AlreadyExists, InvalidArgument, NotOnHub, NotPer
 from kachery_fast.hub import bucket_moves
 
 from ..network import LOOPS, run_on
-from ..s3_server import S3Server, running_s3
-from .support import CHANNEL, World, running_world
+from ..store_server import StoreServer
+from .support import CHANNEL, World, sha1_of, world_on
 
 CONTENTS = [b"chunk %d" % number for number in range(9)]
 
 
-@pytest.fixture(scope="module")
-def running() -> Iterator[S3Server]:
-    with running_s3() as server:
-        yield server
-
-
 @pytest.fixture
-def s3(running: S3Server) -> S3Server:
-    running.reset()
-    return running
-
-
-def world_of(tmp_path: Path, s3: S3Server, **overrides: Any) -> Any:
-    return running_world(tmp_path, hub_engine_hosts=s3.host, **overrides)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a bucket refuses is tried again soon."""
+    monkeypatch.setattr(bucket_moves, "RETRY_SECONDS_MAX", 0.05)
 
 
 async def until(world: World, *states: str, why: str = "") -> dict[str, Any]:
@@ -53,18 +43,14 @@ async def names(world: World) -> set[str]:
     return {line["name"].rpartition("/")[2] for line in listed["objects"]}
 
 
-def sha1_of(data: bytes) -> str:
-    return hashlib.sha1(data).hexdigest()
-
-
 @pytest.mark.parametrize("loop_kind", LOOPS)
 def test_what_is_in_a_bucket_comes_along_and_what_is_damaged_stays(
-    tmp_path: Path, s3: S3Server, loop_kind: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, s3: StoreServer, loop_kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bucket_moves, "PAGE", 4)
 
     async def scenario() -> None:
-        async with world_of(tmp_path, s3) as world:
+        async with world_on(tmp_path, s3) as world:
             await world.owner.call("addS3Bucket", name="mine", **s3.settings)
             a = await world.member("a")
             for data in CONTENTS:
@@ -91,11 +77,11 @@ def test_what_is_in_a_bucket_comes_along_and_what_is_damaged_stays(
     run_on(loop_kind, scenario())
 
 
-def test_a_move_outlives_the_hub(tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_move_outlives_the_hub(tmp_path: Path, s3: StoreServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bucket_moves, "PAGE", 1)
 
     async def first() -> int:
-        async with world_of(tmp_path, s3) as world:
+        async with world_on(tmp_path, s3) as world:
             await world.owner.call("addS3Bucket", name="mine", **s3.settings)
             a = await world.member("a")
             for data in CONTENTS:
@@ -107,7 +93,7 @@ def test_a_move_outlives_the_hub(tmp_path: Path, s3: S3Server, monkeypatch: pyte
                     return int(found["objects"])
 
     async def then() -> None:
-        async with world_of(tmp_path, s3) as world:
+        async with world_on(tmp_path, s3) as world:
             done = await until(world, "done")
             # A page that was under way is copied, and not counted.
             assert len(CONTENTS) - 1 <= done["objects"] <= len(CONTENTS)
@@ -117,21 +103,24 @@ def test_a_move_outlives_the_hub(tmp_path: Path, s3: S3Server, monkeypatch: pyte
     run_on("uvloop", then())
 
 
-def test_a_bucket_that_refuses_is_named_and_tried_again(
-    tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bucket_moves, "RETRY_SECONDS_MAX", 0.05)
+@asynccontextmanager
+async def held_up(tmp_path: Path, s3: StoreServer, **fields: Any) -> AsyncIterator[World]:
+    """A hub whose channel, with one object, is to move to a bucket that refuses it so far."""
+    async with world_on(tmp_path, s3) as world:
+        await world.owner.call("addS3Bucket", name="mine", **s3.settings, **fields)
+        assert await world.upload(await world.member("a"), b"x") == 200
+        s3.deny("upload")
+        await world.owner.call("migrateBucket", channel=CHANNEL, engine="mine")
+        held = await until(world, "copying", why="AccessDenied")
+        assert held["objects"] == 0
+        yield world
 
+
+def test_a_bucket_that_refuses_is_named_and_tried_again(tmp_path: Path, s3: StoreServer, impatient: None) -> None:
     async def scenario() -> None:
-        async with world_of(tmp_path, s3) as world:
-            await world.owner.call("addS3Bucket", name="mine", **s3.settings)
-            assert await world.upload(await world.member("a"), b"x") == 200
-            s3.set(denied=["PutObject"])
-            await world.owner.call("migrateBucket", channel=CHANNEL, engine="mine")
-            held = await until(world, "copying", why="AccessDenied")
-            assert held["objects"] == 0
+        async with held_up(tmp_path, s3) as world:
             assert await world.download(sha1_of(b"x")) == b"x"
-            s3.set(denied=[])
+            s3.deny()
             done = await until(world, "done")
             assert (done["objects"], done["why"]) == (1, "")
 
@@ -139,19 +128,11 @@ def test_a_bucket_that_refuses_is_named_and_tried_again(
 
 
 def test_a_move_is_stopped_and_another_choice_of_the_owner_holds(
-    tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, s3: StoreServer, impatient: None
 ) -> None:
-    monkeypatch.setattr(bucket_moves, "RETRY_SECONDS_MAX", 0.05)
-
     async def scenario() -> None:
-        async with world_of(tmp_path, s3) as world:
-            with pytest.raises(NotOnHub, match="move of the channel"):
-                await world.owner.call("bucketMove", channel=CHANNEL)
-            await world.owner.call("addS3Bucket", name="mine", **s3.settings)
+        async with held_up(tmp_path, s3) as world:
             await world.owner.call("addS3Bucket", **{**s3.settings, "name": "second", "prefix": "second"})
-            assert await world.upload(await world.member("a"), b"x") == 200
-            s3.set(denied=["PutObject"])
-            await world.owner.call("migrateBucket", channel=CHANNEL, engine="mine")
             with pytest.raises(AlreadyExists, match="--status"):
                 await world.owner.call("migrateBucket", channel=CHANNEL, engine="second")
             stopped = await world.owner.call("stopMove", channel=CHANNEL)
@@ -160,7 +141,7 @@ def test_a_move_is_stopped_and_another_choice_of_the_owner_holds(
             await world.owner.call("migrateBucket", channel=CHANNEL, engine="mine")
             await until(world, "copying", why="AccessDenied")
             await world.owner.call("setBucket", channel=CHANNEL, engine="second")
-            s3.set(denied=[])
+            s3.deny()
             ended = await until(world, "stopped")
             assert "another bucket meanwhile" in ended["why"]
             assert "/second" in (await world.node("a").node_config()).channels[0].bucket_url
@@ -175,9 +156,22 @@ def test_a_move_is_stopped_and_another_choice_of_the_owner_holds(
     run_on("uvloop", scenario())
 
 
-def test_what_cannot_be_moved_is_refused_at_once(tmp_path: Path, s3: S3Server) -> None:
+def test_a_channel_that_became_private_on_the_way_stays(tmp_path: Path, s3: StoreServer, impatient: None) -> None:
     async def scenario() -> None:
-        async with world_of(tmp_path, s3) as world:
+        async with held_up(tmp_path, s3, publicReads=True) as world:
+            await world.owner.call("changeChannel", channel=CHANNEL, private=True)
+            s3.deny()
+            assert "everybody may read" in (await until(world, "stopped"))["why"]
+            assert (await world.node("a").node_config()).channels[0].bucket_url.startswith(world.url)
+
+    run_on("uvloop", scenario())
+
+
+def test_what_cannot_be_moved_is_refused_at_once(tmp_path: Path, s3: StoreServer) -> None:
+    async def scenario() -> None:
+        async with world_on(tmp_path, s3) as world:
+            with pytest.raises(NotOnHub, match="move of the channel"):
+                await world.owner.call("bucketMove", channel=CHANNEL)
             with pytest.raises(InvalidArgument, match="has that bucket already"):
                 await world.owner.call("migrateBucket", channel=CHANNEL)
             with pytest.raises(NotOnHub):
@@ -191,26 +185,5 @@ def test_what_cannot_be_moved_is_refused_at_once(tmp_path: Path, s3: S3Server) -
             for action in ("migrateBucket", "bucketMove", "stopMove"):
                 with pytest.raises((NotPermitted, NotOnHub)):
                     await other.call(action, channel=CHANNEL)
-
-    run_on("uvloop", scenario())
-
-
-def test_a_channel_that_became_private_on_the_way_stays(
-    tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bucket_moves, "RETRY_SECONDS_MAX", 0.05)
-
-    async def scenario() -> None:
-        async with world_of(tmp_path, s3) as world:
-            await world.owner.call("addS3Bucket", **{**s3.settings, "name": "open"}, publicReads=True)
-            a = await world.member("a")
-            assert await world.upload(a, b"x") == 200
-            s3.set(denied=["PutObject"])
-            await world.owner.call("migrateBucket", channel=CHANNEL, engine="open")
-            await until(world, "copying", why="AccessDenied")
-            await world.owner.call("changeChannel", channel=CHANNEL, private=True)
-            s3.set(denied=[])
-            assert "everybody may read" in (await until(world, "stopped"))["why"]
-            assert (await a.node_config()).channels[0].bucket_url.startswith(world.url)
 
     run_on("uvloop", scenario())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +12,13 @@ from kachery_fast.hub.quotas import RECENT_SECONDS, Promises
 from kachery_fast.net.hub import HubClient
 
 from ..network import LOOPS, run_on
-from .support import CHANNEL, Clock, World, running_world
+from .support import CHANNEL, Clock, World, running_world, sha1_of
 
 DAY = 24 * 3600.0
 
 
 def content(number: int, size: int = 100) -> bytes:
     return (b"%d " % number).ljust(size, b".")
-
-
-def sha1_of(data: bytes) -> str:
-    return hashlib.sha1(data).hexdigest()
 
 
 async def limit(world: World, **limits: int | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,13 +17,9 @@ from kachery_fast.hub.tables import usage as usage_table
 from kachery_fast.hub.usage import KEPT_DAYS, Moved, Place, Usage, day_of
 
 from ..network import LOOPS, run_on
-from .support import CHANNEL, Clock, World, node_id, running_world
+from .support import CHANNEL, Clock, World, node_id, running_world, sha1_of
 
 DAY = 24 * 3600.0
-
-
-def sha1_of(data: bytes) -> str:
-    return hashlib.sha1(data).hexdigest()
 
 
 async def show(world: World, **fields: Any) -> dict[str, Any]:

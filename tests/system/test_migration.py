@@ -12,30 +12,22 @@ import pytest
 
 from kachery_fast.cli.lab import Lab, LabNode
 from kachery_fast.errors import InvalidArgument, NodeError, NotOnHub
-from tests.s3_server import BUCKET, S3Server, running_s3, use_bucket
-from tests.system.support import CHUNK_SIZE_BYTES, QUICK, load, make_recording, store, wait_until
+from tests.store_server import BUCKET, StoreServer
+from tests.system.stores import lab_on
+from tests.system.support import CHUNK_SIZE_BYTES, load, make_recording, store, wait_until
 
 SIZE = 4 * CHUNK_SIZE_BYTES + 5
 
 
 @pytest.fixture(scope="module")
-def s3() -> Iterator[S3Server]:
-    with running_s3() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory, s3: S3Server) -> Iterator[Lab]:
-    directory = tmp_path_factory.mktemp("lab")
-    with Lab(directory, environ={**QUICK, "KACHERY_HUB_ENGINE_HOSTS": s3.host,
-                                 "KACHERY_CHANNEL_REFRESH_SECONDS": "600"}) as lab:
-        lab.start_hub()
-        use_bucket(lab, s3, "--as", "store")
+def lab(tmp_path_factory: pytest.TempPathFactory, s3: StoreServer) -> Iterator[Lab]:
+    with lab_on(s3, tmp_path_factory.mktemp("lab"), KACHERY_CHANNEL_REFRESH_SECONDS="600") as lab:
+        s3.use_bucket(lab, "--as", "store")
         lab.owner("bucket", "demo", "--own")
         yield lab
 
 
-def test_a_channel_moves_there_and_back_and_its_uris_hold(lab: Lab, s3: S3Server, tmp_path: Path) -> None:
+def test_a_channel_moves_there_and_back_and_its_uris_hold(lab: Lab, s3: StoreServer, tmp_path: Path) -> None:
     owner = lab.add_node("owner")
     recording = make_recording(tmp_path / "recording.dat", SIZE)
     uri = store(owner, recording)
@@ -54,13 +46,13 @@ def test_a_channel_moves_there_and_back_and_its_uris_hold(lab: Lab, s3: S3Server
                           capture_output=True, timeout=60, check=True).stdout
     assert re.fullmatch(r"demo: the bucket 'store' is used now \(6 objects, 1\.\d+ MB copied\)\n", said), said
 
-    s3.set(denied=["GetObject"])
+    s3.deny("list")  # what is in either bucket already is not read
     begun = lab.owner("migrate", "demo", "--own", "--detach")
     assert begun["state"] == "copying"
     assert lab.owner("migrate", "demo", "--stop")["state"] == "stopped"
     with pytest.raises(NodeError, match="ended with exit code 5"):
         lab.owner("migrate", "demo", "--status")
-    s3.set(denied=[])
+    s3.deny()
     shown = lab.owner("migrate", "demo", "--own", "--switch")
     assert shown["name"] is None
     assert lab.owner("bucket", "demo")["name"] is None

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -18,105 +17,13 @@ from kachery_fast.embedded.broker_wire import Action, Fault
 from kachery_fast.errors import BandUnreachable, NotPermitted, TooLarge
 from kachery_fast.net import ably_client
 from kachery_fast.net import channel as channel_module
-from kachery_fast.net.channel import AblyChannel, Message
+from kachery_fast.net.channel import Message
 from tests.embedded.broker_server import ALL, BANDS, BOTH, Clock, Server, proxying, raw_client, serving, until
 from tests.network import LOOPS, run_on
 
-BAND = BANDS[0]
+from .peers import BAND, AblyPeer
 
-
-class Tokens:
-    """A node's way to its tokens: counts, fails or narrows on demand."""
-
-    def __init__(self, server: Server, client_id: str, capability: Mapping[str, Sequence[str]],
-                 life_seconds: float) -> None:
-        self.server = server
-        self.client_id = client_id
-        self.capability = capability
-        self.life_seconds = life_seconds
-        self.calls = 0
-        self.fault: Exception | None = None
-        self.gate = asyncio.Event()
-        self.gate.set()
-
-    async def __call__(self) -> dict[str, Any]:
-        self.calls += 1
-        await self.gate.wait()
-        if self.fault is not None:
-            raise self.fault
-        return self.server.broker.issue_token(self.client_id, self.capability, self.life_seconds)
-
-
-class Peer:
-    """One channel with what it has received and which states it went through."""
-
-    def __init__(self, server: Server, client_id: str = "node-1", *, endpoint: str = "",
-                 capability: Mapping[str, Sequence[str]] = ALL, life_seconds: float = 900.0,
-                 **settings: float) -> None:
-        self.tokens = Tokens(server, client_id, capability, life_seconds)
-        self.states: list[tuple[bool, str]] = []
-        self.got: asyncio.Queue[Message] = asyncio.Queue()
-        self.channel = AblyChannel(
-            "lab", endpoint=endpoint or server.endpoint, tls=False, token=self.tokens, client_id=client_id,
-            settings=load_settings({}, **settings), on_state=lambda up, why: self.states.append((up, why)))
-
-    async def receive(self, timeout_seconds: float = 10.0) -> Message:
-        return await asyncio.wait_for(self.got.get(), timeout_seconds)
-
-    async def become(self, up: bool, timeout_seconds: float = 20.0) -> None:
-        await until(lambda: self.channel.connected is up, timeout_seconds)
-
-
-@contextlib.asynccontextmanager
-async def joined(server: Server, client_id: str = "node-1", *, listen: bool = True, **options: Any
-                 ) -> AsyncIterator[Peer]:
-    peer = Peer(server, client_id, **options)
-    try:
-        await peer.channel.connect()
-        if listen:
-            await peer.channel.subscribe(BAND, peer.got.put_nowait)
-        yield peer
-    finally:
-        await peer.channel.close()
-
-
-@pytest.mark.parametrize("loop_kind", LOOPS)
-def test_a_message_reaches_every_subscriber_its_sender_included(loop_kind: str) -> None:
-    async def scenario() -> None:
-        async with serving() as server, joined(server, "node-1") as one, joined(server, "node-2") as two:
-            await one.channel.publish(BAND, b'{"x": "\xc3\xa9"}')
-            for peer in (one, two):
-                assert await peer.receive() == Message(BAND, b'{"x": "\xc3\xa9"}', "node-1")
-            assert one.channel.connected
-            assert one.states == [(True, "")]
-
-    run_on(loop_kind, scenario())
-
-
-@pytest.mark.parametrize("missing", BOTH)
-@pytest.mark.parametrize("band", BANDS)
-def test_each_band_and_operation_needs_its_own_permission(band: str, missing: str) -> None:
-    capability = {**ALL, band: [operation for operation in BOTH if operation != missing]}
-
-    async def scenario() -> None:
-        async with (serving() as server, joined(server, "node-1", listen=False, capability=capability) as one,
-                    joined(server, "node-2", listen=False) as two):
-            await two.channel.subscribe(band, two.got.put_nowait)
-            if missing == "publish":
-                await one.channel.subscribe(band, one.got.put_nowait)
-                with pytest.raises(NotPermitted, match=f"publish on {band}"):
-                    await one.channel.publish(band, b"{}")
-                await two.channel.publish(band, b"theirs")
-                assert (await one.receive()).data == b"theirs"
-                assert (await two.receive()).data == b"theirs"
-            else:
-                with pytest.raises(NotPermitted, match=f"subscribe on {band}"):
-                    await one.channel.subscribe(band, one.got.put_nowait)
-                await one.channel.publish(band, b"mine")
-                assert (await two.receive()).data == b"mine"
-                assert one.got.empty()
-
-    run_on("uvloop", scenario())
+joined = AblyPeer.joined
 
 
 def test_a_band_without_any_permission_is_refused_both_ways() -> None:
@@ -134,28 +41,11 @@ def test_a_band_without_any_permission_is_refused_both_ways() -> None:
     run_on("uvloop", scenario())
 
 
-def test_what_is_granted_later_is_taken_up_with_a_new_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channel_module, "TOKEN_FRESH_SECONDS", -1.0)
-
-    async def scenario() -> None:
-        async with serving() as server, joined(server, listen=False, capability={}) as one:
-            one.tokens.capability = {BAND: ["publish"]}
-            await one.channel.publish(BAND, b"{}")
-            one.tokens.capability = {BAND: BOTH}
-            await one.channel.subscribe(BAND, one.got.put_nowait)
-            await one.channel.publish(BAND, b"heard")
-            assert (await one.receive()).data == b"heard"
-            assert server.broker.stats()["connects"] == 1
-
-    # A refusal under a token that is no longer fresh costs one renewal; here no token ever is.
-    run_on("uvloop", scenario())
-
-
 @pytest.mark.parametrize("loop_kind", LOOPS)
 def test_a_token_is_renewed_in_place_before_it_ends(loop_kind: str) -> None:
     async def scenario() -> None:
         async with serving() as server, joined(server, life_seconds=2.0) as one:
-            await until(lambda: one.tokens.calls >= 4)
+            await until(lambda: one.calls >= 4)
             await one.channel.publish(BAND, b"still here")
             assert (await one.receive()).data == b"still here"
             assert server.broker.stats()["connects"] == 1
@@ -175,7 +65,7 @@ def test_tokens_that_have_ended_are_replaced_again_and_again(loop_kind: str) -> 
                 # The clock leaps over the time for renewal: the broker cuts the connection, twice.
                 clock.now += 1000
                 await until(lambda turn=turn: len(one.states) == 3 + 2 * turn)  # type: ignore[misc]
-                assert one.tokens.calls == 2 + turn
+                assert one.calls == 2 + turn
                 await one.channel.publish(BAND, b"%d" % turn)
                 assert (await one.receive()).data == b"%d" % turn
             assert server.broker.stats()["expired"] == 2
@@ -188,11 +78,11 @@ def test_a_token_that_has_ended_before_the_connect_is_replaced() -> None:
 
     async def scenario() -> None:
         async with serving(clock=clock) as server:
-            peer = Peer(server)
-            fresh, stale = peer.tokens.__call__, server.broker.issue_token("node-1", ALL, 10)
+            peer = AblyPeer(server)
+            fresh, stale = peer.token, server.broker.issue_token("node-1", ALL, 10)
 
             async def token() -> dict[str, Any]:
-                return stale if peer.tokens.calls == 0 and await fresh() else await fresh()
+                return stale if peer.calls == 0 and await fresh() else await fresh()
 
             clock.now += 11
             peer.channel._token = token
@@ -209,15 +99,15 @@ def test_no_token_for_a_while_delays_the_channel_and_does_not_kill_it(loop_kind:
     async def scenario() -> None:
         async with serving() as server:
             # Long enough that the reason is known by then.
-            peer = Peer(server, connect_timeout_seconds=2.0, publish_timeout_seconds=0.3)
-            peer.tokens.fault = OSError("the hub is down")
+            peer = AblyPeer(server, connect_timeout_seconds=2.0, publish_timeout_seconds=0.3)
+            peer.fault = OSError("the hub is down")
             with pytest.raises(BandUnreachable, match="the hub is down"):
                 await peer.channel.connect()
             with pytest.raises(BandUnreachable, match="the hub is down"):
                 await peer.channel.publish(BAND, b"{}")
             with pytest.raises(BandUnreachable):
                 await peer.channel.subscribe(BAND, peer.got.put_nowait)
-            peer.tokens.fault = None
+            peer.fault = None
             await peer.become(True)
             await peer.channel.publish(BAND, b"back")
             assert (await peer.receive()).data == b"back"
@@ -233,7 +123,7 @@ def test_a_broker_that_is_down_at_first_is_found_when_it_comes(loop_kind: str) -
         async with serving() as server:
             while not taken or (taken[-1] >= BACK_SECONDS and len(taken) < 3):
                 await server.stop()
-                peer = Peer(server, connect_timeout_seconds=2.0)  # long enough that the reason is known by then
+                peer = AblyPeer(server, connect_timeout_seconds=2.0)  # long enough that the reason is known by then
                 with pytest.raises(BandUnreachable, match="cannot connect"):
                     await peer.channel.connect()
                 taken.append(await seconds_until_back(server, peer))
@@ -247,7 +137,7 @@ def test_a_broker_that_is_down_at_first_is_found_when_it_comes(loop_kind: str) -
 BACK_SECONDS = 5.0
 
 
-async def seconds_until_back(server: Server, peer: Peer) -> float:
+async def seconds_until_back(server: Server, peer: AblyPeer) -> float:
     """Start the broker again, and wait until the channel is connected."""
     began = asyncio.get_running_loop().time()
     await server.start()
@@ -258,7 +148,7 @@ async def seconds_until_back(server: Server, peer: Peer) -> float:
 def test_revoked_clients_come_back_with_what_they_still_may() -> None:
     async def scenario() -> None:
         async with serving() as server, joined(server) as one, joined(server, "node-2") as two:
-            one.tokens.capability = {BAND: ["publish"]}
+            one.capability = {BAND: ["publish"]}
             assert await server.broker.revoke("node-1") == 1
             await until(lambda: [up for up, _ in one.states] == [True, False, True])
             await two.channel.publish(BAND, b"secret")
@@ -277,20 +167,20 @@ def test_a_band_that_is_withdrawn_and_given_back_is_heard_again(
 
     async def scenario() -> None:
         async with serving() as server, joined(server) as one, joined(server, "node-2") as two:
-            one.tokens.capability = {BAND: ["publish"]}
+            one.capability = {BAND: ["publish"]}
             assert await server.broker.revoke("node-1") == 1
             await until(lambda: [up for up, _ in one.states] == [True, False, True])
-            calls = one.tokens.calls
-            await until(lambda: one.tokens.calls > calls + 1)
+            calls = one.calls
+            await until(lambda: one.calls > calls + 1)
             await one.channel.publish(BAND, b"still here")
             assert (await two.receive()).data == b"still here"
             assert one.got.empty()
-            one.tokens.capability = ALL
+            one.capability = ALL
             await until(lambda: not one.got.empty())
-            calls = one.tokens.calls
+            calls = one.calls
             await two.channel.publish(BAND, b"again")
             assert [(await one.receive()).data for _ in range(2)] == [b"still here", b"again"]
-            assert one.tokens.calls == calls, "nothing more is asked for"
+            assert one.calls == calls, "nothing more is asked for"
             assert server.broker.stats()["connects"] == 3, "the connection was kept"
             assert caplog.text.count("is not subscribed again") == 1
 
@@ -300,7 +190,7 @@ def test_a_band_that_is_withdrawn_and_given_back_is_heard_again(
 # --- breaks in mid-stream
 
 
-async def stream(sender: Peer, count: int, disturb: Any, at: tuple[int, ...]) -> list[bytes]:
+async def stream(sender: AblyPeer, count: int, disturb: Any, at: tuple[int, ...]) -> list[bytes]:
     """Publish ``count`` numbered messages, several in flight, disturbing at some; return the acknowledged ones."""
     acknowledged: list[bytes] = []
     limit = asyncio.Semaphore(8)
@@ -322,7 +212,7 @@ async def stream(sender: Peer, count: int, disturb: Any, at: tuple[int, ...]) ->
     return acknowledged
 
 
-async def collected(peer: Peer, expected: list[bytes]) -> list[bytes]:
+async def collected(peer: AblyPeer, expected: list[bytes]) -> list[bytes]:
     got: list[bytes] = []
     missing = set(expected)
     while missing:
@@ -394,13 +284,13 @@ def test_a_subscriber_whose_client_was_replaced_gets_what_it_missed_once(loop_ki
         async with serving() as server, joined(server, "node-1") as sender, joined(server, "node-2") as listener:
             await sender.channel.publish(BAND, b"before")
             assert (await listener.receive()).data == b"before"
-            listener.tokens.gate.clear()
+            listener.gate.clear()
             await server.broker.revoke("node-2")
             await listener.become(False)
             for number in range(20):
                 await sender.channel.publish(BAND, b"%d" % number)
             assert listener.got.empty()
-            listener.tokens.gate.set()
+            listener.gate.set()
             assert [(await listener.receive()).data for _ in range(20)] == [b"%d" % number for number in range(20)]
             await sender.channel.publish(BAND, b"after")
             assert (await listener.receive()).data == b"after"
@@ -586,18 +476,18 @@ def test_closing_at_any_moment_leaves_no_task(loop_kind: str, moment: str) -> No
     async def scenario() -> None:
         async with serving() as server, proxying(server.port) as proxy:
             before = asyncio.all_tasks()
-            peer = Peer(server, endpoint=f"127.0.0.1:{proxy.port}" if moment == "half open" else "",
+            peer = AblyPeer(server, endpoint=f"127.0.0.1:{proxy.port}" if moment == "half open" else "",
                         connect_timeout_seconds=20.0 if moment == "connected" else 0.3)
             if moment == "refused":
                 await server.stop()
             elif moment == "without token":
-                peer.tokens.fault = OSError("no")
+                peer.fault = OSError("no")
             elif moment == "half open":
                 proxy.hold(True)
             if moment == "connecting":
-                peer.tokens.gate.clear()
+                peer.gate.clear()
                 connecting = asyncio.ensure_future(peer.channel.connect())
-                await until(lambda: peer.tokens.calls > 0)
+                await until(lambda: peer.calls > 0)
                 await peer.channel.close()
                 with pytest.raises(BandUnreachable):
                     await connecting

@@ -3,135 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import sys
-import time
 from base64 import b64encode, urlsafe_b64decode
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from typing import Any
 
 import pytest
 from aiohttp import web
 
-from kachery_fast.config import load_settings
 from kachery_fast.errors import BandUnreachable, InvalidArgument, InvalidName, NotPermitted, TooLarge
 from kachery_fast.hub.engines.nats import NatsCredentials, NatsPubsub, NatsSettings
-from kachery_fast.net import channel as channel_module
-from kachery_fast.net.bands import NatsChannel
-from kachery_fast.net.channel import Message
-from kachery_fast.protocol.hub_bodies import PubsubToken
 from kachery_fast.protocol.nkeys import ACCOUNT, USER, Nkey, check_account, nats_subject
-from tests.embedded.broker_server import ALL, BANDS, BOTH, until
-from tests.nats_server import NatsServer, new_key, running_nats
+from tests.embedded.broker_server import ALL, BANDS, until
+from tests.nats_server import NatsServer, new_key
 from tests.network import LOOPS, run_on
 
-BAND = BANDS[0]
+from .peers import BAND, NatsPeer
+
+joined = NatsPeer.joined
 parametrized = pytest.mark.parametrize("loop_kind", LOOPS)
 over = pytest.mark.parametrize("scheme", ["nats", "ws"])
 
 
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
-    with running_nats(tmp_path_factory.mktemp("nats")) as server:
-        yield server
-
-
 @pytest.fixture
-def server(running: NatsServer) -> NatsServer:
-    if running._process is None:
-        running.start()
-    return running
-
-
-class Peer:
-    """One channel with what it has received and which states it went through."""
-
-    def __init__(self, server: NatsServer, client_id: str = "node-1", *, scheme: str = "nats", url: str = "",
-                 capability: Mapping[str, Sequence[str]] = ALL, life_seconds: float = 300.0, address: str = "",
-                 signer: Nkey | None = None, **settings: float) -> None:
-        self.capability = capability
-        self.life_seconds = life_seconds
-        self.calls = 0
-        self.fault: Exception | None = None
-        self.client_id = client_id
-        self.engine = NatsPubsub(NatsSettings(server.url(scheme), server.account.public),
-                                 NatsCredentials((signer or server.signer).seed), time.time)
-        self.states: list[tuple[bool, str]] = []
-        self.got: asyncio.Queue[Message] = asyncio.Queue()
-        self.channel = NatsChannel(
-            "lab", url=url or server.url(scheme), token=self.token, client_id=client_id, address=address,
-            settings=load_settings({}, **settings), on_state=lambda up, why: self.states.append((up, why)))
-
-    async def token(self) -> PubsubToken:
-        self.calls += 1
-        if self.fault is not None:
-            raise self.fault
-        return self.engine.token(self.client_id, self.capability, self.life_seconds)
-
-    async def receive(self, timeout_seconds: float = 10.0) -> Message:
-        return await asyncio.wait_for(self.got.get(), timeout_seconds)
-
-    async def become(self, up: bool, timeout_seconds: float = 30.0) -> None:
-        await until(lambda: self.channel.connected is up, timeout_seconds)
-
-
-@contextlib.asynccontextmanager
-async def joined(server: NatsServer, client_id: str = "node-1", *, listen: bool = True, **options: Any
-                 ) -> AsyncIterator[Peer]:
-    peer = Peer(server, client_id, **options)
-    try:
-        await peer.channel.connect()
-        if listen:
-            await peer.channel.subscribe(BAND, peer.got.put_nowait)
-        yield peer
-    finally:
-        await peer.channel.close()
-
-
-@over
-@parametrized
-def test_a_message_reaches_every_subscriber_its_sender_included(
-    server: NatsServer, loop_kind: str, scheme: str
-) -> None:
-    async def scenario() -> None:
-        async with joined(server, "node-1", scheme=scheme) as one, joined(server, "node-2", scheme=scheme) as two:
-            await one.channel.publish(BAND, b'{"x": "\xc3\xa9"}')
-            await one.channel.publish(BAND, bytes(range(256)) * 200)
-            for peer in (one, two):
-                assert await peer.receive() == Message(BAND, b'{"x": "\xc3\xa9"}', "")
-                assert (await peer.receive()).data == bytes(range(256)) * 200
-            assert one.channel.connected
-            assert one.states == [(True, "")]
-
-    run_on(loop_kind, scenario())
-
-
-@pytest.mark.parametrize("missing", BOTH)
-@pytest.mark.parametrize("band", [BANDS[0], BANDS[5]])
-def test_each_band_and_operation_needs_its_own_permission(server: NatsServer, band: str, missing: str) -> None:
-    capability = {**ALL, band: [operation for operation in BOTH if operation != missing]}
-
-    async def scenario() -> None:
-        async with (joined(server, "node-1", listen=False, capability=capability) as one,
-                    joined(server, "node-2", listen=False) as two):
-            await two.channel.subscribe(band, two.got.put_nowait)
-            if missing == "publish":
-                await one.channel.subscribe(band, one.got.put_nowait)
-                with pytest.raises(NotPermitted, match=f"publish on {band}"):
-                    await one.channel.publish(band, b"{}")
-                await two.channel.publish(band, b"theirs")
-                assert (await one.receive()).data == b"theirs"
-                assert (await two.receive()).data == b"theirs"
-            else:
-                with pytest.raises(NotPermitted, match=f"subscribe on {band}"):
-                    await one.channel.subscribe(band, one.got.put_nowait)
-                await one.channel.publish(band, b"mine")
-                assert (await two.receive()).data == b"mine"
-                assert one.got.empty()
-
-    run_on("uvloop", scenario())
+def server(nats_server: NatsServer) -> NatsServer:
+    return nats_server
 
 
 @pytest.mark.parametrize("capability", [{}, {BAND: ["publish"]}, {BAND: ["subscribe"]}])
@@ -142,7 +38,7 @@ def test_what_is_not_named_is_refused_by_the_server_not_by_this_side(
     from nats.aio.client import Client
 
     async def scenario() -> None:
-        peer, errors = Peer(server, capability=capability), []
+        peer, errors = NatsPeer(server, capability=capability), []
 
         async def note(error: Exception) -> None:
             errors.append(str(error))
@@ -171,24 +67,6 @@ def test_what_is_not_named_is_refused_by_the_server_not_by_this_side(
             await listener.channel.publish(BAND, b"last")
             data = [(await listener.receive()).data for _ in range(1 if errors else 2)]
             assert data == ([] if errors else [b"mine"]) + [b"last"]
-
-    run_on("uvloop", scenario())
-
-
-def test_what_is_granted_later_is_taken_up_with_a_new_token(
-    server: NatsServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(channel_module, "TOKEN_FRESH_SECONDS", -1.0)
-
-    async def scenario() -> None:
-        async with joined(server, listen=False, capability={}) as one:
-            one.capability = {BAND: ["publish"]}
-            await one.channel.publish(BAND, b"{}")
-            one.capability = {BAND: BOTH}
-            await one.channel.subscribe(BAND, one.got.put_nowait)
-            await one.channel.publish(BAND, b"heard")
-            assert (await one.receive()).data == b"heard"
-            assert one.states == [(True, "")]
 
     run_on("uvloop", scenario())
 
@@ -252,7 +130,7 @@ def test_a_token_that_cannot_be_renewed_ends_the_connection_and_a_new_one_brings
 def test_a_key_that_is_not_the_account_s_is_refused(server: NatsServer, caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:
         caplog.set_level(logging.DEBUG)
-        peer = Peer(server, signer=new_key(ACCOUNT), connect_timeout_seconds=1.0)
+        peer = NatsPeer(server, signer=new_key(ACCOUNT), connect_timeout_seconds=1.0)
         with pytest.raises(BandUnreachable, match=r"(?i)authorization violation"):
             await peer.channel.connect()
         await peer.channel.close()
@@ -307,7 +185,7 @@ def test_a_server_killed_in_mid_stream_loses_nothing_to_its_sender_and_repeats_n
 def test_a_server_that_is_down_at_first_is_found_when_it_comes(server: NatsServer, loop_kind: str) -> None:
     async def scenario() -> None:
         server.kill()
-        peer = Peer(server, connect_timeout_seconds=1.0)
+        peer = NatsPeer(server, connect_timeout_seconds=1.0)
         with pytest.raises(BandUnreachable, match="cannot connect"):
             await peer.channel.connect()
         with pytest.raises(BandUnreachable):
@@ -340,7 +218,7 @@ def test_without_its_package_the_reason_says_what_to_install(
     monkeypatch.setitem(sys.modules, "nats.aio.client", None)
 
     async def scenario() -> None:
-        peer = Peer(server, connect_timeout_seconds=0.5)
+        peer = NatsPeer(server, connect_timeout_seconds=0.5)
         with pytest.raises(BandUnreachable, match=r"pip install 'kachery-fast\[nats\]'"):
             await peer.channel.connect()
         await peer.channel.close()
@@ -373,7 +251,7 @@ def test_a_websocket_that_sends_its_client_elsewhere_is_left(server: NatsServer,
         runner = web.AppRunner(application, access_log=None)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
-        peer = Peer(server, url=f"ws://127.0.0.1:{runner.addresses[0][1]}", connect_timeout_seconds=1.0)
+        peer = NatsPeer(server, url=f"ws://127.0.0.1:{runner.addresses[0][1]}", connect_timeout_seconds=1.0)
         with pytest.raises(BandUnreachable, match="sends its clients elsewhere"):
             await peer.channel.connect()
         await peer.channel.close()
@@ -385,7 +263,7 @@ def test_a_websocket_that_sends_its_client_elsewhere_is_left(server: NatsServer,
 
 def test_a_server_that_should_speak_tls_and_does_not_is_left(server: NatsServer) -> None:
     async def scenario() -> None:
-        peer = Peer(server, url=server.url().replace("nats", "tls"), connect_timeout_seconds=1.0)
+        peer = NatsPeer(server, url=server.url().replace("nats", "tls"), connect_timeout_seconds=1.0)
         with pytest.raises(BandUnreachable, match="does not speak TLS"):
             await peer.channel.connect()
         await peer.channel.close()

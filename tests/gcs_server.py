@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 from urllib.parse import parse_qsl, quote, unquote
 
-from .store_server import BUCKET, Gate, StoreServer, announce, key_file, prepare_reset
+from .store_server import BUCKET, Gate, StoreServer, announce, key_file, reset
 
 EMAIL = "hub@lab.iam.gserviceaccount.com"
 ACCESS_KEY = "GOOG1ELAB"
@@ -391,11 +391,8 @@ class _Handler(BaseHTTPRequestHandler):
         return self._answer(200, b"")
 
     def _reset(self) -> None:
-        prepare_reset(self.connection)
         self.close_connection = True
-        self.rfile.close()
-        self.wfile.close()
-        self.connection.close()
+        reset(self.connection)
 
     # --- the JSON API
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import parse_qsl, quote, unquote
 
-from .store_server import BUCKET, Gate, StoreServer, announce, key_file, prepare_reset
+from .store_server import BUCKET, Gate, StoreServer, announce, key_file, reset
 
 REGION = "eu-central-1"
 ACCESS_KEY = "AKIAOFTHELAB"
@@ -150,8 +150,7 @@ def _fail(environ: dict[str, Any], start: Callable[..., Any], status: int, retry
         environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         return _refuse(start, environ["REQUEST_METHOD"], status, "SlowDown", "Reduce your request rate",
                        *([("Retry-After", retry_after)] if retry_after else []))
-    prepare_reset(environ["werkzeug.socket"])
-    environ["werkzeug.socket"].close()
+    reset(environ["werkzeug.socket"])
     raise ConnectionAbortedError
 
 

@@ -1,4 +1,4 @@
-"""Owners' own buckets: who may add and use them, what they are used for, and what a test of a channel finds."""
+"""Owners' own buckets: who may add, use and test them, and what S3 has alone."""
 
 from __future__ import annotations
 
@@ -227,6 +227,3 @@ def test_tests_are_rare(tmp_path: Path, s3: S3Server) -> None:
                 await world.owner.call("testChannel", channel=CHANNEL)
 
     run_on("uvloop", scenario())
-
-
-# --- the website

@@ -1,4 +1,4 @@
-"""Buckets of Google Cloud Storage: what is signed, what the hub does there, and what a test of a channel finds."""
+"""Buckets of Google Cloud Storage: what is signed, whom the hub talks to, and what is as at no other store."""
 
 from __future__ import annotations
 
@@ -129,8 +129,11 @@ def test_credentials_that_cannot_be_are_refused_and_not_shown(account: str, acce
 # --- objects
 
 
+@parametrized
 @every_key
-def test_a_signed_upload_is_of_these_bytes_and_without_further_headers(tmp_path: Path, gcs: GcsServer) -> None:
+def test_a_signed_upload_is_of_these_bytes_and_without_further_headers(
+    tmp_path: Path, gcs: GcsServer, loop_kind: str
+) -> None:
     async def scenario() -> None:
         async with world_on(tmp_path, gcs) as world:
             await use_bucket(world, gcs)
@@ -147,7 +150,7 @@ def test_a_signed_upload_is_of_these_bytes_and_without_further_headers(tmp_path:
                     assert code in await answer.read()
                     assert answer.status in (400, 403)
 
-    run_on("uvloop", scenario())
+    run_on(loop_kind, scenario())
 
 
 @every_key
@@ -241,7 +244,7 @@ def test_only_google_and_whom_the_admin_trusts_are_servers(tmp_path: Path, endpo
     run_on("uvloop", scenario())
 
 
-# --- setting it up, and trying it out
+# --- setting it up
 
 
 def test_browsers_are_let_in_and_what_is_below_the_prefix_expires(tmp_path: Path, gcs: GcsServer) -> None:

@@ -16,6 +16,10 @@ from kachery_fast.cli.lab import Lab
 from ..store_server import StoreServer
 from .support import QUICK
 
+# What is refused is said soon.
+IMPATIENT = {"KACHERY_RETRY_ATTEMPTS_MAX": "2", "KACHERY_CHANNEL_REFRESH_SECONDS": "0.2",
+             "KACHERY_PATIENCE_SECONDS": "2"}
+
 
 @contextmanager
 def lab_on(store: StoreServer, directory: Path, **environ: str) -> Iterator[Lab]:

@@ -15,7 +15,7 @@ from kachery_fast.protocol.names import object_name, parse_file_uri
 from tests.hub.test_gcs import googles_client
 from tests.store_server import BUCKET, StoreServer
 from tests.system.feed_support import made, numbered, read
-from tests.system.stores import lab_on, owner_command, stored, upload
+from tests.system.stores import IMPATIENT, lab_on, owner_command, stored, upload
 from tests.system.support import CHUNK_SIZE_BYTES, make_recording, wait_until
 from tests.system.task_backends import ALL, backend, be
 
@@ -25,9 +25,7 @@ PERMISSIONS = [*ALL, "requestFeeds", "provideFeeds"]
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory, gcs: StoreServer) -> Iterator[Lab]:
-    with lab_on(gcs, tmp_path_factory.mktemp("lab"), KACHERY_RETRY_ATTEMPTS_MAX="2",
-                KACHERY_CHANNEL_REFRESH_SECONDS="0.2", KACHERY_PATIENCE_SECONDS="2",
-                KACHERY_FEED_RENEW_SECONDS="2") as lab:
+    with lab_on(gcs, tmp_path_factory.mktemp("lab"), **IMPATIENT, KACHERY_FEED_RENEW_SECONDS="2") as lab:
         found = gcs.use_bucket(lab, "--prefix", "kf", "--expire-days", "30", "--test")
         assert found["setUp"]["ok"], found
         assert found["test"]["ok"], found
@@ -60,7 +58,6 @@ def test_everybody_reads_where_that_is_said(lab: Lab, gcs: StoreServer, tmp_path
 def test_googles_own_client_reads_what_nodes_wrote_and_nodes_read_what_it_wrote(
     lab: Lab, gcs: StoreServer, tmp_path: Path
 ) -> None:
-    gcs.set(strict=True)
     google = googles_client(gcs).bucket(BUCKET)
     recording = make_recording(tmp_path / "recording.dat", SIZE, seed=50)
     uri = stored(lab, recording)

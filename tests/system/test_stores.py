@@ -12,7 +12,7 @@ import kachery_fast as kf
 from kachery_fast.cli.lab import Lab
 from kachery_fast.errors import KacheryError
 from tests.store_server import BUCKET, StoreServer
-from tests.system.stores import lab_on, owner_command, stored, upload
+from tests.system.stores import IMPATIENT, lab_on, owner_command, stored, upload
 from tests.system.support import CHUNK_SIZE_BYTES, make_recording, objects
 
 SIZE = 5 * CHUNK_SIZE_BYTES + 17
@@ -22,8 +22,7 @@ FORBIDDEN = {"s3": "AccessDenied", "gcs": "storage.objects.create"}
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory, store: StoreServer) -> Iterator[Lab]:
-    with lab_on(store, tmp_path_factory.mktemp("lab"), KACHERY_RETRY_ATTEMPTS_MAX="2",
-                KACHERY_CHANNEL_REFRESH_SECONDS="0.2", KACHERY_PATIENCE_SECONDS="2") as lab:
+    with lab_on(store, tmp_path_factory.mktemp("lab"), **IMPATIENT) as lab:
         found = store.use_bucket(lab, "--prefix", "kf", "--test")
         assert found["name"] == BUCKET
         assert found["test"]["ok"], found
@@ -41,6 +40,7 @@ def fresh(store: StoreServer) -> None:
 def test_a_file_goes_from_node_to_node_through_the_owner_s_bucket(
     lab: Lab, store: StoreServer, tmp_path: Path, option: str
 ) -> None:
+    store.set(strict=True)  # which is Google's
     lab.owner("set", "demo", option)
     recording = make_recording(tmp_path / "recording.dat", SIZE, seed=len(option))
     uri = stored(lab, recording)
@@ -123,7 +123,7 @@ def test_the_commands_say_what_a_channel_uses_and_what_is_wrong_with_it(lab: Lab
     keys = store.write_credentials(lab.directory)
     for arguments in (("engines", "--renew", BUCKET), ("bucket", "demo", "--own", "--use", BUCKET),
                       ("bucket", "demo", f"--{store.kind}", BUCKET), ("bucket", "demo", "--region", "x"),
-                      ("engines", "--renew", BUCKET, keys[0], str(lab.directory / "hub.log"))):
+                      ("engines", "--renew", BUCKET, *keys[:-2])):  # without the profile
         assert owner_command(lab, *arguments).exit_code == 2, arguments
     assert "other credentials" in owner_command(lab, "engines", "--renew", BUCKET, *keys).stdout
     try:

@@ -162,17 +162,17 @@ def pytest_runtest_makereport(
     if _must_not_skip(report) and item.get_closest_marker("live") is None:
         _fail(report)
     if report.when == "call" and report.passed:
-        outside = _outside_listeners()
+        outside = _outside_listeners(_descendants(os.getpid()))
         if outside:
             report.outcome = "failed"
             report.longrepr = f"listening beyond loopback: {', '.join(outside)}"
     return report
 
 
-def _outside_listeners() -> list[str]:
-    """What the programs that this test started listen on, other than loopback."""
+def _outside_listeners(process_ids: list[int]) -> list[str]:
+    """What these programs listen on, other than loopback."""
     found = []
-    for process_id in _descendants(os.getpid()):
+    for process_id in process_ids:
         try:
             child = psutil.Process(process_id)
             connections = child.net_connections("inet")
@@ -183,8 +183,12 @@ def _outside_listeners() -> list[str]:
     return found
 
 
+# The processes of the stores.
+_stores: set[int] = set()
+
+
 def _descendants(process_id: int) -> list[int]:
-    """The processes below one, without those that tests share, which listen on no network.
+    """The processes below one, without those that tests share: these listen on no network, or were looked at.
 
     By what Linux tells of each thread, as this is asked after each test: psutil looks through all processes.
     """
@@ -196,7 +200,7 @@ def _descendants(process_id: int) -> list[int]:
             found = [child.pid for child in psutil.Process(process_id).children()]
         except psutil.Error:
             return []
-    shared = forking.shared_processes()
+    shared = forking.shared_processes() | _stores
     if "tests.postgresql" in sys.modules:
         shared |= sys.modules["tests.postgresql"].shared_processes()
     found = [child for child in found if child not in shared]
@@ -252,7 +256,10 @@ def stores() -> Iterator[Callable[[str], StoreServer]]:
     with contextlib.ExitStack() as stack:
         @functools.cache
         def running(kind: str) -> StoreServer:
-            return stack.enter_context((S3Server if kind == "s3" else GcsServer).running())
+            store = stack.enter_context((S3Server if kind == "s3" else GcsServer).running())
+            assert not _outside_listeners([store.process_id])
+            _stores.add(store.process_id)
+            return store
 
         yield running
 

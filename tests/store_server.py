@@ -40,6 +40,8 @@ class StoreServer:
     action: ClassVar[str]
     operations: ClassVar[Mapping[str, str]]
 
+    process_id = 0
+
     def __init__(self, port: int) -> None:
         self.port = port
         self.host = f"127.0.0.1:{port}"
@@ -57,6 +59,7 @@ class StoreServer:
         try:
             assert process.stdout is not None
             server = cls(int(process.stdout.readline()))
+            server.process_id = process.pid
             server.reset()
             yield server
         finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.s3_server import BUCKET
+from tests.store_server import BUCKET
 
 from benchmarks.measure import Figure, figure, pairs, rate
 from benchmarks.objects import CHUNK_SIZE_BYTES, object_names

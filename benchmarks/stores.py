@@ -18,8 +18,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from tests.gcs_server import running_gcs, service_account
-from tests.s3_server import ACCESS_KEY, BUCKET, REGION, SECRET_KEY
+from tests.gcs_server import GcsServer, service_account
+from tests.s3_server import ACCESS_KEY, REGION, SECRET_KEY
+from tests.store_server import BUCKET
 
 from benchmarks.moving import CHANNEL
 from benchmarks.objects import CHUNK_SIZE_BYTES, CONCURRENCY, program
@@ -235,5 +236,5 @@ def _outbound() -> Outbound:
 @contextmanager
 def open_gcs(place: Path) -> Iterator[Store]:
     """Google's emulator, in memory."""
-    with running_gcs() as server:
+    with GcsServer.running() as server:
         yield Store(by_account(server.url), Google(server.url), "Google's emulator")

@@ -13,7 +13,7 @@ from benchmarks import engines
 from benchmarks.measure import Figure
 from benchmarks.stores import Boto3, Store, s3_bucket
 
-from tests.s3_server import running_s3
+from tests.s3_server import S3Server
 
 MIB = 1 << 20
 
@@ -21,7 +21,7 @@ MIB = 1 << 20
 @contextmanager
 def moto(place: Path) -> Iterator[Store]:
     """In the place of rclone's server, which is not among what tests need."""
-    with running_s3() as server:
+    with S3Server.running() as server:
         yield Store(s3_bucket(server.url), Boto3(server.url), "S3")
 
 

@@ -9,7 +9,7 @@ from tests.store_server import BUCKET
 
 from benchmarks.measure import Figure, figure, pairs, rate
 from benchmarks.objects import CHUNK_SIZE_BYTES, object_names
-from benchmarks.stores import by_account, by_hmac_key, google_client, s3_bucket, s3_client
+from benchmarks.stores import by_account, by_hmac_key, s3_bucket, s3_client
 from kachery_fast.hub.engines import SignedUrl
 from kachery_fast.hub.engines.gcs import GcsBucket
 
@@ -31,6 +31,8 @@ def sign_s3(directory: Path, urls: int = 1000, count: int = 7) -> Figure:
 
 def sign_gcs(directory: Path, urls: int = 200, count: int = 7) -> Figure:
     """URLs of Google by a service account's key, beside google-cloud-storage."""
+    from tests.google import google_client
+
     bucket, blob = by_account(), google_client().bucket(BUCKET).blob(OBJECT)
     headers = _put(bucket).headers
     return _signing("Google, RSA / google-cloud-storage", lambda: _put(bucket).url,

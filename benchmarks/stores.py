@@ -6,7 +6,6 @@ gate: slow, as it keeps objects in Python.
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import subprocess
@@ -34,7 +33,7 @@ from kachery_fast.hub.engines.s3_settings import S3Credentials, S3Settings
 from kachery_fast.hub.outbound import Outbound
 
 __all__ = [
-    "Boto3", "Google", "Opener", "Rclone", "Store", "by_account", "by_hmac_key", "google_client", "open_gcs", "open_s3",
+    "Boto3", "Google", "Opener", "Rclone", "Store", "by_account", "by_hmac_key", "open_gcs", "open_s3",
     "s3_bucket", "s3_client",
 ]
 
@@ -177,6 +176,8 @@ class Google:
     name = "google-cloud-storage's transfer manager"
 
     def __init__(self, url: str) -> None:
+        from tests.google import google_client
+
         self._bucket = google_client(url).bucket(BUCKET)
 
     def upload(self, folder: Path, names: list[str]) -> None:
@@ -201,17 +202,6 @@ class Google:
         for outcome in outcomes:
             if outcome is not None:
                 raise outcome
-
-
-def google_client(url: str = "") -> Any:
-    """Google's own client, of Google or the server at a URL."""
-    from google.cloud import storage
-    from google.oauth2.service_account import Credentials
-
-    credentials = Credentials.from_service_account_info(
-        {**json.loads(service_account()), "universe_domain": "googleapis.com"},
-        scopes=["https://www.googleapis.com/auth/devstorage.full_control"]).with_always_use_jwt_access(True)
-    return storage.Client("lab", credentials, client_options={"api_endpoint": url} if url else None)
 
 
 def by_account(url: str = "") -> GcsBucket:

@@ -29,8 +29,9 @@ from kachery_fast.hub.outbound import Outbound
 from kachery_fast.protocol.names import object_name
 
 from ..gcs_server import EMAIL, KEYS, GcsServer, credentials_of, service_account
+from ..google import google_client
 from ..network import LOOPS, run_on
-from ..store_server import BUCKET, StoreServer
+from ..store_server import BUCKET
 from .browsing import browser, sign_in
 from .support import CHANNEL, running_world, sha1_of, use_bucket, world_on
 
@@ -250,7 +251,7 @@ def test_only_google_and_whom_the_admin_trusts_are_servers(tmp_path: Path, endpo
 def test_browsers_are_let_in_and_what_is_below_the_prefix_expires(tmp_path: Path, gcs: GcsServer) -> None:
     others = [{"action": {"type": "Delete"}, "condition": {"age": 1, "matchesPrefix": ["other/"]}},
               {"action": {"type": "Delete"}, "condition": {"age": 9, "matchesPrefix": ["kf/"], "numNewerVersions": 2}}]
-    google = googles_client(gcs).get_bucket(BUCKET)
+    google = google_client(gcs.url).get_bucket(BUCKET)
     google.lifecycle_rules = others
     google.cors = [{"origin": ["https://lab.org"], "method": ["PUT"]}]
     google.patch()
@@ -287,14 +288,6 @@ def test_browsers_are_let_in_and_what_is_below_the_prefix_expires(tmp_path: Path
             assert "Storage Admin" in done["steps"][1]["advice"]
 
     run_on("uvloop", scenario())
-
-
-def googles_client(gcs: StoreServer) -> storage.Client:
-    """Google's own client, as anybody uses it."""
-    info = {**json.loads(service_account()), "universe_domain": "googleapis.com"}
-    credentials = google_accounts.Credentials.from_service_account_info(
-        info, scopes=["https://www.googleapis.com/auth/devstorage.full_control"]).with_always_use_jwt_access(True)
-    return storage.Client("lab", credentials, client_options={"api_endpoint": gcs.url})
 
 
 @parametrized

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import socket
+import struct
 import sys
 from base64 import b64encode, urlsafe_b64decode
 
@@ -13,6 +15,7 @@ from aiohttp import web
 
 from kachery_fast.errors import BandUnreachable, InvalidArgument, InvalidName, NotPermitted, TooLarge
 from kachery_fast.hub.engines.nats import NatsCredentials, NatsPubsub, NatsSettings
+from kachery_fast.net import channel as channel_module
 from kachery_fast.protocol.nkeys import ACCOUNT, USER, Nkey, check_account, nats_subject
 from tests.embedded.broker_server import ALL, BANDS, until
 from tests.nats_server import NatsServer, new_key
@@ -131,13 +134,52 @@ def test_a_key_that_is_not_the_account_s_is_refused(server: NatsServer, caplog: 
     async def scenario() -> None:
         caplog.set_level(logging.DEBUG)
         peer = NatsPeer(server, signer=new_key(ACCOUNT), connect_timeout_seconds=1.0)
-        with pytest.raises(BandUnreachable, match=r"(?i)authorization violation"):
+        with pytest.raises(BandUnreachable, match=r"(?i)authorization violation|when it got the token"):
             await peer.channel.connect()
         await peer.channel.close()
         token = await peer.token()
         assert token.token.split(".")[1] not in caplog.text
         assert token.seed not in repr(token) + caplog.text
         assert token.token not in repr(token)
+
+    run_on("uvloop", scenario())
+
+
+def test_a_server_that_hangs_up_on_a_token_is_not_taken_for_a_bad_network(server: NatsServer) -> None:
+    """As may be all that is left of a refusal: a reset overtakes the line that tells it."""
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b'INFO {"server_id":"X","version":"2.9.0","max_payload":1048576,"headers":true,"nonce":"x"}\r\n')
+        await reader.read(1)  # and leave the rest of CONNECT
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.transport.abort()
+
+    async def scenario() -> None:
+        listening = await asyncio.start_server(hang_up, "127.0.0.1", 0)
+        port = listening.sockets[0].getsockname()[1]
+        peer = NatsPeer(server, url=f"nats://127.0.0.1:{port}", connect_timeout_seconds=1.0)
+        with pytest.raises(BandUnreachable, match="ended the connection when it got the token"):
+            await peer.channel.connect()
+        await peer.channel.close()
+        listening.close()
+
+    run_on("uvloop", scenario())
+
+
+def test_a_band_that_is_withdrawn_and_given_back_is_heard_again(
+    server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channel_module, "SILENCE_CHECK_SECONDS", 0.05)
+
+    async def scenario() -> None:
+        async with joined(server) as one, joined(server, "node-2") as two:
+            one.capability = {BAND: ["publish"]}
+            server.kill()
+            server.start()
+            await until(lambda: one.channel.connected and two.channel.connected and one.channel._refused == {BAND}, 30)
+            one.capability = ALL
+            await until(lambda: not one.channel._refused)
+            await two.channel.publish(BAND, b"again")
+            assert (await one.receive()).data == b"again"
 
     run_on("uvloop", scenario())
 

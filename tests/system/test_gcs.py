@@ -12,7 +12,7 @@ from google.cloud import storage
 import kachery_fast as kf
 from kachery_fast.cli.lab import Lab
 from kachery_fast.protocol.names import object_name, parse_file_uri
-from tests.hub.test_gcs import googles_client
+from tests.google import google_client
 from tests.store_server import BUCKET, StoreServer
 from tests.system.feed_support import made, numbered, read
 from tests.system.stores import IMPATIENT, lab_on, owner_command, stored, upload
@@ -58,7 +58,7 @@ def test_everybody_reads_where_that_is_said(lab: Lab, gcs: StoreServer, tmp_path
 def test_googles_own_client_reads_what_nodes_wrote_and_nodes_read_what_it_wrote(
     lab: Lab, gcs: StoreServer, tmp_path: Path
 ) -> None:
-    google = googles_client(gcs).bucket(BUCKET)
+    google = google_client(gcs.url).bucket(BUCKET)
     recording = make_recording(tmp_path / "recording.dat", SIZE, seed=50)
     uri = stored(lab, recording)
     upload(lab, uri)
@@ -78,7 +78,7 @@ def test_googles_own_client_reads_what_nodes_wrote_and_nodes_read_what_it_wrote(
 
 
 def test_damage_is_found_removed_and_uploaded_again(lab: Lab, gcs: StoreServer, tmp_path: Path) -> None:
-    google: storage.Bucket = googles_client(gcs).bucket(BUCKET)
+    google: storage.Bucket = google_client(gcs.url).bucket(BUCKET)
     recording = make_recording(tmp_path / "recording.dat", SIZE, seed=60)
     uri = stored(lab, recording)
     upload(lab, uri)
@@ -98,7 +98,7 @@ def test_bytes_that_change_on_the_way_up_are_not_taken_but_sent_again(
     gcs.set(flip=True)
     upload(lab, uri)
     assert [line.split()[0] for line in gcs.requests() if line.startswith("P")] == ["PUT", "PUT"]
-    (blob,) = googles_client(gcs).list_blobs(BUCKET)
+    (blob,) = google_client(gcs.url).list_blobs(BUCKET)
     assert blob.download_as_bytes() == recording.read_bytes()
 
 
@@ -113,7 +113,7 @@ def test_a_long_result_goes_on_where_it_broke_off(
         assert task.result == "é" * 150_000
     asked = [line.split()[0] for line in gcs.requests() if "/task_results/" in line and line.startswith("P")]
     assert asked == ["POST", "PUT", "PUT", "PUT"], "begun, broken off, asked how far it got, gone on"
-    ((size, crc32c),) = [(blob.size, blob.crc32c) for blob in googles_client(gcs).list_blobs(BUCKET)]
+    ((size, crc32c),) = [(blob.size, blob.crc32c) for blob in google_client(gcs.url).list_blobs(BUCKET)]
     assert size > 300_000
     assert crc32c
 
@@ -126,7 +126,7 @@ def test_a_feed_goes_through_the_owner_s_bucket(lab: Lab, gcs: StoreServer) -> N
     assert read(lab.nodes["B"], subfeed) == numbered(0, 200)
     wait_until(lambda: any(line.startswith("PUT") and line.endswith("/subfeed.json") for line in gcs.requests()),
                "the index of the feed is there")
-    feeds = [blob for blob in googles_client(gcs).list_blobs(BUCKET) if "/feeds/" in blob.name]
+    feeds = [blob for blob in google_client(gcs.url).list_blobs(BUCKET) if "/feeds/" in blob.name]
     assert len(feeds) >= 2, "the index and a segment"
 
 

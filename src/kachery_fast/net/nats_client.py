@@ -92,6 +92,10 @@ class _Connection:
                 connecting.cancel()
                 await self.close()
         if self.ended.done():
+            broken_off = connecting.done() and not connecting.cancelled() and isinstance(
+                connecting.exception(), ConnectionError)
+            if broken_off and self.client._server_info:  # it may do so before its error line could be read
+                self.why = f"the server ended the connection when it got the token ({self.why})"
             raise SdkError(code=0, why=self.why)
         if parts.scheme == "tls" and not self.client._server_info.get("tls_required"):
             await self.close()

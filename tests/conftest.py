@@ -11,8 +11,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import gc
 import ipaddress
 import os
@@ -24,7 +22,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -38,9 +36,6 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from . import forking
-from .gcs_server import GcsServer
-from .s3_server import S3Server
-from .store_server import StoreServer
 
 # Every program that a test starts inherits this variable; so one that has left our process tree is known by it.
 _MARK = "KACHERY_TEST_RUN"
@@ -247,24 +242,17 @@ def _fail(report: pytest.TestReport | pytest.CollectReport) -> None:
     report.longrepr = f"KACHERY_TEST_NO_SKIP=1, but this was skipped: {why}"
 
 
-# --- stores
+# --- nothing left behind
 
 
 @pytest.fixture(scope="session")
-def stores() -> Iterator[Callable[[str], StoreServer]]:
-    """The running ``s3`` or ``gcs``, started when it is asked for first. Whoever uses it resets it before."""
-    with contextlib.ExitStack() as stack:
-        @functools.cache
-        def running(kind: str) -> StoreServer:
-            store = stack.enter_context((S3Server if kind == "s3" else GcsServer).running())
-            assert not _outside_listeners([store.process_id])
-            _stores.add(store.process_id)
-            return store
+def looked_at() -> Callable[[int], None]:
+    """Look at once whether a server of several tests listens beyond loopback, and not after each of them."""
+    def look(process_id: int) -> None:
+        assert not _outside_listeners([process_id])
+        _stores.add(process_id)
 
-        yield running
-
-
-# --- nothing left behind
+    return look
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

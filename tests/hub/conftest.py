@@ -14,6 +14,9 @@ import pytest
 from ..gcs_server import KEYS, GcsServer
 from ..postgresql import the_cluster
 from ..store_server import StoreServer
+from ..stores import stores
+
+__all__ = ["stores"]
 
 DATABASES = ("sqlite", "postgresql")
 

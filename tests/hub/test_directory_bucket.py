@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
+import os
+import stat
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kachery_fast.embedded.bucket_files import ObjectFiles
-from kachery_fast.errors import InvalidArgument, NotOnHub, QuotaExceeded
+from kachery_fast.embedded.bucket_mark import is_marked, mark
+from kachery_fast.errors import HubError, InvalidArgument, NotOnHub, QuotaExceeded
 from kachery_fast.protocol.names import object_name
 
 from ..network import LOOPS, run_on
@@ -161,11 +166,26 @@ def test_what_nobody_reads_there_goes_and_makes_room(tmp_path: Path, shared: Pat
     run_on("uvloop", scenario())
 
 
-def test_a_folder_that_is_not_mounted_keeps_no_other_bucket_from_being_cleared(tmp_path: Path, shared: Path) -> None:
+@pytest.mark.parametrize("mounted", [False, True], ids=["not mounted", "not to be read"])
+def test_a_folder_that_fails_keeps_no_other_bucket_from_being_cleared(
+    tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch, mounted: bool
+) -> None:
+    scan = os.scandir
+
+    def refuse(path: Any) -> Any:
+        if str(path).startswith(str(shared)):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return scan(path)
+
     async def scenario() -> None:
         async with world_of(tmp_path, expiry_seconds=0.01) as world:
             await use_folder(world, shared / "lab")
-            (shared / "lab" / marks(shared / "lab")[0]).unlink()
+            if mounted:
+                monkeypatch.setattr(os, "scandir", refuse)  # as of a user that is not root
+                with pytest.raises(HubError, match="Permission denied"):
+                    await world.owner.call("listObjects", channel=CHANNEL)
+            else:
+                (shared / "lab" / marks(shared / "lab")[0]).unlink()
             a = await world.member("a")
             await world.owner.call("createChannel", name="second")
             await a.join(await world.invite(channel="second"), "a")
@@ -178,6 +198,23 @@ def test_a_folder_that_is_not_mounted_keeps_no_other_bucket_from_being_cleared(t
             await until(lambda: not (world.settings.hub_dir / "bucket" / "second").exists())
 
     run_on("uvloop", scenario())
+
+
+def test_a_folder_may_be_marked_again_by_who_is_not_root() -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as made:  # which anybody can reach
+        folder = Path(made)
+        folder.chmod(stat.S_IRWXU | stat.S_IRWXG | stat.S_IRWXO)
+        if not (child := os.fork()):
+            try:
+                if os.geteuid() == 0:
+                    os.setuid(65534)
+                mark(folder, "ab" * 16)
+                mark(folder, "ab" * 16)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        assert os.waitpid(child, 0)[1] == 0
+        assert is_marked(folder, "ab" * 16)
 
 
 def test_channels_use_different_buckets_at_once(tmp_path: Path, shared: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,7 @@ from kachery_fast.protocol.names import object_name
 
 from ..network import LOOPS, run_on
 from ..s3_server import ACCESS_KEY, SECRET_KEY, S3Server
-from .support import CHANNEL, STEPS, running_world, use_bucket, world_on
+from .support import CHANNEL, STEPS, running_world, sha1_of, use_bucket, world_on
 
 # --- signing
 
@@ -85,6 +87,46 @@ def test_quotas_hold_for_what_was_signed(tmp_path: Path, s3: S3Server) -> None:
             await b.sign_uploads(CHANNEL, [("3" * 40, 80)])
             with pytest.raises(QuotaExceeded, match="bucket of the channel"):
                 await b.sign_uploads(CHANNEL, [("4" * 40, 20)])
+
+    run_on("uvloop", scenario())
+
+
+def test_what_its_owner_removes_makes_room(tmp_path: Path, s3: S3Server) -> None:
+    async def scenario() -> None:
+        async with world_on(tmp_path, s3) as world:
+            await use_bucket(world, s3)
+            a = await world.member("a")
+            assert await world.upload(a, b"x" * 100) == 200
+            await world.owner.call("changeChannel", channel=CHANNEL, sizeBytesMax=150)
+            while not (await world.owner.call("showUsage", channel=CHANNEL))["counted"]:
+                pass
+            world.clock.now += world.settings.url_life_seconds + 1  # what was signed does not come any more
+            with pytest.raises(QuotaExceeded):
+                await a.sign_uploads(CHANNEL, [("1" * 40, 100)])
+            await world.owner.call("removeObjects", channel=CHANNEL, names=[object_name(CHANNEL, sha1_of(b"x" * 100))])
+            while True:
+                with contextlib.suppress(QuotaExceeded):
+                    await a.sign_uploads(CHANNEL, [("1" * 40, 100)])
+                    break
+
+    run_on("uvloop", scenario())
+
+
+def test_owners_slow_stores_hold_up_nothing_but_themselves(tmp_path: Path, s3: S3Server) -> None:
+    async def scenario() -> None:
+        async with world_on(tmp_path, s3) as world:
+            await use_bucket(world, s3)
+            await world.owner.call("createChannel", name="second")
+            s3.set(slow=2.0)
+            slow = [asyncio.create_task(world.owner.call("listObjects", channel=CHANNEL)) for _ in range(9)]
+            while len(s3.requests()) < 6:  # as many as asyncio's own threads at the least
+                await asyncio.sleep(0.01)
+            assert (await world.owner.call("listObjects", channel="second"))["objects"] == []
+            assert not any(task.done() for task in slow)
+            for task in slow:
+                task.cancel()
+            await asyncio.gather(*slow, return_exceptions=True)
+            s3.set(slow=0)
 
     run_on("uvloop", scenario())
 

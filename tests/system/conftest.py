@@ -7,6 +7,9 @@ from collections.abc import Callable
 import pytest
 
 from ..store_server import StoreServer
+from ..stores import stores
+
+__all__ = ["stores"]
 
 
 @pytest.fixture(scope="module")

@@ -246,6 +246,8 @@ class ObjectFiles:
                 self._unlink(name, path)
             except (FileNotFoundError, NotADirectoryError, ObjectMissing):
                 return False
+            except OSError as error:
+                raise DiskError(action="looking at", path=path, why=error.strerror) from error
         return True
 
     def _unlink(self, name: str, path: Path) -> None:

@@ -31,7 +31,8 @@ def is_marked(folder: Path, number: str) -> bool:
 def mark(folder: Path, number: str) -> None:
     """Mark a folder that is there. :raises DiskError: it is not, or it cannot be written to."""
     try:
-        os.close(os.open(_path(folder, number), os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o444))
+        # For reading: it may be there already, and is not for writing.
+        os.close(os.open(_path(folder, number), os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o444))
     except OSError as error:
         raise DiskError(action="the marking as a bucket", path=folder, why=error.strerror) from error
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from ..errors import DiskError
 from .bucket_names import KINDS, is_object_name
 
 __all__ = ["Stock", "StoredObject", "Total", "walk"]
@@ -45,11 +46,15 @@ _Totals = dict[str, dict[str, Total]]
 def walk(root: Path, prefix: str = "", after: str = "") -> Iterator[StoredObject]:
     """Yield the objects whose names begin with ``prefix`` and come after ``after``, in the order of their names.
 
-    :param root: the bucket's directory, without symbolic links in its path.
+    :param root: the bucket's directory, without symbolic links in its path. :raises DiskError: a folder in it cannot
+        be read.
     """
     folder = prefix[:prefix.rfind("/") + 1]
-    if os.path.realpath(root / folder) == str(root / folder):
-        yield from _walk(f"{root}/", folder, prefix, after)
+    try:
+        if os.path.realpath(root / folder) == str(root / folder):
+            yield from _walk(f"{root}/", folder, prefix, after)
+    except OSError as error:
+        raise DiskError(action="reading", path=error.filename or root, why=error.strerror) from error
 
 
 def _walk(root: str, folder: str, prefix: str, after: str) -> Iterator[StoredObject]:

@@ -69,7 +69,7 @@ class Outside(NamedTuple):
     usage: Usage
     try_channel: Callable[[str, str, EngineRow | None, EngineRow | None], Awaitable[Answer]]
     wake_mover: Callable[[], None]
-    tell_nodes: Callable[[str], None]
+    tell_nodes: Callable[..., None]  # as Teller.tell
 
 
 class Done(NamedTuple):

@@ -174,6 +174,7 @@ class Hub:
         parts.push_async_callback(teller.stop)
         mover = Mover(registry, buckets, settings, teller.tell, self._clock)
         parts.push_async_callback(mover.stop)
+        parts.callback(buckets.outbound.close)  # first: nothing waits for an owner's store that is slow
         outside = Outside(buckets, pubsubs, care.usage, trier.run, mover.wake, teller.tell)
         performer = Performer(registry, outside, self._clock, lambda: self.public_url, open_channels.refresh)
         self._owner_api = OwnerApi(registry, performer, self._clock)

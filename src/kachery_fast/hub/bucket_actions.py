@@ -139,8 +139,8 @@ def _list(connection: Connection, actor: Actor, request: ListObjects, at: At) ->
 
 async def _list_page(request: ListObjects, row: EngineRow | None, outside: Outside) -> ObjectList:
     bucket = await _use(row, outside)
-    page = await asyncio.get_running_loop().run_in_executor(None, lambda: bucket.objects(
-        request.channel, kind=request.kind, after=request.after, limit=request.limit))
+    page = await outside.buckets.run(lambda: bucket.objects(
+        request.channel, kind=request.kind, after=request.after, limit=request.limit), own=row is None)
     totals = bucket.totals(request.channel)
     lines = [ObjectLine(name=found.name, size_bytes=found.size_bytes, created=int(found.created * 1000),
                         last_read=None if found.last_read is None else int(found.last_read * 1000)) for found in page]
@@ -160,7 +160,7 @@ def _remove(connection: Connection, actor: Actor, request: RemoveObjects, at: At
 
 async def _remove_names(request: RemoveObjects, row: EngineRow | None, outside: Outside) -> ObjectsRemoved:
     bucket = await _use(row, outside)
-    return await asyncio.get_running_loop().run_in_executor(None, _remove_each, request, bucket)
+    return await outside.buckets.run(_remove_each, request, bucket, own=row is None)
 
 
 def _remove_each(request: RemoveObjects, bucket: BucketEngine) -> ObjectsRemoved:

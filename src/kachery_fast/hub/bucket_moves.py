@@ -1,8 +1,9 @@
 """Channels that move from one bucket to another while they are used: what is there is copied, then nodes go there.
 
 A hub does it page by page, each page noted in the registry, so that it goes on after a restart, at whichever of several
-hubs looks first. What its SHA-1 shows to be damaged is left behind. What nodes bring to the old bucket while it is
-copied is copied in the end; what they bring there later is asked for again, as a bucket is a cache.
+hubs looks first. What its SHA-1 shows to be damaged, or what is longer than any object, is left behind. What nodes
+bring to the old bucket while it is copied is copied in the end; what they bring there later is asked for again, as a
+bucket is a cache.
 """
 
 from __future__ import annotations
@@ -14,33 +15,31 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from ..config import Settings
-from ..embedded.bucket_names import is_hashed
-from ..errors import KacheryError, ObjectMissing
+from ..embedded.bucket_names import is_hashed, is_object_name
+from ..errors import KacheryError, ObjectMissing, TooLarge
 from ..protocol.manifest import CHUNK_SIZE_BYTES_MAX
-from .buckets import Buckets, EngineRow
+from .buckets import Buckets, EngineRow, rows_of
 from .engine_actions import check_readers
 from .engines import BucketEngine, ObjectRecord
+from .move_rows import COPYING, DONE, FOLLOWING, RUNNING, STOPPED, SWITCHED
 from .registry import Registry
-from .tables import bucket_moves, channels, engines
+from .tables import bucket_moves, channels
 from .uploads import result_size_bytes_max
 
-__all__ = ["COPYING", "RUNNING", "STOPPED", "Mover", "set_bucket"]
+__all__ = ["Mover"]
 
 _log = logging.getLogger("kachery_fast.hub")
 
-# All that is there; what came, or was replaced, meanwhile; and, once nodes use the new bucket, what came to the old one
-# until then, which replaces nothing that is newer.
-COPYING, FOLLOWING, SWITCHED = RUNNING = ("copying", "following", "switched")
-DONE, STOPPED = "done", "stopped"
 PAGE = 100
 _AT_ONCE = 4
-# How often a hub looks for moves that another one has begun, or left; and who has not said a word for so long has.
+# How often a hub looks for moves that another one has begun, or left, and says that it goes on; who has not said a word
+# for so long has left.
 LOOK_SECONDS = 30.0
 _SILENCE_MS = 120_000
 # Before a move that was held up is tried again; twice as long each time, up to the second.
@@ -69,10 +68,18 @@ class _Copied(NamedTuple):
 
 
 class _Page(NamedTuple):
-    """What became of a page: its last name, "" when it was the last one."""
+    """What became of a page: its last name, "" when it was the last one, and the names of what was written."""
 
     last: str
     copied: _Copied
+    written: list[str]
+
+
+class _Noted(NamedTuple):
+    """``switched``: the channel has another bucket from now on; ``deleted``: there is no such channel any more."""
+
+    switched: bool = False
+    deleted: bool = False
 
 
 class Mover:
@@ -93,6 +100,8 @@ class Mover:
         # The longest object there can be.
         self._limit_bytes = max(CHUNK_SIZE_BYTES_MAX, result_size_bytes_max(settings))
         self._threads = ThreadPoolExecutor(_AT_ONCE, "hub-mover")
+        # By channel, when this hub last noted something.
+        self._mine: dict[str, int] = {}
         self._awake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -113,17 +122,16 @@ class Mover:
         await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)
 
     async def _move_for_ever(self) -> None:
-        retry_seconds, mine = RETRY_SECONDS, dict[str, int]()
+        retry_seconds = RETRY_SECONDS
         while True:
             self._awake.clear()
             pause = LOOK_SECONDS
             try:
                 now_ms = self._now_ms()
-                move = await self._registry.call(_claim, mine, now_ms, shared=self._registry.shared)
+                move = await self._registry.call(_claim, self._mine, now_ms, shared=self._registry.shared)
                 if move is not None:
-                    went_well = await self._go_on(move, now_ms)
-                    mine[move.channel] = now_ms
-                    if went_well:
+                    self._mine[move.channel] = now_ms
+                    if await self._go_on(move):
                         retry_seconds = RETRY_SECONDS
                         continue
                     pause = min(retry_seconds, RETRY_SECONDS_MAX)
@@ -133,19 +141,43 @@ class Mover:
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._awake.wait(), pause)
 
-    async def _go_on(self, move: _Move, now_ms: int) -> bool:
+    async def _go_on(self, move: _Move) -> bool:
         """Do the next page of a move, and what follows from it; False when it has to be tried again."""
+        alive = asyncio.get_running_loop().create_task(self._say_alive(move))
         try:
             source, target = self._buckets.use(move.source), self._buckets.use(move.target)
             page = await self._copy_page(move, source, target)
         except KacheryError as error:
             _log.warning("channel %s: its move to another bucket is held up: %s", move.channel, error)
-            await self._registry.call(_note_failure, move, error.message, now_ms)
-            return False
-        if await self._registry.call(_note, move, page, now_ms):
+            return await self._held_up(move, error.message)
+        except Exception:
+            _log.exception("channel %s: its move to another bucket is held up", move.channel)
+            return await self._held_up(move, "the hub met an error of its own, which its log has")
+        finally:
+            alive.cancel()
+        noted = await self._registry.call(_note, move, page, self._moment(move))
+        if noted.deleted:  # after its objects were removed, perhaps
+            await asyncio.get_running_loop().run_in_executor(
+                self._threads, lambda: [target.remove(name) for name in page.written])
+        if noted.switched:
             _log.info("channel %s: its bucket is %s now", move.channel, _name(move.target))
             self._switched(move.channel)
         return True
+
+    async def _held_up(self, move: _Move, why: str) -> bool:
+        await self._registry.call(_note_failure, move, why, self._moment(move))
+        return False
+
+    async def _say_alive(self, move: _Move) -> None:
+        """Have the other hubs leave this move alone, however long a page takes."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            await self._registry.call(_note_alive, move, self._moment(move))
+
+    def _moment(self, move: _Move) -> int:
+        """The time, ms since the epoch, as it is about to be noted."""
+        self._mine[move.channel] = now_ms = self._now_ms()
+        return now_ms
 
     async def _copy_page(self, move: _Move, source: BucketEngine, target: BucketEngine) -> _Page:
         loop = asyncio.get_running_loop()
@@ -154,6 +186,7 @@ class Mover:
         last = found[-1].name if len(found) == PAGE else ""
         if move.state != COPYING:
             found = [item for item in found if item.created * 1000 >= move.started - _CLOCKS_MS]
+        found = [item for item in found if is_object_name(item.name)]  # others may keep something there, too
         copying = [loop.run_in_executor(self._threads, self._copy, move.state, item, source, target)
                    for item in found]
         try:
@@ -161,7 +194,8 @@ class Mover:
         finally:
             for left in copying:
                 left.cancel()
-        return _Page(last, _Copied(*map(sum, zip(*copied, strict=True))) if copied else _Copied())
+        return _Page(last, _Copied(*map(sum, zip(*copied, strict=True))) if copied else _Copied(),
+                     [item.name for item, done in zip(found, copied, strict=True) if done.objects])
 
     def _copy(self, state: str, found: ObjectRecord, source: BucketEngine, target: BucketEngine) -> _Copied:
         name, hashed = found.name, is_hashed(found.name)
@@ -172,71 +206,85 @@ class Mover:
             data = source.read(name, self._limit_bytes)[0]
         except ObjectMissing:  # removed meanwhile
             return _Copied()
+        except TooLarge as error:
+            _log.warning("the object %s stays behind: %s", name, error)
+            return _Copied(damaged=int(state == COPYING))
         if hashed and hashlib.sha1(data, usedforsecurity=False).hexdigest() != name.rpartition("/")[2]:
             _log.warning("the object %s is damaged, and stays behind", name)
             return _Copied(damaged=int(state == COPYING))
         if there == len(data) and not hashed and target.read(name, self._limit_bytes)[0] == data:
             return _Copied()
-        return _Copied(1, len(data)) if target.write(name, data, replace=not hashed) else _Copied()
+        return _Copied(1, len(data)) if target.write(
+            name, data, replace=not hashed and state != SWITCHED) else _Copied()
 
     def _now_ms(self) -> int:
         return int(self._clock() * 1000)
 
 
 def _claim(connection: Connection, mine: dict[str, int], now_ms: int, *, shared: bool) -> _Move | None:
-    """The move to go on with, the one first that has waited longest; runs inside ``Registry.call``.
+    """The move to go on with, the one first that has waited longest; that it is gone on with is noted. Runs inside
+    ``Registry.call``.
 
     :param mine: by channel, when this hub last noted something. Of several hubs one goes on with another one's only
         when that has been silent.
     """
     for row in connection.execute(sa.select(bucket_moves).where(bucket_moves.c.state.in_(RUNNING))
-                                  .order_by(bucket_moves.c.changed)).all():
-        if shared and row.changed != mine.get(row.channel) and 0 <= now_ms - row.changed < _SILENCE_MS and row.after:
+                                  .order_by(bucket_moves.c.changed, bucket_moves.c.why != "")).all():
+        begun = row.changed != row.started  # else nobody has gone on with it yet
+        if shared and begun and row.changed != mine.get(row.channel) and 0 <= now_ms - row.changed < _SILENCE_MS:
             continue
-        found = {row.id: EngineRow(*row) for row in connection.execute(
-            sa.select(*(engines.c[name] for name in EngineRow._fields)).where(
-                engines.c.id.in_([row.source, row.target])))}
+        found = rows_of(connection, filter(None, [row.source, row.target]))
         move = _Move(row.channel, row.state, row.after, row.started, found.get(row.source), found.get(row.target))
-        if {None, *found} >= {row.source, row.target}:
+        why = _obstacle(connection, row, {None, *found})
+        if not why:
+            _note_alive(connection, move, now_ms)
             return move
-        _set_state(connection, move, STOPPED, "its owner has had the hub forget one of the two buckets")
+        _set_state(connection, move, STOPPED, why)
     return None
+
+
+def _obstacle(connection: Connection, row: sa.Row[Any], known: set[str | None]) -> str:
+    """Why a move cannot go on, "" when it can."""
+    if not known >= {row.source, row.target}:
+        return "its owner has had the hub forget one of the two buckets"
+    try:
+        check_readers(connection, row.channel, row.target)
+    except KacheryError as error:  # the channel has become private
+        return error.message
+    return ""
+
+
+def _note_alive(connection: Connection, move: _Move, now_ms: int) -> None:
+    connection.execute(bucket_moves.update().where(_is(move)).values(changed=now_ms))
 
 
 def _note_failure(connection: Connection, move: _Move, why: str, now_ms: int) -> None:
     connection.execute(bucket_moves.update().where(_is(move)).values(why=why, changed=now_ms))
 
 
-def _note(connection: Connection, move: _Move, page: _Page, now_ms: int) -> bool:
-    """Note what was copied, and what comes next; whether the channel has another bucket from now on."""
+def _note(connection: Connection, move: _Move, page: _Page, now_ms: int) -> _Noted:
+    """Note what was copied, and what comes next."""
     copied, table = page.copied, bucket_moves
     noted = connection.execute(table.update().where(_is(move)).values(
         after=page.last, why="", changed=now_ms, objects=table.c.objects + copied.objects,
         size_bytes=table.c.size_bytes + copied.size_bytes, damaged=table.c.damaged + copied.damaged)).rowcount
-    if not noted or page.last:  # stopped meanwhile, or there is more
-        return False
+    if not noted:  # stopped meanwhile
+        return _Noted(deleted=connection.execute(
+            sa.select(table.c.channel).where(table.c.channel == move.channel)).first() is None)
+    if page.last:
+        return _Noted()
     if move.state != FOLLOWING:
         _set_state(connection, move, DONE if move.state == SWITCHED else FOLLOWING)
-        return False
-    source, target = (None if row is None else row.id for row in (move.source, move.target))
-    if connection.execute(sa.select(channels.c.bucket).where(
-            channels.c.name == move.channel)).scalar_one() != source:
-        _set_state(connection, move, STOPPED, "the channel was given another bucket meanwhile")
-        return False
+        return _Noted()
+    target = None if move.target is None else move.target.id
     try:
-        set_bucket(connection, move.channel, target)
+        check_readers(connection, move.channel, target)
     except KacheryError as error:
-        set_bucket(connection, move.channel, source)
         _set_state(connection, move, STOPPED, error.message)
-        return False
+        return _Noted()
+    connection.execute(channels.update().where(channels.c.name == move.channel).values(bucket=target))
     _set_state(connection, move, SWITCHED)
-    return True
-
-
-def set_bucket(connection: Connection, channel: str, engine_id: str | None) -> None:
-    """Have a channel use a bucket. :raises InvalidArgument: everybody may read there, and the channel is private."""
-    connection.execute(channels.update().where(channels.c.name == channel).values(bucket=engine_id))
-    check_readers(connection, channel)
+    return _Noted(switched=True)
 
 
 def _is(move: _Move) -> sa.ColumnElement[bool]:

@@ -6,11 +6,13 @@ where it was made by another hub; what was made of a row (keys opened, signers) 
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 import msgspec
 import sqlalchemy as sa
@@ -25,9 +27,17 @@ from .outbound import Outbound
 from .tables import channels, engines
 from .vault import Vault
 
-__all__ = ["BucketPlace", "BucketSettings", "Buckets", "EngineRow", "decode_settings", "find_bucket", "find_engines"]
+__all__ = [
+    "BucketPlace", "BucketSettings", "Buckets", "EngineRow", "decode_settings", "find_bucket", "find_engines",
+    "rows_of",
+]
 
 _KEPT_MAX = 256
+_COUNTS_AT_ONCE = 4
+# Of all owners' stores together.
+_STORES_AT_ONCE = 32
+
+T = TypeVar("T")
 
 BucketSettings = S3Settings | GcsSettings | DirectorySettings
 
@@ -74,9 +84,14 @@ def find_engines(connection: Connection, channel: str) -> tuple[EngineRow | None
     ids = connection.execute(sa.select(channels.c.bucket, channels.c.pubsub).where(channels.c.name == channel)).first()
     if ids is None or not any(ids):
         return None, None
-    found = {row.id: EngineRow(*row) for row in connection.execute(
-        sa.select(*(engines.c[name] for name in EngineRow._fields)).where(engines.c.id.in_([*filter(None, ids)])))}
+    found = rows_of(connection, filter(None, ids))
     return found.get(ids.bucket), found.get(ids.pubsub)
+
+
+def rows_of(connection: Connection, ids: Iterable[str]) -> dict[str, EngineRow]:
+    """Return engines, by their ids; those that are not there are left out."""
+    return {row.id: EngineRow(*row) for row in connection.execute(
+        sa.select(*(engines.c[name] for name in EngineRow._fields)).where(engines.c.id.in_([*ids])))}
 
 
 class Buckets:
@@ -94,7 +109,8 @@ class Buckets:
         self._clock = clock
         self._lock = threading.Lock()
         self._kept: OrderedDict[EngineRow, BucketEngine] = OrderedDict()
-        self._counter = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hub-counter")
+        self._counter = ThreadPoolExecutor(_COUNTS_AT_ONCE, "hub-counter")
+        self._threads = ThreadPoolExecutor(_STORES_AT_ONCE, "hub-stores")
 
     def use(self, row: EngineRow | None) -> BucketEngine:
         """Return the bucket of a row that ``find_bucket`` returned. The first one of a kind takes a moment.
@@ -109,6 +125,12 @@ class Buckets:
             while len(self._kept) > _KEPT_MAX:
                 self._kept.popitem(last=False)
             return found
+
+    async def run(self, work: Callable[..., T], *arguments: object, own: bool) -> T:
+        """Call what blocks on a bucket in a thread: on the hub's ``own``, or on an owner's, whose store may be slow, or
+        may want to be: it keeps none from anything but an owner's store."""
+        return await asyncio.get_running_loop().run_in_executor(
+            None if own else self._threads, partial(work, *arguments))
 
     def of(self, connection: Connection, channel: str) -> BucketEngine:
         """Return the bucket of a channel; runs inside ``Registry.call``. Raises as ``use`` does."""
@@ -125,6 +147,7 @@ class Buckets:
         """Break off what is under way."""
         self.outbound.close()
         self._counter.shutdown(cancel_futures=True)
+        self._threads.shutdown(cancel_futures=True)
 
     def _made(self, row: EngineRow) -> BucketEngine:
         opened = self.vault.open(row.id, row.settings, row.secret, row.name)

@@ -31,7 +31,7 @@ class Care:
 
     def start(self, buckets: Buckets) -> None:
         """Begin."""
-        self.quotas = Quotas(self.usage, self._promises, self._clock)
+        self.quotas = Quotas(self.usage, self._promises, buckets, self._clock)
         self._expiry = Expiry(self._registry, buckets, self._expiry_seconds, self._clock)
         self._expiry.start()
         self.usage.start()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Sequence
 from functools import partial
 from typing import Literal
 
@@ -13,9 +13,10 @@ from ..errors import InvalidArgument, KacheryError
 from ..protocol.access import Grant, Permission, parse_permissions
 from . import channels, grants, invitations
 from .actions import Act, Actor, Answer, At, Done, Outside, Request, Scope
-from .buckets import EngineRow, find_bucket
+from .buckets import Buckets, EngineRow, find_bucket, rows_of
 from .engine_actions import check_readers
 from .grants import permission_names as _names
+from .move_rows import unfinished
 from .pubsubs import find_pubsub
 
 __all__ = ["CHANNEL_ACTS"]
@@ -223,7 +224,8 @@ def _change(connection: Connection, actor: Actor, request: ChangeChannel, at: At
     changed = {name: value for name in channels.CHANGEABLE
                if (value := getattr(request, name)) is not UNSET}
     settings = channels.change_channel(connection, request.channel, changed)
-    check_readers(connection, request.channel)
+    bucket = find_bucket(connection, request.channel)
+    check_readers(connection, request.channel, None if bucket is None else bucket.id)
     return Done(settings, channels_changed="private" in changed)
 
 
@@ -272,21 +274,30 @@ def _close_invitations(connection: Connection, actor: Actor, request: CloseInvit
 def _delete(connection: Connection, actor: Actor, request: DeleteChannel, at: At) -> Done:
     channels.require_channel(connection, request.channel, actor.owner, "delete it")
     bucket = find_bucket(connection, request.channel)
+    # Also the hub's own, which it may have had before: whoever takes the name next finds nothing of it. And where it
+    # was on its way to, if that has not ended.
+    buckets = {bucket, None, *rows_of(connection, unfinished(connection, request.channel)).values()}
     members = channels.delete_channel(connection, request.channel)
-    return Done(partial(_empty, request.channel, bucket), cut=tuple(members), channels_changed=True)
+    return Done(partial(_empty, request.channel, tuple(buckets)), cut=tuple(members), channels_changed=True)
 
 
-async def _empty(channel: str, bucket: EngineRow | None, outside: Outside) -> ChannelDeleted:
+async def _empty(channel: str, buckets: Sequence[EngineRow | None], outside: Outside) -> ChannelDeleted:
     outside.usage.forget(channel)
-    try:
-        removed = await asyncio.get_running_loop().run_in_executor(
-            None, lambda: outside.buckets.use(bucket).remove_channel(channel))
-    except KacheryError as error:
-        if bucket is None:
-            raise
-        # The channel is gone; what is in a bucket that cannot be reached, or not be written to, is its owner's.
-        return ChannelDeleted(channel=channel, left=error.message)
-    return ChannelDeleted(channel=channel, objects_removed=removed)
+    removed, left = 0, ""
+    for bucket in buckets:
+        try:
+            removed += await outside.buckets.run(
+                partial(_remove_all, outside.buckets, bucket, channel), own=bucket is None)
+        except KacheryError as error:
+            if bucket is None:
+                raise
+            # The channel is gone; what is in a bucket that cannot be reached, or not be written to, is its owner's.
+            left = left or error.message
+    return ChannelDeleted(channel=channel, objects_removed=removed, left=left)
+
+
+def _remove_all(buckets: Buckets, bucket: EngineRow | None, channel: str) -> int:
+    return buckets.use(bucket).remove_channel(channel)
 
 
 CHANNEL_ACTS = (

@@ -22,6 +22,7 @@ from .buckets import BucketSettings, decode_settings
 from .engines.directory import DIRECTORY, DirectorySettings
 from .engines.gcs_settings import GCS, GcsCredentials, check_gcs_credentials
 from .engines.s3_settings import S3, S3Credentials, S3Settings, check_credentials, check_settings
+from .move_rows import stop_move
 from .tables import channels as channels_table
 from .tables import engines
 
@@ -212,11 +213,14 @@ def _remove(connection: Connection, actor: Actor, request: RemoveEngine, at: At)
 def _set_bucket(connection: Connection, actor: Actor, request: SetBucket, at: At) -> Done:
     channels.require_channel(connection, request.channel, actor.owner, "set its bucket")
     row = None if request.engine is None else require_bucket(connection, actor.owner, request.engine)
-    connection.execute(channels_table.update().where(channels_table.c.name == request.channel).values(
-        bucket=None if row is None else row.id))
-    check_readers(connection, request.channel)
-    answer = BucketSet(channel=request.channel, engine=None if row is None else row.id,
-                       name=None if row is None else row.name)
+    engine = None if row is None else row.id
+    check_readers(connection, request.channel, engine)
+    changed = connection.execute(channels_table.update().where(
+        channels_table.c.name == request.channel, channels_table.c.bucket.is_distinct_from(engine),
+    ).values(bucket=engine)).rowcount
+    if changed:
+        stop_move(connection, request.channel, "the channel was given another bucket meanwhile", at.now_ms)
+    answer = BucketSet(channel=request.channel, engine=engine, name=None if row is None else row.name)
 
     async def tell(outside: Outside) -> BucketSet:
         outside.tell_nodes(request.channel)
@@ -234,14 +238,14 @@ ENGINE_ACTS = (
 )
 
 
-def check_readers(connection: Connection, channel: str) -> None:
-    """Make sure that a private channel is not in a bucket that everybody may read.
+def check_readers(connection: Connection, channel: str, engine_id: str | None) -> None:
+    """Make sure that a private channel is not to be in a bucket that everybody may read.
 
-    :raises InvalidArgument: it would be.
+    :param engine_id: the bucket; None: the hub's own, which is for both. :raises InvalidArgument: it would be.
     """
     row = connection.execute(
         sa.select(channels_table.c.private, engines.c.name, engines.c.kind, engines.c.settings)
-        .select_from(channels_table.join(engines, channels_table.c.bucket == engines.c.id))
+        .select_from(channels_table.join(engines, engines.c.id == engine_id))
         .where(channels_table.c.name == channel)).first()
     if row is not None and row.private and decode_settings(row.kind, row.settings).public_reads:
         raise InvalidArgument(what=f"The channel {channel!r} would be private, and everybody may read in the bucket "

@@ -66,22 +66,29 @@ class Expiry:
         while True:
             try:
                 for channel, days, row in await self._registry.call(_expiring):
-                    try:
-                        bucket = self._buckets.use(row)
-                        if bucket.notes_reads:
-                            await self._go_through(channel, bucket, days)
-                    except KacheryError as error:
-                        _log.warning("channel %s: unread objects could not be looked for: %s", channel, error)
+                    await self._go_through_all(channel, days, row)
             except Exception:
                 _log.exception("unread objects could not be looked for; the next round will")
             await asyncio.sleep(self._interval_seconds)
+
+    async def _go_through_all(self, channel: str, days: int, row: EngineRow | None) -> None:
+        """Look into the channel's bucket, and at what it has left in the hub's own if it was there before."""
+        for place in {row, None}:
+            try:
+                bucket = self._buckets.use(place)
+                if bucket.notes_reads:
+                    await self._go_through(channel, bucket, days)
+            except KacheryError as error:
+                _log.warning("channel %s: unread objects could not be looked for: %s", channel, error)
+            except Exception:
+                _log.exception("channel %s: unread objects could not be looked for", channel)
 
     async def _go_through(self, channel: str, bucket: BucketEngine, days: int) -> None:
         loop = asyncio.get_running_loop()
         after, removed, removed_bytes = "", 0, 0
         while True:
             started = loop.time()
-            page = await loop.run_in_executor(None, self._expire_page, channel, bucket, after, days)
+            page = await self._buckets.run(self._expire_page, channel, bucket, after, days, own=bucket.watched)
             removed, removed_bytes = removed + page.removed, removed_bytes + page.removed_bytes
             if not page.last:
                 break

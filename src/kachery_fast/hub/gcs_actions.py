@@ -94,7 +94,7 @@ def _set_up(connection: Connection, actor: Actor, request: SetUpBucket, at: At) 
 
 
 async def _set(row: EngineRow, outside: Outside) -> Answer:
-    steps = await asyncio.get_running_loop().run_in_executor(None, _steps, row, outside)
+    steps = await outside.buckets.run(_steps, row, outside, own=False)
     return BucketSetUp(name=row.name, ok=all(step.ok for step in steps), steps=steps)
 
 

@@ -8,8 +8,8 @@ from sqlalchemy.engine import Connection, Row
 from ..errors import AlreadyExists, InvalidArgument, NotOnHub
 from . import channels
 from .actions import Act, Actor, Answer, At, Done, Outside, Request, Scope
-from .bucket_moves import COPYING, RUNNING, STOPPED, set_bucket
-from .engine_actions import require_bucket
+from .engine_actions import check_readers, require_bucket
+from .move_rows import COPYING, RUNNING, stop_move
 from .tables import bucket_moves, engines
 from .tables import channels as channels_table
 
@@ -68,8 +68,7 @@ def _migrate(connection: Connection, actor: Actor, request: MigrateBucket, at: A
         sa.select(channels_table.c.bucket).where(channels_table.c.name == request.channel)).scalar_one()
     if source == (None if target is None else target.id):
         raise InvalidArgument(what=f"The channel {request.channel!r} has that bucket already.")
-    set_bucket(connection, request.channel, None if target is None else target.id)  # and back, as it is to be checked
-    set_bucket(connection, request.channel, source)
+    check_readers(connection, request.channel, None if target is None else target.id)
     connection.execute(bucket_moves.delete().where(bucket_moves.c.channel == request.channel))
     connection.execute(bucket_moves.insert().values(
         channel=request.channel, owner=actor.owner, source=source, target=None if target is None else target.id,
@@ -90,9 +89,7 @@ def _show(connection: Connection, actor: Actor, request: ShowMove, at: At) -> Do
 
 def _stop(connection: Connection, actor: Actor, request: StopMove, at: At) -> Done:
     channels.require_channel(connection, request.channel, actor.owner, "set its bucket")
-    connection.execute(bucket_moves.update().where(
-        bucket_moves.c.channel == request.channel, bucket_moves.c.state.in_(RUNNING)).values(
-            state=STOPPED, why=f"{actor.owner} has stopped it", changed=at.now_ms))
+    stop_move(connection, request.channel, f"{actor.owner} has stopped it", at.now_ms)
     return Done(_answer(connection, request.channel))
 
 

@@ -172,10 +172,17 @@ def _set(connection: Connection, actor: Actor, request: SetPubsub, at: At) -> Do
     changed = (None if before is None else before.id) != (None if row is None else row.id)
     connection.execute(channels_table.update().where(channels_table.c.name == request.channel).values(
         pubsub=None if row is None else row.id))
-    # Who is cut off asks for a token, and learns by it that there is another place.
+    # Who is cut off asks for a token, and learns by it that there is another place. Some services do not cut off.
     members = [member.grant.node_id for member in grants.list_members(connection, request.channel)] if changed else []
-    return Done(PubsubSet(channel=request.channel, engine=None if row is None else row.id,
-                          name=None if row is None else row.name), cut=tuple(members))
+    answer = PubsubSet(channel=request.channel, engine=None if row is None else row.id,
+                       name=None if row is None else row.name)
+
+    async def tell(outside: Outside) -> PubsubSet:
+        if changed and before is not None:
+            outside.tell_nodes(request.channel, at=before)
+        return answer
+
+    return Done(tell, cut=tuple(members))
 
 
 def _line(connection: Connection, row: Row[Any]) -> PubsubLine:

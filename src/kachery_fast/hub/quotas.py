@@ -19,6 +19,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from ..errors import DiskError, QuotaExceeded
+from .buckets import Buckets
 from .engines import BucketEngine, ObjectRecord
 from .tables import channels
 from .usage import Place, Usage, node_day_bytes
@@ -140,8 +141,9 @@ class Quotas:
     """Decides on uploads. One for each hub, used on its event loop."""
 
     def __init__(
-        self, usage: Usage, promises: Promises, clock: Callable[[], float]
+        self, usage: Usage, promises: Promises, buckets: Buckets, clock: Callable[[], float]
     ) -> None:
+        self._buckets = buckets
         self._usage = usage
         self._promises = promises
         self._clock = clock
@@ -188,7 +190,7 @@ class Quotas:
 
     async def without_present(self, bucket: BucketEngine, sizes_bytes: Mapping[str, int]) -> dict[str, int]:
         """Look which objects are in the bucket already; return how much more each will be than now."""
-        return await asyncio.get_running_loop().run_in_executor(None, _added, bucket, dict(sizes_bytes))
+        return await self._buckets.run(_added, bucket, dict(sizes_bytes), own=bucket.watched)
 
     async def make_room(
         self, bucket: BucketEngine, place: Place, limits: Limits, sizes_bytes: Mapping[str, int]
@@ -202,7 +204,7 @@ class Quotas:
             if excess <= 0 or time.monotonic() < self._in_vain.get(channel, 0.0):
                 return
             wanted = excess + int(limits.size_bytes_max * _SPARE_PART)
-            freed = await asyncio.get_running_loop().run_in_executor(None, self._free, bucket, channel, wanted)
+            freed = await self._buckets.run(self._free, bucket, channel, wanted, own=bucket.watched)
             if freed < excess:
                 self._in_vain[channel] = time.monotonic() + _RETRY_SECONDS
             else:

@@ -13,6 +13,7 @@ from ..config import Settings
 from ..errors import KacheryError
 from ..protocol.messages import CHANNEL_CHANGED
 from ..protocol.names import BAND_KINDS, band_name
+from .buckets import EngineRow
 from .pubsubs import Pubsubs, find_pubsub
 from .registry import Registry
 
@@ -36,9 +37,12 @@ class Teller:
         self._settings = settings
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def tell(self, channel: str) -> None:
-        """Begin to tell the nodes of a channel, each of which hears one band at least."""
-        task = asyncio.get_running_loop().create_task(self._tell(channel))
+    def tell(self, channel: str, *, at: EngineRow | None = None) -> None:
+        """Begin to tell the nodes of a channel, each of which hears one band at least.
+
+        :param at: the pub/sub service that the channel had before, where the nodes still are.
+        """
+        task = asyncio.get_running_loop().create_task(self._tell(channel, at))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -48,16 +52,16 @@ class Teller:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _tell(self, channel: str) -> None:
+    async def _tell(self, channel: str, at: EngineRow | None) -> None:
         try:
-            await asyncio.wait_for(self._publish(channel), _TELL_SECONDS_MAX)
+            await asyncio.wait_for(self._publish(channel, at), _TELL_SECONDS_MAX)
         except (KacheryError, asyncio.TimeoutError) as error:
             _log.info("channel %s: its nodes were not told of its change: %s", channel, error or "no answer in time")
         except Exception:
             _log.exception("channel %s: its nodes could not be told of its change", channel)
 
-    async def _publish(self, channel: str) -> None:
-        row = await self._registry.call(find_pubsub, channel)
+    async def _publish(self, channel: str, at: EngineRow | None) -> None:
+        row = at or await self._registry.call(find_pubsub, channel)
         bands = [band_name(channel, kind) for kind in BAND_KINDS]
         client = await self._pubsubs.open(channel, row, {band: ["publish"] for band in bands}, self._local_url(),
                                           self._settings)

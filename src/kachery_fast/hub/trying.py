@@ -96,7 +96,7 @@ class Trier:
         """
         self._rate.spend(owner, 1, self._clock(), who=owner,
                          limit=f"a channel can be tested {TRIALS_PER_MINUTE_MAX} times a minute")
-        steps = await asyncio.get_running_loop().run_in_executor(None, self._try_bucket, channel, row)
+        steps = await self._buckets.run(self._try_bucket, channel, row, own=row is None)
         steps.append(await self._try_bands(channel, pubsub))
         return ChannelTried(channel=channel, bucket=None if row is None else row.name,
                             pubsub=None if pubsub is None else pubsub.name, steps=steps,

@@ -61,15 +61,20 @@ class Counts:
         with self._lock:
             self._counted.pop(channel, None)
 
-    def removed(self, object_name: str, size_bytes: int) -> None:
-        """An object is there no more, which was counted."""
+    def removed(self, object_name: str, size_bytes: int | None = None) -> None:
+        """An object is there no more, which was counted. One of which the size is not known makes the count an old
+        one."""
         channel, kind, _ = object_name.split("/", 2)
         with self._lock:
             counted = self._counted.get(channel)
-            if counted is not None:
-                before = counted.kinds[kind]
-                self._counted[channel] = counted._replace(kinds={
-                    **counted.kinds, kind: KindTotal(before.objects - 1, before.size_bytes - size_bytes)})
+            if counted is None:
+                return
+            if size_bytes is None:
+                self._counted[channel] = counted._replace(until=0.0)
+                return
+            before = counted.kinds[kind]
+            self._counted[channel] = counted._replace(kinds={
+                **counted.kinds, kind: KindTotal(before.objects - 1, before.size_bytes - size_bytes)})
 
     def _count(self, channel: str) -> None:
         at, begun = self._clock(), time.monotonic()

@@ -132,6 +132,7 @@ class DirectoryBucket:
             self._files().remove(object_name, etag=etag)
         except ObjectMissing:
             return False
+        self._counts.removed(object_name)
         return True
 
     def remove_channel(self, channel: str) -> int:
@@ -146,7 +147,7 @@ class DirectoryBucket:
     def _files(self) -> ObjectFiles:
         """The folder. :raises EngineUnusable: it is not what it was, as when its file system is not mounted."""
         folder = Path(self._settings.folder)
-        if not is_marked(folder, self._settings.mark):
+        if os.path.realpath(folder) != str(folder) or not is_marked(folder, self._settings.mark):
             raise EngineUnusable(what=f"The folder {folder}", why="it does not bear the hub's mark",
                                  advice="Is its file system mounted on the hub's machine?")
         if self._opened is None:

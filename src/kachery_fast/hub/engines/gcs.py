@@ -101,7 +101,10 @@ class GcsBucket(XmlBucket):
         library = self._library()
         if library is None:
             return super().remove(object_name, etag=etag)
-        return library.remove(self.key(object_name), etag)
+        removed = library.remove(self.key(object_name), etag)
+        if removed:
+            self.counts.removed(object_name)
+        return removed
 
     def remove_all(self, page: list[ObjectRecord]) -> None:
         """See ``XmlBucket``."""

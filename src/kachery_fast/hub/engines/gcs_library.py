@@ -83,13 +83,14 @@ class GcsLibrary:
     def remove_all(self, keys: list[str]) -> None:
         """Remove objects; those that are gone already do not matter."""
         for start in range(0, len(keys), _BATCH_MAX):
-            with self._explained():
-                try:
-                    with self._client.batch():
-                        for key in keys[start:start + _BATCH_MAX]:
-                            self._bucket.blob(key).delete(retry=None)
-                except NotFound:
-                    pass  # all of a batch are tried before one is reported
+            batch = keys[start:start + _BATCH_MAX]
+            try:
+                with self._explained(), self._client.batch():
+                    for key in batch:
+                        self._bucket.blob(key).delete(retry=None)
+            except EngineUnusable:
+                for key in batch:  # only the first failure was told, which may be that one was gone already
+                    self.remove(key, None)
 
     def allow_browsers(self) -> None:
         """Have any page be allowed to read there, as far as it has leave to (CORS)."""

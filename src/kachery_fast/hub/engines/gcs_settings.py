@@ -22,7 +22,8 @@ EXPIRE_DAYS_MAX = 36_500
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 _EMAIL = re.compile(r"[A-Za-z0-9._-]{1,100}@[A-Za-z0-9.-]{1,200}")
 _KEY = re.compile(r"[!-~]{1,300}")
-_RSA_BITS = range(2048, 8193)
+# Google's have 2,048; each signature by a longer one would keep the hub from everything else for longer.
+_RSA_BITS = range(2048, 3073)
 
 
 class GcsSettings(msgspec.Struct, frozen=True, rename="camel"):

@@ -55,7 +55,7 @@ class XmlBucket(ABC):
         self.clock = clock
         self._bucket_url = bucket_url
         self._prefix = prefix
-        self._counts = Counts(lambda start: chain.from_iterable(self.pages(start)), counter, clock)
+        self.counts = Counts(lambda start: chain.from_iterable(self.pages(start)), counter, clock)
 
     @abstractmethod
     def signed_url(self, method: str, url: str, life_seconds: int, headers: Mapping[str, str] | None = None,
@@ -91,7 +91,7 @@ class XmlBucket(ABC):
 
     def totals(self, channel: str) -> BucketTotals:
         """See ``BucketEngine``: what the last count came to, which another one follows when it is old."""
-        return self._counts.totals(channel)
+        return self.counts.totals(channel)
 
     def size(self, object_name: str) -> int | None:
         """See ``BucketEngine``."""
@@ -148,6 +148,7 @@ class XmlBucket(ABC):
         if reply.status == 412 and etag is not None:
             return False
         self.check(reply, 204, 200)
+        self.counts.removed(object_name)
         return True
 
     def remove_channel(self, channel: str) -> int:
@@ -156,7 +157,7 @@ class XmlBucket(ABC):
         for page in self.pages(f"{channel}/"):
             self.remove_all(page)
             removed += len(page)
-        self._counts.forget(channel)
+        self.counts.forget(channel)
         return removed
 
     def pages(self, prefix: str, after: str = "", size: int = PAGE_MAX) -> Iterator[list[ObjectRecord]]:

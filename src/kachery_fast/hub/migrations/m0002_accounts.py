@@ -76,7 +76,7 @@ def upgrade() -> None:
         sa.Column("channel", sa.String(64), sa.ForeignKey("channels.name"), primary_key=True),
         sa.Column("owner", sa.String(254), nullable=False), sa.Column("source", sa.String(32)),
         sa.Column("target", sa.String(32)), sa.Column("state", sa.String(10), nullable=False),
-        sa.Column("after", sa.String(300), nullable=False), sa.Column("objects", sa.BigInteger, nullable=False),
+        sa.Column("after", sa.Text, nullable=False), sa.Column("objects", sa.BigInteger, nullable=False),
         sa.Column("size_bytes", sa.BigInteger, nullable=False), sa.Column("damaged", sa.BigInteger, nullable=False),
         sa.Column("why", sa.Text, nullable=False), _time("started"), _time("changed"))
     op.create_table(

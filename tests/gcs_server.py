@@ -39,16 +39,20 @@ _SKEW_SECONDS = 900
 _QUOTED = "-_.~"
 
 
-@lru_cache
-def service_account() -> str:
-    """The key file of the only service account, made once; all of its addresses lead nowhere."""
+def rsa_key(bits: int) -> str:
+    """A private key, as a key file has it."""
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import rsa
 
-    key = rsa.generate_private_key(65537, 2048).private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    return rsa.generate_private_key(65537, bits).private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()).decode()
+
+
+@lru_cache
+def service_account() -> str:
+    """The key file of the only service account, made once; all of its addresses lead nowhere."""
     return json.dumps({"type": "service_account", "project_id": "lab", "client_email": EMAIL,
-                       "private_key": key.decode(), "token_uri": "http://127.0.0.1:9/token",
+                       "private_key": rsa_key(2048), "token_uri": "http://127.0.0.1:9/token",
                        "auth_uri": "http://127.0.0.1:9/auth", "universe_domain": "elsewhere.example"})
 
 

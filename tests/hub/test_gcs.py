@@ -28,7 +28,7 @@ from kachery_fast.hub.engines.gcs_settings import GcsCredentials, GcsSettings, c
 from kachery_fast.hub.outbound import Outbound
 from kachery_fast.protocol.names import object_name
 
-from ..gcs_server import EMAIL, KEYS, GcsServer, credentials_of, service_account
+from ..gcs_server import EMAIL, KEYS, GcsServer, credentials_of, rsa_key, service_account
 from ..google import google_client
 from ..network import LOOPS, run_on
 from ..store_server import BUCKET
@@ -120,6 +120,8 @@ def test_an_hmac_key_signs_as_google_documents_it() -> None:
     ("not JSON", "", ""), (json.dumps({**json.loads(service_account()), "type": "authorized_user"}), "", ""),
     (json.dumps({**json.loads(service_account()), "client_email": "a\nb@c"}), "", ""),
     (json.dumps({**json.loads(service_account()), "private_key": "-----BEGIN PRIVATE KEY-----"}), "", ""),
+    (json.dumps({**json.loads(service_account()), "private_key": rsa_key(1024)}), "", ""),
+    (json.dumps({**json.loads(service_account()), "private_key": rsa_key(4096)}), "", ""),
 ], ids=lambda _value: "")
 def test_credentials_that_cannot_be_are_refused_and_not_shown(account: str, access_key: str, secret_key: str) -> None:
     with pytest.raises(InvalidArgument) as refused:

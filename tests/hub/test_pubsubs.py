@@ -30,6 +30,7 @@ from kachery_fast.net.bands import open_bands
 from kachery_fast.net.channel import Channel, Message
 from kachery_fast.net.hub import HubClient
 from kachery_fast.protocol.hub_bodies import PubsubInfo
+from kachery_fast.protocol.messages import CHANNEL_CHANGED
 from kachery_fast.protocol.names import BAND_KINDS, band_name
 from kachery_fast.protocol.nkeys import ACCOUNT
 from tests.embedded.broker_server import KEY, Server, serving, until
@@ -271,6 +272,22 @@ def test_a_channel_that_changes_its_service_cuts_its_nodes_and_tells_them_by_the
             await bands.close()
 
     run_on(loop_kind, scenario())
+
+
+def test_where_nobody_is_cut_off_nodes_are_told_by_the_service_that_they_are_still_on(
+    tmp_path: Path, nats: NatsServer
+) -> None:
+    async def scenario() -> None:
+        async with running_world(tmp_path, hub_engine_hosts=nats.hosts) as world:
+            await use_nats(world, nats)
+            bands, got = await bands_of(world, await world.member("a"), "a"), asyncio.Queue[Message]()
+            await bands.connect()
+            await bands.subscribe(BANDS[0], got.put_nowait)
+            await world.owner.call("setPubsub", channel=CHANNEL)
+            assert (await asyncio.wait_for(got.get(), 20)).data == CHANNEL_CHANGED
+            await bands.close()
+
+    run_on("uvloop", scenario())
 
 
 # --- who may

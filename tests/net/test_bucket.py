@@ -268,6 +268,23 @@ def test_refused_uploads_are_told_apart(loop_kind: str, data_file: Path, status:
     assert pauses == []
 
 
+def test_leave_for_a_bucket_of_another_kind_is_asked_for_anew(loop_kind: str, data_file: Path) -> None:
+    leave = SignedUpload(NAME, f"file:///folder/{NAME}", {})
+    with FaultyServer(answer(200)) as server, data_file.open("rb") as file:
+        for put_it in (lambda bucket: bucket.put_from(leave, file.fileno(), 0, 10),
+                       lambda bucket: bucket.put_bytes(leave, b"x")):
+            raised, _ = with_bucket(loop_kind, server.url, put_it)
+            assert type(raised) is UrlExpired
+        assert server.heads == []
+
+
+@pytest.mark.parametrize("code", [b"BadDigest", b"RequestTimeout"])
+def test_a_refusal_of_s3_that_may_pass_is_tried_again(loop_kind: str, data_file: Path, code: bytes) -> None:
+    refusal = answer(400, b"<Error><Code>" + code + b"</Code></Error>")
+    with FaultyServer(refusal, answer(200)) as server:
+        assert upload(loop_kind, server, data_file)[:2] == (True, 2_000_000)
+
+
 def test_uploads_are_tried_again_from_the_start(loop_kind: str, data_file: Path) -> None:
     def broken(sock: socket.socket, head: bytes) -> bool:
         sock.recv(1000)

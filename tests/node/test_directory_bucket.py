@@ -26,6 +26,7 @@ from kachery_fast.errors import (
     InvalidName,
     ObjectMissing,
     TooLarge,
+    UrlExpired,
     WrongSize,
 )
 from kachery_fast.net.bucket import FileSpan, SignedUpload
@@ -65,7 +66,7 @@ def do(folder: Path, what: Callable[[DirectoryBucket], Awaitable[T]], loop_kind:
 
 
 def leave(name: str, *, replace: bool = False) -> SignedUpload:
-    return SignedUpload(name, "", {"replace": "1"} if replace else {})
+    return SignedUpload(name, f"file:///{name}", {"replace": "1"} if replace else {})
 
 
 @both_loops
@@ -106,6 +107,21 @@ def test_small_objects_and_what_may_be_replaced(folder: Path, loop_kind: str) ->
         assert (await bucket.size(OTHER), await bucket.get_small(OTHER, 10)) == (0, b"")
 
     do(folder, run, loop_kind)
+
+
+def test_leave_for_a_bucket_of_another_kind_is_asked_for_anew(folder: Path, tmp_path: Path) -> None:
+    async def run(bucket: DirectoryBucket) -> None:
+        await bucket.put_bytes(leave(NAME), b"first")
+        of_s3 = SignedUpload(NAME, f"https://s3.example.org/bucket/{NAME}?X-Amz-Signature=1", {"if-none-match": "*"})
+        with pytest.raises(UrlExpired, match="another bucket"):
+            await bucket.put_bytes(of_s3, b"second")
+        (tmp_path / "source").write_bytes(b"second")
+        with (tmp_path / "source").open("rb") as source, pytest.raises(UrlExpired, match="another bucket"):
+            await bucket.put_from(of_s3, source.fileno(), 0, 6)
+        assert not await bucket.put_bytes(SignedUpload(NAME, "file:", {"replace": "0"}), b"second")
+        assert await bucket.get_small(NAME, 10) == b"first"
+
+    do(folder, run)
 
 
 def test_what_is_missing_or_of_another_size(folder: Path) -> None:
@@ -253,7 +269,7 @@ async def main():
     with ThreadPoolExecutor(4) as threads:
         bucket = DirectoryBucket(sys.argv[1], threads)
         sys.stdin.readline()
-        print(sum(await asyncio.gather(*(bucket.put_bytes(SignedUpload(name, "", {}), name.encode() * 1000)
+        print(sum(await asyncio.gather(*(bucket.put_bytes(SignedUpload(name, "file:", {}), name.encode() * 1000)
                                          for name in sys.argv[2:]))))
 asyncio.run(main())
 """

@@ -145,7 +145,7 @@ def test_a_channel_that_a_strangers_message_shows_to_be_gone_is_closed_whole(loo
                 leaver = world.node("x")
                 leaver._key = a.node.identity.key
                 await leaver.leave(CHANNEL)
-                begin_task(link._refresh_once(), link._tasks)
+                begin_task(link.look_again(), link._tasks)
                 await until(lambda: a.node.links() == [])
                 await until(lambda: not [task for task in asyncio.all_tasks() if "_supervise" in repr(task)])
                 assert (await a.ask("GET", "/api/info"))[0] == 200

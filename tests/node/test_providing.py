@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from kachery_fast.errors import BucketUnreachable, CorruptFile, DiskError, KacheryError, NotPermitted, UrlExpired
+from kachery_fast.net.bucket import HttpBucket
 from kachery_fast.net.memory import MemoryBucket
 from kachery_fast.node import providing as providing_module
+from kachery_fast.node.uploading import Account, put_signed
 from kachery_fast.protocol.bodies import Assign, Failed, Offer, Ready, RequestFile2022, UploadFileStatus2022, Want
 from kachery_fast.store.files import FileStore
 from tests.network import LOOPS, run_on
@@ -120,6 +123,52 @@ def test_uploads_are_bounded_over_the_node(loop_kind: str, tmp_path: Path) -> No
                 each.assign(uri.sha1, uri.manifest_sha1, [(0, 10)])
             await until(lambda: all(ready(each) == list(range(10)) for each in askers))
             assert 1 <= bucket.most <= 2
+    run_on(loop_kind, work(), 60)
+
+
+@pytest.mark.parametrize("with_crc32c", [True, False])
+def test_a_bucket_that_comes_in_the_midst_of_an_upload_gets_the_whole_file(
+    loop_kind: str, tmp_path: Path, with_crc32c: bool
+) -> None:
+    """Objects are signed in batches of another size where their CRC-32C is told."""
+    class Left(MemoryBucket):
+        async def put_from(self, *arguments: Any, **named: Any) -> bool:
+            if len(self.puts) == 3:
+                a.link.info = replace(a.link.info, crc32c=with_crc32c)
+                a.link.bucket = second
+            return await super().put_from(*arguments, **named)
+
+    async def work() -> None:
+        nonlocal a
+        async with network(tmp_path, Left()) as net:
+            a = await net.peer("a", sign_batch_max=10, upload_concurrency=1)
+            a.link.info = replace(a.link.info, crc32c=not with_crc32c)
+            data, account = data_of(30 * CHUNK), Account()
+            uri = await a.uploader.put_file(a.put(data), account)
+            chunks = {net.object(sha1_of(data[start:start + CHUNK])) for start in range(0, len(data), CHUNK)}
+            assert {*second.objects} == {*chunks, net.object(uri.manifest_sha1 or "")}
+            assert account.done_bytes == account.total_bytes
+
+    a: Any = None
+    second = MemoryBucket()
+    run_on(loop_kind, work(), 60)
+
+
+def test_leave_for_a_bucket_that_the_node_has_not_heard_of_has_it_ask(loop_kind: str, tmp_path: Path) -> None:
+    async def work() -> None:
+        async with network(tmp_path) as net:
+            a = await net.peer("a")
+            a.link.bucket = HttpBucket("http://127.0.0.1:1", a.ranges, a.settings)  # which takes no leave for "memory:"
+
+            async def refresh() -> None:
+                a.link.bucket = net.bucket
+
+            a.link._refresh = refresh
+            (leave,) = await a.link.hub.sign_uploads(net.channel, [(sha1_of(b"x"), 1)])
+            assert await put_signed(a.link, leave, lambda upload: a.link.bucket.put_bytes(upload, b"x"),
+                                    lambda: a.link.hub.sign_uploads(net.channel, [(sha1_of(b"x"), 1)]))
+            assert net.bucket.objects == {leave.object: b"x"}
+
     run_on(loop_kind, work(), 60)
 
 

@@ -33,12 +33,14 @@ from .ranges import Meter, Progress, RangeClient, Response
 from .resumable import put_resumable
 from .targets import FileSpan, Target, rest_of, size_of
 
-__all__ = ["Bucket", "FileSpan", "HttpBucket", "ReadUrls", "SignedUpload", "Target"]
+__all__ = ["Bucket", "FileSpan", "HttpBucket", "ReadUrls", "SignedUpload", "Target", "check_leave"]
 
 T = TypeVar("T")
 
 _log = logging.getLogger("kachery_fast.net")
 _PASSING = frozenset({408, 409, 421, 425, 429})
+# Of S3, each with the status 400: it was changed on the way, and its sender paused for too long.
+_PASSING_CODES = ("<Code>BadDigest<", "<Code>RequestTimeout<")
 _REFUSED = frozenset({401, 403})
 _REASON_SIZE_BYTES_MAX = 65536
 
@@ -51,6 +53,12 @@ class SignedUpload(NamedTuple):
     url: str
     headers: dict[str, str]
     resumable: bool = False
+
+
+def check_leave(upload: SignedUpload, *schemes: str) -> None:
+    """A channel may get a bucket of another kind while uploads wait. :raises UrlExpired: this is leave for that."""
+    if not upload.url.startswith(schemes):
+        raise UrlExpired(object=upload.object_name, why="the channel has another bucket by now")
 
 
 class ReadUrls(Protocol):
@@ -192,6 +200,7 @@ class HttpBucket:
 
     async def put_from(self, upload: SignedUpload, fd: int, offset: int, length: int, *,
                        progress: Progress | None = None) -> bool:
+        check_leave(upload, "http://", "https://")
         if upload.resumable:
             return await put_resumable(
                 self._client, upload.url, upload.headers, length, _Tries(self, upload.object_name), progress,
@@ -201,6 +210,7 @@ class HttpBucket:
             upload.url, fd, offset, length, headers=upload.headers, progress=meter.told))
 
     async def put_bytes(self, upload: SignedUpload, data: bytes) -> bool:
+        check_leave(upload, "http://", "https://")
         if upload.resumable:
             return await put_resumable(
                 self._client, upload.url, upload.headers, len(data), _Tries(self, upload.object_name), None,
@@ -302,7 +312,7 @@ class _Tries:
             raise ObjectMissing(object=name)
         if answer.status in (400, 401, 403) and ("expired" in text.lower() or (action == "the upload" and not text)):
             raise UrlExpired(object=name, why=why)
-        passing = answer.status >= 500 or answer.status in _PASSING or "<Code>BadDigest<" in text  # changed on the way
+        passing = answer.status >= 500 or answer.status in _PASSING or any(code in text for code in _PASSING_CODES)
         if not passing and answer.status not in (200, 206):
             if 300 <= answer.status < 400:
                 why = "it points elsewhere, and redirects are not followed"

@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 from ..embedded.bucket_files import ObjectFiles, OpenObject
 from ..embedded.bucket_mark import is_marked
 from ..errors import BucketUnreachable, DiskError, FileChanged, ObjectMissing, TooLarge, WrongSize
-from ..net.bucket import SignedUpload
+from ..net.bucket import SignedUpload, check_leave
 from ..net.ranges import Progress
 from ..net.targets import FileSpan, Target, disk_error, fill, size_of
 from ..splice import FileRefused
@@ -97,7 +97,7 @@ class DirectoryBucket:
             return found.size_bytes
 
     def _put_from(self, upload: SignedUpload, source: FileSpan, progress: Progress | None) -> bool:
-        files, replace = self._opened(), bool(upload.headers)
+        files, replace = self._opened(), _replaces(upload)
         if not replace and files.offered(upload.object_name):
             return False
 
@@ -112,7 +112,7 @@ class DirectoryBucket:
         return files.make(upload.object_name, source.length, copy, replace=replace)
 
     def _put_bytes(self, upload: SignedUpload, data: bytes) -> bool:
-        return self._opened().write(upload.object_name, data, replace=bool(upload.headers))
+        return self._opened().write(upload.object_name, data, replace=_replaces(upload))
 
     @contextmanager
     def _reading(self, object_name: str) -> Iterator[OpenObject]:
@@ -135,3 +135,9 @@ class DirectoryBucket:
         if self._files is None:
             self._files = ObjectFiles(self._root, fsync=True, shared=True)
         return self._files
+
+
+def _replaces(upload: SignedUpload) -> bool:
+    """Whether an upload is to take the place of what is there. :raises UrlExpired: it is leave for another bucket."""
+    check_leave(upload, "file:")
+    return upload.headers.get("replace") == "1"

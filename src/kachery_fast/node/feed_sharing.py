@@ -342,7 +342,7 @@ class FeedSharing:
             self.link.name, *key, specs, *(() if index is None else (len(index), crc32c_of(self.link, index))))
 
     async def _put(self, leave: SignedObject, data: bytes, sign: Callable[[], Awaitable[list[SignedObject]]]) -> None:
-        if await put_signed(leave, lambda leave: self.link.bucket.put_bytes(leave, data), sign):
+        if await put_signed(self.link, leave, lambda leave: self.link.bucket.put_bytes(leave, data), sign):
             self._tools.traffic.uploaded_objects += 1
             self._tools.traffic.uploaded_bytes += len(data)
 

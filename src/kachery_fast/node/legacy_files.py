@@ -324,7 +324,7 @@ class LegacyFiles:
                 return await link.hub.sign_uploads(link.name, [(sha1, len(data), crc32c_of(link, data))])
 
             (leave,) = await sign()
-            await put_signed(leave, lambda upload: link.bucket.put_bytes(upload, data), sign)
+            await put_signed(link, leave, lambda upload: link.bucket.put_bytes(upload, data), sign)
 
         url = self._node.deposits.expect(request, asked.size, CHUNK_SIZE_BYTES_MAX, take)
         return answer_success(alreadyUploaded=False, signedUrl=url)

@@ -143,7 +143,7 @@ class ChannelLink:
     async def check_member(self, node_id: str, permission: Permission) -> bool:
         """As ``member_may``; before the answer is no the hub is asked, as the node may have joined just now."""
         if not self.member_may(node_id, permission):
-            await self._refresh_once()
+            await self.look_again()
         return self.member_may(node_id, permission)
 
     def _open_bucket(self, url: str) -> Bucket:
@@ -207,7 +207,7 @@ class ChannelLink:
         token = await self.hub.pubsub_token(self.name)
         if token.pubsub is not None and token.pubsub != self.info.pubsub:
             # The next look at the hub would tell, and have this node connect there.
-            begin_task(self._refresh_once(), self._tasks)
+            begin_task(self.look_again(), self._tasks)
             raise BandUnreachable(channel=self.name, why="its messages go by another service now")
         return token
 
@@ -271,7 +271,7 @@ class ChannelLink:
         """The broker knows bands alone; the hub, which permission is in force no more."""
         log.warning("channel %s: %s", self.name, error)
         try:
-            await self._refresh_once()
+            await self.look_again()
         finally:  # also when the hub says that this node is on the channel no more, and this is cancelled
             for outgoing in batch:
                 outgoing.failed(self.refusal(RULES[type(outgoing.body)].permission) or error)
@@ -354,7 +354,7 @@ class ChannelLink:
     async def _deliver_after_refresh(self, body: BandBody, sender: str, permission: Permission) -> None:
         """A stranger may be a member that joined after the last look: look again, but not at every message."""
         try:
-            await self._refresh_once()
+            await self.look_again()
         finally:
             self._strangers_waiting -= 1
         if self.member_may(sender, permission):
@@ -368,9 +368,9 @@ class ChannelLink:
         if self._refreshing is not None:
             await asyncio.wait([self._refreshing])
         self._told = False
-        await self._refresh_once()
+        await self.look_again()
 
-    async def _refresh_once(self) -> None:
+    async def look_again(self) -> None:
         """Have the hub asked, at most each second; who comes meanwhile waits for the same answer."""
         if self._refreshing is None:
             self._refreshing = self._loop.create_task(self._refresh_soon())

@@ -116,7 +116,7 @@ class TaskResults:
 
         for _ in range(_PUT_TRIES_MAX):
             (leave,) = await sign()
-            if await put_signed(leave, put, sign):
+            if await put_signed(self._link, leave, put, sign):
                 return
         raise NodeError(what=f"the result of {effect.function!r} could not be put into the bucket, where another one "
                              "is that nobody may have made")

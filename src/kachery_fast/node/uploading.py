@@ -100,8 +100,13 @@ class Uploader:
         account = Account() if account is None else account
         manifest_sha1, objects = await in_thread(self._hash_threads, self._objects, uri)
         account.total_bytes = sum(upload.end - upload.start for upload in objects)
-        for start in range(0, len(objects), self.sign_batch_max):
-            await self._put_batch(objects[start:start + self.sign_batch_max], account)
+        while True:
+            bucket, batch_max = self._link.bucket, self.sign_batch_max
+            for start in range(0, len(objects), batch_max):
+                await self._put_batch(objects[start:start + batch_max], account)
+            if bucket is self._link.bucket:
+                break
+            account.done_bytes = 0  # the channel has another bucket now: all has to be in that one
         return FileUri(uri.sha1, uri.label, manifest_sha1)
 
     async def _put_batch(self, objects: list[Upload], account: Account) -> None:
@@ -148,7 +153,7 @@ class Uploader:
             def put(leave: SignedUpload) -> Awaitable[bool]:
                 return self._link.bucket.put_from(leave, file.fileno(), upload.start, length, progress=progress)
 
-            if await put_signed(leave, put, lambda: self.sign([upload])):
+            if await put_signed(self._link, leave, put, lambda: self.sign([upload])):
                 self._traffic.uploaded_objects += 1
                 self._traffic.uploaded_bytes += length
         finally:
@@ -191,9 +196,10 @@ def crc32c_of(link: ChannelLink, data: bytes) -> int | None:
     return crc32c(data) if link.info.crc32c else None
 
 
-async def put_signed(leave: SignedObject, put: Callable[[SignedUpload], Awaitable[bool]],
+async def put_signed(link: ChannelLink, leave: SignedObject, put: Callable[[SignedUpload], Awaitable[bool]],
                      sign: Callable[[], Awaitable[list[SignedObject]]]) -> bool:
-    """Upload one object by ``put``, and return what it returns; leave that has expired is asked for anew by ``sign``.
+    """Upload one object by ``put``, and return what it returns; leave that has expired, or was given for another bucket
+    than the channel has now, is asked for anew by ``sign``.
 
     :raises UrlExpired: the new leave had expired too, again and again. :raises KacheryError: as ``put`` and ``sign``.
     """
@@ -204,6 +210,8 @@ async def put_signed(leave: SignedObject, put: Callable[[SignedUpload], Awaitabl
         except UrlExpired:
             if tries == _SIGN_TRIES_MAX:
                 raise
+            if tries > 1:  # the new one neither: the hub may give leave for a bucket that this node has not heard of
+                await link.look_again()
         (leave,) = await sign()
         tries += 1
 

@@ -134,14 +134,15 @@ def test_a_bucket_that_comes_in_the_midst_of_an_upload_gets_the_whole_file(
     class Left(MemoryBucket):
         async def put_from(self, *arguments: Any, **named: Any) -> bool:
             if len(self.puts) == 3:
+                (a,) = nodes
                 a.link.info = replace(a.link.info, crc32c=with_crc32c)
                 a.link.bucket = second
             return await super().put_from(*arguments, **named)
 
     async def work() -> None:
-        nonlocal a
         async with network(tmp_path, Left()) as net:
             a = await net.peer("a", sign_batch_max=10, upload_concurrency=1)
+            nodes.append(a)
             a.link.info = replace(a.link.info, crc32c=not with_crc32c)
             data, account = data_of(30 * CHUNK), Account()
             uri = await a.uploader.put_file(a.put(data), account)
@@ -149,7 +150,7 @@ def test_a_bucket_that_comes_in_the_midst_of_an_upload_gets_the_whole_file(
             assert {*second.objects} == {*chunks, net.object(uri.manifest_sha1 or "")}
             assert account.done_bytes == account.total_bytes
 
-    a: Any = None
+    nodes: list[Peer] = []
     second = MemoryBucket()
     run_on(loop_kind, work(), 60)
 

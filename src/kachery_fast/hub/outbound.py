@@ -20,12 +20,13 @@ from urllib.parse import urlsplit
 
 from ..config import Settings
 from ..errors import AddressRefused, EngineUnusable, InvalidArgument, TooLarge
+from ..net.foreign import SHOWN_LENGTH_MAX, one_line
 
 __all__ = ["ANSWER_SIZE_BYTES_MAX", "Outbound", "Reply", "check_endpoint", "is_for_everybody", "shown"]
 
 ANSWER_SIZE_BYTES_MAX = 4 * 1024 * 1024
 EXCHANGE_SECONDS_MAX = 60.0
-_SHOWN_LENGTH_MAX = 200
+_SHOWN_BYTES_MAX = 4 * SHOWN_LENGTH_MAX
 _PORTS = {"http": 80, "https": 443}
 _READ_BYTES = 256 * 1024
 # IPv6 addresses whose last 32 bits are an IPv4 one: of NAT64 (RFC 6052), and those of RFC 4291 §2.5.5.1.
@@ -75,8 +76,7 @@ def is_for_everybody(address: str) -> bool:
 
 def shown(data: bytes) -> str:
     """What a foreign server says, as it may be shown: one short line of printable characters."""
-    text = data[:4 * _SHOWN_LENGTH_MAX].decode("utf-8", "replace")
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:_SHOWN_LENGTH_MAX]
+    return one_line(data[:_SHOWN_BYTES_MAX].decode("utf-8", "replace"))
 
 
 class Outbound:

@@ -29,6 +29,7 @@ from ..errors import (
     UrlExpired,
     WrongSize,
 )
+from .foreign import one_line
 from .ranges import Meter, Progress, RangeClient, Response
 from .resumable import put_resumable
 from .targets import FileSpan, Target, rest_of, size_of
@@ -337,7 +338,7 @@ def _reason(text: str) -> str:
     parts = [found[1] for name in ("Code", "Message", "Details")
              if (found := re.search(f"<{name}>([^<]*)</{name}>", text))]
     said = ": ".join([*(part.rstrip(".") for part in parts[:-1]), *parts[-1:]]) or text
-    return " ".join("".join(c if c.isprintable() else " " for c in said).split())[:200]
+    return one_line(said)
 
 
 def _retry_after_seconds(headers: Mapping[str, str]) -> float:

@@ -12,8 +12,9 @@ What else is done about it, each from its source:
 - a time-out of either leaves a future behind at which the read loop dies: the connection is then given up;
 - a refusal is a line that comes before the answer to a PING sent after what was refused, and names only the subject,
   in lower case; as permissions last as long as the connection, it holds for all that this connection says there;
-- ``tls://`` is no more than a wish: a server that does not ask for TLS is left before anything is said;
-- its websocket is replaced (``nats_websocket``).
+- ``tls://`` is no more than a wish: a server that does not ask for TLS is left before the token is told;
+- its websocket is replaced (``nats_websocket``);
+- its parser keeps whatever a server sends, and its end may take half a minute: both are bounded (``nats_stream``).
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from ..errors import InvalidArgument
 from ..protocol.hub_bodies import PubsubToken
 from ..protocol.nkeys import USER, Nkey, nats_subject
 from .band_client import NOT_PERMITTED_CODE, TOO_LARGE_CODE, Listener, SdkError, State
+from .foreign import one_line
 
 __all__ = ["NatsClient"]
 
@@ -42,6 +44,9 @@ TOKEN_TIMEOUT_SECONDS = 4.5
 RENEW_BEFORE_SECONDS = 30.0
 RENEW_AGAIN_SECONDS = 3.0
 REFUSED_AGAIN_SECONDS = 10.0
+# The time that is left may be less than an answer takes from afar, and without one the connection is given up.
+ROUND_TRIP_SECONDS_MIN = 1.0
+CLOSE_SECONDS = 3.0
 PING_SECONDS = 5
 DRAIN_SECONDS = 3
 ID_HEADER = "Kachery-Id"
@@ -54,7 +59,11 @@ class _Connection:
     def __init__(self, on_ended: Callable[[_Connection], None]) -> None:
         from nats.aio.client import Client
 
+        from .nats_stream import BoundedParser, NatsStream
+
         self.client = Client()
+        self.client._ps = BoundedParser(self.client, self._failed)
+        self.client._transport = NatsStream()
         self.refused: set[tuple[str, str]] = set()
         self.why = ""
         self.life_seconds = 0.0
@@ -77,20 +86,30 @@ class _Connection:
             options["tls_hostname"] = parts.hostname
             host = f"[{address}]" if ":" in address else address
             url = f"{parts.scheme}://{host}:{parts.port or 4222}"
+
+        def sign(nonce: str) -> bytes:  # which is asked for before the token is told
+            if parts.scheme == "tls" and not self.client._server_info.get("tls_required"):
+                raise OSError(no_tls)
+            return b64encode(user.sign(nonce.encode()))
+
+        no_tls = f"{parts.hostname} does not speak TLS, as its address says that it does"
         self.life_seconds = (token.expires - token.issued) / 1000
         connecting = asyncio.ensure_future(self.client.connect(
             [url], name=name, allow_reconnect=False, max_reconnect_attempts=1, reconnect_time_wait=0,
             connect_timeout=int(CONNECT_SECONDS), ping_interval=PING_SECONDS, max_outstanding_pings=2,
             drain_timeout=DRAIN_SECONDS, pending_size=1, error_cb=self._failed, closed_cb=self._closed,
             user_jwt_cb=lambda: bytearray(token.token.encode()),
-            signature_cb=lambda nonce: b64encode(user.sign(nonce.encode())), **options))
+            signature_cb=sign, **options))
         connecting.add_done_callback(_collect)
         try:
             await asyncio.wait([connecting], timeout=CONNECT_SECONDS)
-        finally:
-            if not connecting.done() or connecting.exception() is not None:
-                connecting.cancel()
-                await self.close()
+        except BaseException:  # also when it has succeeded just now
+            connecting.cancel()
+            await self.close()
+            raise
+        if not connecting.done() or connecting.exception() is not None:
+            connecting.cancel()
+            await self.close()
         if self.ended.done():
             broken_off = connecting.done() and not connecting.cancelled() and isinstance(
                 connecting.exception(), ConnectionError)
@@ -99,7 +118,7 @@ class _Connection:
             raise SdkError(code=0, why=self.why)
         if parts.scheme == "tls" and not self.client._server_info.get("tls_required"):
             await self.close()
-            raise SdkError(code=0, why=f"{parts.hostname} does not speak TLS, as its address says that it does")
+            raise SdkError(code=0, why=no_tls)
 
     async def subscribe(self, band: str, listener: Listener) -> None:
         """Have what comes on a band handed on. It may be refused by the time of the next ``round_trip``."""
@@ -109,9 +128,12 @@ class _Connection:
         await self.client.subscribe(nats_subject(band), cb=hand_on)
 
     async def round_trip(self, timeout_seconds: float) -> None:
-        """Wait until the server has taken what was sent. :raises SdkError: it did not; the connection is over."""
+        """Wait until the server has taken what was sent, a second at least.
+
+        :raises SdkError: it did not; the connection is over.
+        """
         asked: asyncio.Future[Any] = asyncio.ensure_future(
-            self.client.rtt(max(timeout_seconds, 0.001)))  # type: ignore[arg-type]
+            self.client.rtt(max(timeout_seconds, ROUND_TRIP_SECONDS_MIN)))  # type: ignore[arg-type]
         asked.add_done_callback(_collect)
         waited: list[asyncio.Future[Any]] = [asked, self.ended]
         await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
@@ -142,21 +164,27 @@ class _Connection:
 
     async def close(self) -> None:
         """Close at once."""
-        with contextlib.suppress(Exception):
-            await self.client.close()
-        await self._closed()
+        await self._closed()  # whatever a server that hangs makes of it
+        closing = asyncio.ensure_future(self.client.close())
+        closing.add_done_callback(_collect)
+        await asyncio.wait([closing], timeout=CLOSE_SECONDS)
+        if not closing.done():
+            closing.cancel()
+            transport: Any = self.client._transport
+            transport.close()
+            await asyncio.wait([asyncio.ensure_future(transport.wait_closed())], timeout=CLOSE_SECONDS)
 
     async def _failed(self, error: Exception) -> None:
         found = _REFUSED.search(str(error).lower())
         if found is None:
-            self.why = str(error) or type(error).__name__
+            self.why = one_line(str(error)) or type(error).__name__
         else:
             self.refused.add(("publish" if found[1] == "publish" else "subscribe", found[2]))
 
     async def _closed(self) -> None:
         if not self.ended.done():
             error = self.client.last_error
-            self.why = self.why or (str(error) if error else "") or "no answer in time"
+            self.why = self.why or (one_line(str(error)) if error else "") or "no answer in time"
             self.ended.set_result(None)
             self._on_ended(self)
 
@@ -229,6 +257,8 @@ class NatsClient:
                 for band, listener in self._listening.items():
                     await self._sent(fresh.subscribe(band, listener))
                 await fresh.round_trip(CONNECT_SECONDS)
+                if self._closing is not None:  # by whom this is not awaited
+                    raise SdkError(code=0, why="closed")
             except BaseException:
                 await fresh.close()
                 raise

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from kachery_fast.embedded.bucket import UploadSigner
-from kachery_fast.embedded.bucket_files import Incoming, ObjectFiles
+from kachery_fast.embedded.bucket_files import ObjectFiles
 from kachery_fast.embedded.bucket_http import ConnectionLimits, PutLeave, RateLimit, RequestHandler
+from kachery_fast.embedded.bucket_incoming import Incoming
 from kachery_fast.errors import InvalidArgument, InvalidName, ObjectMissing, TooLarge, UploadRefused, UrlExpired
 from tests.embedded.bucket_server import (
     NAME,

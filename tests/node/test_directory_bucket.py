@@ -174,6 +174,42 @@ def test_a_file_that_goes_while_it_is_read_may_be_asked_for_again(
     do(folder, run)
 
 
+def test_a_folder_whose_disk_fails_is_out_of_reach_and_no_failure_of_this_disk(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_open = os.open
+
+    def stale(path: str | Path, *arguments: int, **named: int) -> int:
+        if str(path).endswith(NAME):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return real_open(path, *arguments, **named)
+
+    async def run(bucket: DirectoryBucket) -> None:
+        assert await bucket.put_bytes(leave(NAME), b"x" * 10)
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "open", stale)
+            for ask in (bucket.size(NAME), bucket.get_small(NAME, 10),
+                        bucket.get_into(NAME, memoryview(bytearray(10)))):
+                with pytest.raises(BucketUnreachable, match="Stale file handle"):
+                    await ask
+        (tmp_path / "target").touch()
+        with (tmp_path / "target").open("rb") as unwritable, pytest.raises(DiskError):
+            await bucket.get_into(NAME, FileSpan(unwritable.fileno(), 0, 10))
+
+    do(folder, run)
+
+
+def test_a_folder_that_cannot_be_used_is_out_of_reach(folder: Path) -> None:
+    (folder / ".incoming").touch()
+
+    async def run(bucket: DirectoryBucket) -> None:
+        for ask in (bucket.size(NAME), bucket.put_bytes(leave(NAME), b"x")):
+            with pytest.raises(BucketUnreachable, match="Not a directory"):
+                await ask
+
+    do(folder, run)
+
+
 @pytest.mark.parametrize("name", ["lab/sha1/../../../etc/passwd", "/etc/passwd", "lab/x", ".kachery-bucket-" + MARK])
 def test_no_other_file_is_reached(folder: Path, name: str) -> None:
     async def run(bucket: DirectoryBucket) -> None:

@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .._core import digest_file
-from ..errors import DiskError, DiskFull, InvalidName, ObjectExists, ObjectMissing, TooLarge
+from ..errors import DiskError, InvalidName, ObjectExists, ObjectMissing, TooLarge
 from ..splice import FileRefused, write_at
+from .bucket_incoming import Incoming, make_folders
 from .bucket_names import is_hashed, is_object_name
 from .bucket_stock import Stock, StoredObject, walk
 
-__all__ = ["LAST_READ_STEP_SECONDS", "Incoming", "ObjectFiles", "OpenObject"]
+__all__ = ["LAST_READ_STEP_SECONDS", "ObjectFiles", "OpenObject"]
 
 # The time of the last read is a file's access time. It is set here, as many file systems are mounted so that it is not
 # kept, and no more often than this.
@@ -32,7 +33,6 @@ LAST_READ_STEP_SECONDS = 3600.0
 _INCOMING = ".incoming"  # no channel can be called so
 # No upload rests for as long; younger ones may be another process's, where several share the directory.
 _LEFTOVER_SECONDS = 3600.0
-_NAMING_TRIES = 5
 _DIGEST_CHUNK_BYTES = 20 * 1024 * 1024
 
 
@@ -56,8 +56,8 @@ class ObjectFiles:
     their name protects, always are.
 
     :param shared: other processes, perhaps other users' on other machines, keep their objects here too: what is made
-        has the permissions of ``root``, which is there already, and what others have just made is looked for past
-        what a file system like NFS remembers of names that were not there.
+        has the permissions of ``root``, which is there already, and what others have just made or removed is
+        looked for past what a file system like NFS remembers of names.
     :param clock: seconds since the epoch, for the times of last reads.
     :raises DiskError: ``root`` cannot be made or cleared of what an earlier run left unfinished.
     """
@@ -75,11 +75,13 @@ class ObjectFiles:
             self._root = Path(os.path.realpath(root))
             self._incoming = self._root / _INCOMING
             self._folder_mode = stat.S_IMODE(self._root.stat().st_mode) if shared else None
-            _make_folders(self._incoming, self._folder_mode)
+            make_folders(self._incoming, self._folder_mode, self._root)
             for leftover in self._incoming.iterdir():
-                with suppress(FileNotFoundError, *([PermissionError] if shared else [])):  # its upload ends just now
-                    if not shared or time.time() - leftover.stat().st_mtime > _LEFTOVER_SECONDS:
+                with suppress(OSError if shared else FileNotFoundError):  # its upload ends just now, or it is another's
+                    if not shared:
                         leftover.unlink()
+                    elif time.time() - leftover.stat().st_mtime > _LEFTOVER_SECONDS:
+                        (leftover.rmdir if leftover.is_dir() else leftover.unlink)()
         except OSError as error:
             raise DiskError(action="the bucket's directory", path=root, why=error.strerror) from error
         self.stock = Stock(self._root)
@@ -109,8 +111,8 @@ class ObjectFiles:
         return OpenObject(fd, status.st_size, f'"{status.st_mtime_ns:x}-{status.st_size:x}-{status.st_ino:x}"')
 
     def _look_anew(self, path: Path) -> None:
-        """Open the folders above a file. NFS remembers for a while which names were not there; to open a folder has it
-        compare with the server (nfs(5), "close-to-open" and "lookupcache")."""
+        """Open the folders above a file. NFS remembers for a while which names were there and which not; to open a
+        folder has it compare with the server (nfs(5), "close-to-open" and "lookupcache")."""
         for folder in reversed(path.parents[:len(path.parents) - len(self._root.parents)]):
             os.close(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC))
 
@@ -136,13 +138,17 @@ class ObjectFiles:
     def offered(self, name: str) -> bool:
         """Whether there is an object, or anything else, under the name of one that somebody brings.
 
-        That counts as a use: who brings it will tell others that it is there.
+        That counts as a use: who brings it will tell others that it is there. :raises DiskError:
         """
         path = self._path(name)
         try:
+            if self._shared:
+                self._look_anew(path)
             self._note_use(path, path.lstat())
         except (FileNotFoundError, NotADirectoryError):
             return False
+        except OSError as error:
+            raise DiskError(action="reading", path=path, why=error.strerror) from error
         return True
 
     def _note_use(self, file: int | Path, status: os.stat_result) -> None:
@@ -159,7 +165,8 @@ class ObjectFiles:
         """
         fsync = self._fsync or not is_hashed(name)
         incoming = Incoming(name, self._path(name), self._incoming / secrets.token_hex(16), size_bytes, self.stock,
-                            fsync=fsync, replace=replace, folder_mode=self._folder_mode)
+                            fsync=fsync, replace=replace, folder_mode=self._folder_mode,
+                            look_anew=self._look_anew if self._shared else None)
         self._note_use(incoming.fd, os.fstat(incoming.fd))
         return incoming
 
@@ -282,109 +289,3 @@ class ObjectFiles:
         if os.path.realpath(path.parent) != str(path.parent):
             raise ObjectMissing(object=name)
         return path
-
-
-class Incoming:
-    """An object on its way: write to ``fd`` by offset, then ``commit``; ``close`` without it leaves nothing."""
-
-    def __init__(self, name: str, path: Path, temporary: Path, size_bytes: int, stock: Stock, *, fsync: bool,
-                 replace: bool = False, folder_mode: int | None = None) -> None:
-        self._stock, self._replace, self._folder_mode = stock, replace, folder_mode
-        self._name, self._path, self._temporary, self._fsync = name, path, temporary, fsync
-        self._size_bytes = size_bytes
-        self.fd = -1
-        try:
-            self.fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-            if folder_mode is not None:
-                os.fchmod(self.fd, folder_mode & 0o444 | 0o200)
-            # Asked first: an allocation that cannot succeed may take all that is left before it fails.
-            if size_bytes > _free_bytes(temporary.parent):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            if size_bytes and hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(self.fd, 0, size_bytes)
-        except OSError as error:
-            self.close()
-            raise self.translated(error, "creating") from error
-
-    def commit(self) -> None:
-        """Give the file its name. :raises ObjectExists: somebody was faster. :raises DiskFull: :raises DiskError:"""
-        try:
-            if self._fsync:
-                os.fsync(self.fd)
-            with self._stock.lock:
-                self._take_name()
-            if self._fsync:
-                self._fsync_folder()
-        except FileExistsError:
-            raise ObjectExists(object=self._name) from None
-        except OSError as error:
-            raise self.translated(error, "creating") from error
-
-    def _take_name(self) -> None:
-        if not self._replace:
-            self._in_folder(os.link)
-            self._stock.changed(self._name, 1, self._size_bytes)
-            return
-        try:
-            old: os.stat_result | None = self._path.lstat()
-        except FileNotFoundError:
-            old = None
-        self._in_folder(os.rename)
-        if old is not None and stat.S_ISREG(old.st_mode):
-            self._stock.changed(self._name, 0, self._size_bytes - old.st_size)
-        else:
-            self._stock.changed(self._name, 1, self._size_bytes)
-
-    def _in_folder(self, name_it: Callable[[Path, Path], None]) -> None:
-        """Give the name. The folder is made in the same breath: one that is empty may be removed, also by others."""
-        for tries_left in reversed(range(_NAMING_TRIES)):
-            _make_folders(self._path.parent, self._folder_mode)
-            try:
-                name_it(self._temporary, self._path)
-            except FileNotFoundError:
-                if not tries_left:
-                    raise
-            else:
-                return
-
-    def _fsync_folder(self) -> None:
-        try:
-            folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except FileNotFoundError:  # the object was removed again
-            return
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-    def close(self) -> None:
-        """Close and remove the temporary file; no-op the second time."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
-            with suppress(OSError):
-                self._temporary.unlink()
-
-    def translated(self, error: OSError, action: str) -> DiskFull | DiskError:
-        """What it means that the disk refused."""
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            folder = self._temporary.parent
-            return DiskFull(what=f"the object {self._name}", path=folder, free=_free_bytes(folder),
-                            needed=self._size_bytes)
-        return DiskError(action=action, path=self._path, why=error.strerror)
-
-
-def _make_folders(folder: Path, mode: int | None) -> None:
-    """Make a folder, and those above it that are missing, with these permissions, whatever the umask; None: by it."""
-    if mode is None:
-        folder.mkdir(parents=True, exist_ok=True)
-        return
-    for missing in reversed([above for above in (folder, *folder.parents) if not above.exists()]):
-        with suppress(FileExistsError):  # somebody else's now
-            missing.mkdir()
-            missing.chmod(mode)
-
-
-def _free_bytes(folder: Path) -> int:
-    found = os.statvfs(folder)
-    return found.f_bavail * found.f_frsize

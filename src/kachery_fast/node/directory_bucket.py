@@ -116,15 +116,20 @@ class DirectoryBucket:
 
     @contextmanager
     def _reading(self, object_name: str) -> Iterator[OpenObject]:
+        entered = False
         try:
             with self._opened().reading(object_name) as found:
+                entered = True
                 yield found
         except ObjectMissing:
             self._opened()  # else it is the folder that is missing
             raise
+        except DiskError as error:
+            if entered:  # of what is written to here
+                raise
+            raise self._unreachable(object_name, error.details["why"]) from error
         except OSError as error:  # as of NFS, when the file was removed elsewhere (ESTALE)
-            raise BucketUnreachable(object=object_name, attempts=1, why=(
-                f"the folder {self._root}: {error.strerror}")) from error
+            raise self._unreachable(object_name, error.strerror) from error
 
     def _opened(self) -> ObjectFiles:
         """The folder, while it bears the mark. :raises BucketUnreachable: it does not."""
@@ -133,8 +138,15 @@ class DirectoryBucket:
                 "it does not bear the hub's mark: is its file system mounted on this machine, and may this user read "
                 "there?"))
         if self._files is None:
-            self._files = ObjectFiles(self._root, fsync=True, shared=True)
+            try:
+                self._files = ObjectFiles(self._root, fsync=True, shared=True)
+            except DiskError as error:
+                raise self._unreachable(f"the folder {self._root}", error.details["why"]) from error
         return self._files
+
+    def _unreachable(self, what: str, why: object) -> BucketUnreachable:
+        """That a foreign disk fails is no fault of this machine's."""
+        return BucketUnreachable(object=what, attempts=1, why=f"the folder {self._root}: {why}")
 
 
 def _replaces(upload: SignedUpload) -> bool:

@@ -6,11 +6,12 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from msgspec.structs import replace
 
 from kachery_fast.errors import BandUnreachable, KacheryError, NotPermitted
 from kachery_fast.net.memory import MemoryChannel
@@ -26,6 +27,7 @@ from kachery_fast.protocol.bodies import (
     UploadFileStatus2022,
     Want,
 )
+from kachery_fast.protocol.hub_bodies import PubsubInfo, PubsubToken
 from kachery_fast.protocol.messages import encode_band
 from tests.network import LOOPS, run_on
 from tests.node.support import ALL, CHANNEL, Network, Peer, identity_of, network, other_tasks, until
@@ -322,4 +324,32 @@ def test_a_connection_made_anew_loses_no_message_meanwhile(loop_kind: str, tmp_p
             a.link.say(Want, {"request": "r", "sha1": SHA1}, errors.append)
             await until(lambda: b.heard)
             assert not errors
+    run_on(loop_kind, work(), 60)
+
+
+def test_the_token_of_another_service_is_not_told_to_the_one_before(loop_kind: str, tmp_path: Path) -> None:
+    """Its request may have been under way when the hub told of the new one."""
+    async def work() -> None:
+        async with network(tmp_path) as net:
+            a = await net.peer("a")
+            tokens: list[Callable[[], Awaitable[PubsubToken]]] = []
+            real = a.link._open_channel
+
+            def opening(name: str, pubsub: PubsubInfo, **named: Any) -> Any:
+                tokens.append(named["token"])
+                return real(name, pubsub, **named)
+
+            async def pubsub_token(_channel: str) -> PubsubToken:
+                return PubsubToken("token", 0, 1, "{}", "a", pubsub=later)
+
+            a.link._open_channel = opening
+            cast(Any, a.link.hub).pubsub_token = pubsub_token
+            later = PubsubInfo("nats", "nats://nats.example.org")
+            await a.link.connect()
+            a.link.info = replace(a.link.info, pubsub=later)
+            await a.link.connect()
+            former, current = tokens
+            assert (await current()).token == "token"
+            with pytest.raises(BandUnreachable, match="another service"):
+                await former()
     run_on(loop_kind, work(), 60)

@@ -320,6 +320,23 @@ def test_a_url_is_used_for_the_better_part_of_its_life_and_a_refused_one_no_more
     alone(loop_kind, work)
 
 
+def test_what_was_being_signed_for_one_bucket_is_not_used_for_the_next(loop_kind: str) -> None:
+    async def work(hub: ScriptedHub, reads: SignedReads) -> None:
+        (name,) = names(1)
+        hub.gate.clear()
+        former = asyncio.ensure_future(ask(reads, name))
+        await until(lambda: len(hub.asked) == 1)
+        reads.forget()
+        current = asyncio.ensure_future(ask(reads, name))
+        await until(lambda: len(hub.asked) == 2)
+        hub.gate.set()
+        await former
+        assert await ask(reads, name) == await current
+        assert len(hub.asked) == 2
+
+    alone(loop_kind, work)
+
+
 def test_a_refusal_of_the_hub_reaches_everybody_who_waits_and_is_not_kept(loop_kind: str) -> None:
     async def work(hub: ScriptedHub, reads: SignedReads) -> None:
         wanted = names(3)

@@ -13,6 +13,7 @@ import re
 import secrets
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
+from functools import partial
 from typing import Any
 
 from ..config import Settings
@@ -31,7 +32,7 @@ from ..net.channel import Channel, Message
 from ..net.hub import HubClient
 from ..net.ranges import RangeClient
 from ..protocol.access import Permission
-from ..protocol.hub_bodies import ChannelInfo, Member, PubsubToken
+from ..protocol.hub_bodies import ChannelInfo, Member, PubsubInfo, PubsubToken
 from ..protocol.messages import BODIES_2022, CHANNEL_CHANGED, BandBody, decode_band, encode_band
 from ..protocol.names import band_name
 from ..protocol.signing import FreshnessGuard
@@ -174,10 +175,10 @@ class ChannelLink:
 
     async def connect(self) -> None:
         """Connect to the bands anew, with the permissions that are in force now."""
-        old = self._channel
+        old, pubsub = self._channel, self.info.pubsub
         self._channel = self._open_channel(
-            self.name, self.info.pubsub, hub_url=self.hub.url, token=self._token, client_id=self._identity.node_id,
-            settings=self._settings, on_state=self._state_changed)
+            self.name, pubsub, hub_url=self.hub.url, token=partial(self._token, pubsub),
+            client_id=self._identity.node_id, settings=self._settings, on_state=self._state_changed)
         bands = [band for band, permission in BANDS_HEARD if self.may(permission)]
         if bands:
             begin_task(self._connect(self._channel, bands), self._tasks)
@@ -203,9 +204,10 @@ class ChannelLink:
             except KacheryError as error:
                 log.warning("channel %s: %s", self.name, error)
 
-    async def _token(self) -> PubsubToken:
+    async def _token(self, of: PubsubInfo) -> PubsubToken:
+        """Fetch a token for the service that a connection is to; that of another one is not told there."""
         token = await self.hub.pubsub_token(self.name)
-        if token.pubsub is not None and token.pubsub != self.info.pubsub:
+        if token.pubsub is not None and token.pubsub != of:
             # The next look at the hub would tell, and have this node connect there.
             begin_task(self.look_again(), self._tasks)
             raise BandUnreachable(channel=self.name, why="its messages go by another service now")

@@ -26,6 +26,7 @@ _UNUSED_SECONDS_MAX = 15.0
 class _Key(NamedTuple):
     object_name: str
     head: bool
+    bucket: int
 
 
 class _Signed(NamedTuple):
@@ -49,10 +50,11 @@ class SignedReads:
         self._asked: list[_Key] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
+        self._bucket = 0  # how many there were before
 
     async def url(self, object_name: str, *, head: bool, ahead: Iterable[str], refused: str) -> str | None:
         """See ``net.bucket.ReadUrls``."""
-        key = _Key(object_name, head)
+        key = _Key(object_name, head, self._bucket)
         if refused:
             self.private = True
             if key in self._kept and self._kept[key].url == refused:
@@ -66,13 +68,14 @@ class SignedReads:
             raise self._cancelled()
         self._ask(key)
         for name in islice(ahead, self._batch_max - 1):
-            other = _Key(name, False)
+            other = _Key(name, False, self._bucket)
             if self._usable(other) is None:
                 self._ask(other)
         return await asyncio.shield(self._coming[key])
 
     def forget(self) -> None:
         """The bucket is elsewhere now."""
+        self._bucket += 1
         self._kept.clear()
 
     async def close(self) -> None:

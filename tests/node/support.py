@@ -291,7 +291,7 @@ class Peer:
         self.threads = ThreadPoolExecutor(4, "disk")
         self.link = ChannelLink(
             network.info(name), cast(HubClient, network.hub.of(self.identity.node_id)), self.identity, settings,
-            self.ranges, self.threads, refresh=self._refresh, on_request=self._handed_on,
+            self.ranges, refresh=self._refresh, on_request=self._handed_on,
             open_channel=lambda channel, _pubsub, *, client_id, **_: network.broker.channel(
                 channel, client_id, {band_name(channel, kind): ["publish", "subscribe"] for kind in BAND_KINDS}))
         self.link.bucket = network.bucket

@@ -8,9 +8,7 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote
@@ -25,11 +23,13 @@ from kachery_fast.errors import (
     FileChanged,
     InvalidName,
     ObjectMissing,
+    Stalled,
     TooLarge,
     UrlExpired,
     WrongSize,
 )
 from kachery_fast.net.bucket import FileSpan, SignedUpload
+from kachery_fast.node import directory_bucket
 from kachery_fast.node.directory_bucket import DirectoryBucket
 from kachery_fast.protocol.names import object_name, subfeed_object_name
 from tests.native.disks import MIB, mounted
@@ -51,16 +51,13 @@ def folder(tmp_path: Path) -> Path:
     return made
 
 
-@contextmanager
-def bucket_at(folder: Path, number: str = MARK) -> Iterator[DirectoryBucket]:
-    with ThreadPoolExecutor(2) as threads:
-        yield DirectoryBucket(f"file://{quote(str(folder))}#{number}", threads)
+def bucket_at(folder: Path, number: str = MARK, stall_seconds: float = 30.0) -> DirectoryBucket:
+    return DirectoryBucket(f"file://{quote(str(folder))}#{number}", stall_seconds)
 
 
 def do(folder: Path, what: Callable[[DirectoryBucket], Awaitable[T]], loop_kind: str = "uvloop") -> T:
     async def run() -> T:
-        with bucket_at(folder) as bucket:
-            return await what(bucket)
+        return await what(bucket_at(folder))
 
     return run_on(loop_kind, run())
 
@@ -235,10 +232,10 @@ def test_no_link_is_followed(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", ["f" * 16, "", "../x", "0" * 15])
 def test_a_folder_without_the_mark_is_none(folder: Path, number: str) -> None:
     async def run() -> None:
-        with bucket_at(folder, number) as bucket:
-            for ask in (bucket.size(NAME), bucket.put_bytes(leave(NAME), b"x")):
-                with pytest.raises(BucketUnreachable, match="is its file system mounted on this machine"):
-                    await ask
+        bucket = bucket_at(folder, number)
+        for ask in (bucket.size(NAME), bucket.put_bytes(leave(NAME), b"x")):
+            with pytest.raises(BucketUnreachable, match="is its file system mounted on this machine"):
+                await ask
 
     run_on("uvloop", run())
     assert [path.name for path in folder.iterdir()] == [f".kachery-bucket-{MARK}"]
@@ -298,15 +295,13 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path) -> None:
 
 RACER = """
 import asyncio, sys
-from concurrent.futures import ThreadPoolExecutor
 from kachery_fast.net.bucket import SignedUpload
 from kachery_fast.node.directory_bucket import DirectoryBucket
 async def main():
-    with ThreadPoolExecutor(4) as threads:
-        bucket = DirectoryBucket(sys.argv[1], threads)
-        sys.stdin.readline()
-        print(sum(await asyncio.gather(*(bucket.put_bytes(SignedUpload(name, "file:", {}), name.encode() * 1000)
-                                         for name in sys.argv[2:]))))
+    bucket = DirectoryBucket(sys.argv[1], 30.0)
+    sys.stdin.readline()
+    print(sum(await asyncio.gather(*(bucket.put_bytes(SignedUpload(name, "file:", {}), name.encode() * 1000)
+                                     for name in sys.argv[2:]))))
 asyncio.run(main())
 """
 
@@ -349,3 +344,76 @@ def test_a_cancelled_read_is_over_when_its_caller_goes_on(folder: Path, tmp_path
         assert (tmp_path / "target").stat().st_size == 0
 
     do(folder, run)
+
+
+# --- a file server that is gone: who opens a pipe that nobody writes to waits in the kernel, too
+
+
+def hang(folder: Path, name: str) -> Path:
+    """Have who opens an object wait until somebody opens it for writing."""
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.mkfifo(path)
+    return path
+
+
+def let_go(path: Path) -> None:
+    os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+
+
+@both_loops
+def test_a_folder_that_hangs_is_given_up_and_comes_back(folder: Path, tmp_path: Path, loop_kind: str) -> None:
+    names = [object_name("lab", f"{number:02x}" * 20) for number in range(8)]
+    paths = [hang(folder, name) for name in names]
+
+    async def run() -> None:
+        bucket = bucket_at(folder, stall_seconds=0.2)
+        with (tmp_path / "target").open("w+b") as target:
+            errors = await asyncio.gather(*(bucket.get_into(name, FileSpan(target.fileno(), 0, 1)) for name in names),
+                                          bucket.put_bytes(leave(NAME), b"x"), return_exceptions=True)
+        assert [type(error) for error in errors] == [Stalled] * 9
+        bucket._stall_seconds = 30.0
+        for path in paths:
+            let_go(path)
+        assert await bucket.put_bytes(leave(OTHER), b"x")
+        assert await bucket.get_small(OTHER, 1) == b"x"
+        assert not (folder / NAME).exists()  # what had not begun was dropped
+
+    run_on(loop_kind, run())
+
+
+def test_who_is_cancelled_while_the_folder_hangs_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(directory_bucket, "LEAVE_SECONDS", 0.05)
+    path = hang(folder, NAME)
+
+    async def run(bucket: DirectoryBucket) -> None:
+        reading = asyncio.ensure_future(bucket.size(NAME))
+        await asyncio.sleep(0)
+        while bucket._threads._waiting:  # until it has begun
+            await asyncio.sleep(0)
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(reading, 10)
+
+    do(folder, run)
+    let_go(path)
+
+
+ENDING = """
+import asyncio, sys
+from kachery_fast.errors import Stalled
+from kachery_fast.node.directory_bucket import DirectoryBucket
+async def main():
+    try:
+        await DirectoryBucket(sys.argv[1], 0.05).size(sys.argv[2])
+    except Stalled:
+        print("stalled")
+asyncio.run(main())
+"""
+
+
+def test_a_process_ends_though_its_folder_hangs(folder: Path) -> None:
+    hang(folder, NAME)
+    done = subprocess.run([sys.executable, "-c", ENDING, f"file://{quote(str(folder))}#{MARK}", NAME],
+                          capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr, done.returncode) == ("stalled\n", "", 0)

@@ -12,7 +12,6 @@ import logging
 import re
 import secrets
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Executor
 from functools import partial
 from typing import Any
 
@@ -65,12 +64,11 @@ class ChannelLink:
     :param refresh: has the hub asked for the members anew, and returns when ``update`` was called with its answer.
     :param on_request: receives what nodes ask for, ``(body, sender)``.
     :param wants_request: looks at what nodes ask for before its signature is checked; False drops it.
-    :param disk_threads: where the files of a bucket that is a folder are read and written.
     :param open_channel: makes the way to the bands, as ``open_bands`` does.
     """
 
     def __init__(self, info: ChannelInfo, hub: HubClient, identity: Identity, settings: Settings, ranges: RangeClient,
-                 disk_threads: Executor, *, refresh: Callable[[], Awaitable[None]], on_request: Listener,
+                 *, refresh: Callable[[], Awaitable[None]], on_request: Listener,
                  wants_request: Callable[[dict[str, Any]], bool] = lambda _body: True,
                  open_channel: Callable[..., Channel] = open_bands) -> None:
         self.info = info
@@ -82,7 +80,6 @@ class ChannelLink:
         self._identity = identity
         self._settings = settings
         self._ranges = ranges
-        self._disk_threads = disk_threads
         self.bucket = self._open_bucket(info.bucket_url)
         self._refresh = refresh
         self._on_request = on_request
@@ -149,7 +146,7 @@ class ChannelLink:
 
     def _open_bucket(self, url: str) -> Bucket:
         if url.startswith("file:"):
-            return DirectoryBucket(url, self._disk_threads)
+            return DirectoryBucket(url, self._settings.stall_seconds)
         return HttpBucket(url, self._ranges, self._settings, reads=self._reads)
 
     def update(self, info: ChannelInfo) -> None:

@@ -274,7 +274,7 @@ class Node:
             membership = self._memberships.get(key)
             if membership is None:
                 link = ChannelLink(info, side.client, self.identity, self.settings, self._ranges,
-                                   self._disk_threads, refresh=partial(self._refresh, side),
+                                   refresh=partial(self._refresh, side),
                                    on_request=partial(self._requested, key), wants_request=self.feeds.concerns)
                 self._memberships[key] = self._serve(link)
                 await link.start()

@@ -1,14 +1,17 @@
-"""Work in threads that is over when whoever awaits it goes on, also when that was cancelled."""
+"""Work in threads: over when whoever awaits it goes on, also when that was cancelled; or such as may never end."""
 
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
-__all__ = ["in_thread"]
+__all__ = ["PassingThreads", "in_thread"]
 
 T = TypeVar("T")
 
@@ -39,3 +42,42 @@ async def in_thread(executor: Executor, work: Callable[..., T], *arguments: Any,
         if not future.cancelled() and future.exception() is None and undo is not None:
             undo(future.result())
         raise
+
+
+class PassingThreads(Executor):
+    """Threads that are there while there is work for them. Nobody waits for their end, not even the process at its own.
+
+    :param count_max: how many work at once; further work waits.
+    """
+
+    def __init__(self, count_max: int, name: str) -> None:
+        self._count_max = count_max
+        self._name = name
+        self._lock = threading.Lock()
+        self._waiting: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+        self._running = 0
+
+    def submit(self, work: Callable[..., T], /, *arguments: Any, **named: Any) -> Future[T]:
+        """See ``Executor``."""
+        future: Future[T] = Future()
+        with self._lock:
+            self._waiting.append((future, partial(work, *arguments, **named)))
+            more = self._running < self._count_max
+            self._running += more
+        if more:
+            threading.Thread(target=self._run, name=self._name, daemon=True).start()
+        return future
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    self._running -= 1
+                    return
+                future, work = self._waiting.popleft()
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(work())
+                except BaseException as error:
+                    future.set_exception(error)
+            del future, work

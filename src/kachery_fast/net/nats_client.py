@@ -72,6 +72,8 @@ class _Connection:
 
     async def open(self, url: str, token: PubsubToken, name: str, address: str) -> None:
         """Connect. :raises SdkError: that is not possible."""
+        from nats.errors import UnexpectedEOF
+
         try:
             user = Nkey.from_seed(token.seed, USER)
         except InvalidArgument:
@@ -111,9 +113,8 @@ class _Connection:
             connecting.cancel()
             await self.close()
         if self.ended.done():
-            broken_off = connecting.done() and not connecting.cancelled() and isinstance(
-                connecting.exception(), ConnectionError)
-            if broken_off and self.client._server_info:  # it may do so before its error line could be read
+            # It may do so before its error line could be read, and nats-py may take the end for an answer.
+            if self.client._server_info and isinstance(self.client.last_error, ConnectionError | UnexpectedEOF):
                 self.why = f"the server ended the connection when it got the token ({self.why})"
             raise SdkError(code=0, why=self.why)
         if parts.scheme == "tls" and not self.client._server_info.get("tls_required"):
@@ -175,6 +176,8 @@ class _Connection:
             await asyncio.wait([asyncio.ensure_future(transport.wait_closed())], timeout=CLOSE_SECONDS)
 
     async def _failed(self, error: Exception) -> None:
+        if self.ended.done():  # what goes wrong in closing is no cause
+            return
         found = _REFUSED.search(str(error).lower())
         if found is None:
             self.why = one_line(str(error)) or type(error).__name__

@@ -239,6 +239,7 @@ class Network:
         self.root = root
         self.channel = channel
         self.bucket = bucket or MemoryBucket()
+        self.bucket_url = "http://127.0.0.1:1/bucket"
         self.broker = MemoryBroker(message_size_bytes_max=60000)
         self.hub = MemoryHub(self.bucket)
         self.hub.may_provide_tasks = self._may_provide_tasks
@@ -248,7 +249,7 @@ class Network:
     def info(self, name: str) -> ChannelInfo:
         members = [Member(identity_of(known).node_id, known, permissions)
                    for known, permissions in self.members.items()]
-        return ChannelInfo(self.channel, "owner", self.members.get(name, []), "http://127.0.0.1:1/bucket",
+        return ChannelInfo(self.channel, "owner", self.members.get(name, []), self.bucket_url,
                            PubsubInfo("ably"), members)
 
     def _may_provide_tasks(self, node_id: str) -> bool:
@@ -266,6 +267,13 @@ class Network:
         await until(lambda: peer.link.connected)
         await asyncio.sleep(0.01)
         return peer
+
+    def move(self, *hear: Peer) -> None:
+        """Have the channel move to another bucket, which is empty. Some hear of it; the others when they ask."""
+        self.bucket = self.hub.bucket = MemoryBucket()
+        self.bucket_url += "/another"
+        for peer in hear:
+            peer.link.update(self.info(peer.name))
 
     async def close(self) -> None:
         for peer in self.peers:
@@ -294,6 +302,7 @@ class Peer:
             self.ranges, refresh=self._refresh, on_request=self._handed_on,
             open_channel=lambda channel, _pubsub, *, client_id, **_: network.broker.channel(
                 channel, client_id, {band_name(channel, kind): ["publish", "subscribe"] for kind in BAND_KINDS}))
+        self.link._open_bucket = lambda url: network.bucket  # type: ignore[method-assign]
         self.link.bucket = network.bucket
         self.traffic = Traffic()
         self.hash_threads = ThreadPoolExecutor(2, "hash")

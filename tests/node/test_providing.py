@@ -13,7 +13,15 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from kachery_fast.errors import BucketUnreachable, CorruptFile, DiskError, KacheryError, NotPermitted, UrlExpired
+from kachery_fast.errors import (
+    BucketUnreachable,
+    CorruptFile,
+    DiskError,
+    KacheryError,
+    NotPermitted,
+    UploadRefused,
+    UrlExpired,
+)
 from kachery_fast.net.bucket import HttpBucket
 from kachery_fast.net.memory import MemoryBucket
 from kachery_fast.node import providing as providing_module
@@ -189,6 +197,38 @@ def test_an_expired_url_is_signed_anew_and_not_for_ever(loop_kind: str, tmp_path
             asker.assign(uri.sha1, uri.manifest_sha1, [(1, 2)])
             assert "no longer valid" in (await asker.failed()).detail
     run_on(loop_kind, work(), 60)
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_what_went_to_the_bucket_that_the_channel_had_is_uploaded_to_the_other_one_too(
+        loop_kind: str, tmp_path: Path, refused: bool) -> None:
+    class Noting(MemoryBucket):
+        begun = 0
+
+        async def put_from(self, *arguments: Any, **named: Any) -> bool:
+            self.begun += 1
+            return await super().put_from(*arguments, **named)
+
+    async def work() -> None:
+        former = Noting()
+        async with network(tmp_path, former) as net:
+            a, asker = await pair(net)
+            data = data_of(6 * CHUNK)
+            uri = a.put(data)
+            former.gate.clear()
+            first = net.object(sha1_of(data[:CHUNK]))
+            if refused:
+                former.fail(first, UploadRefused(action="the writing", object=first, status=403, why="its key is gone"))
+            asker.assign(uri.sha1, uri.manifest_sha1, [(0, 6)])
+            await until(lambda: former.begun)
+            net.move(a)
+            former.gate.set()
+            await until(lambda: ready(asker) == list(range(6)))
+            assert former.puts == ([] if refused else [first])
+            assert len(net.bucket.puts) == 6
+            assert [len(batch) for batch in net.hub.signed] == [6] + [1] * 6, "leave was for the bucket that it had"
+    with nothing_left(tmp_path):
+        run_on(loop_kind, work(), 60)
 
 
 def test_a_hub_that_is_down_is_named_and_the_next_time_is_served(loop_kind: str, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from kachery_fast.errors import (
     NodeError,
     NotAvailable,
     ObjectMissing,
+    UploadRefused,
 )
 from kachery_fast.net.memory import MemoryBucket
 from kachery_fast.node.transfer import Transfer
@@ -93,6 +94,47 @@ def test_chunks_of_2022_that_no_page_begins_with_arrive(loop_kind: str, tmp_path
             uri = fill(net, data, 20_000_000)
             assert await b.read(uri, 19_999_990, 20_000_010) == data[19_999_990:20_000_010]
             assert await b.load(uri) == data
+    run(loop_kind, tmp_path, work())
+
+
+@pytest.mark.parametrize("manifest_is_there", [True, False])
+def test_before_an_announced_object_is_missed_the_hub_is_asked_for_the_bucket(loop_kind: str, tmp_path: Path,
+                                                                              manifest_is_there: bool) -> None:
+    async def work() -> None:
+        async with network(tmp_path) as net:
+            a, b = await net.peer("a"), await net.peer("b")
+            data = data_of(SIZE)
+            uri = a.put(data)
+            if manifest_is_there:
+                fill(net, data, skip=tuple(range(10)))
+            net.move(a)
+            assert await b.load(uri) == data
+            assert b.refreshed >= 1
+            assert len(net.bucket.puts) == sum(map(len, net.hub.signed)) == (10 if manifest_is_there else 11)
+    run(loop_kind, tmp_path, work())
+
+
+def test_what_the_former_bucket_refuses_is_read_from_the_other_one(loop_kind: str, tmp_path: Path) -> None:
+    moved = asyncio.Event()
+
+    class Refusing(MemoryBucket):
+        async def get_into(self, object_name: str, *arguments: Any, **named: Any) -> None:
+            self.gets.append(object_name)
+            await moved.wait()
+            raise UploadRefused(action="the reading", object=object_name, status=403, why="its key was taken back")
+
+    async def work() -> None:
+        former = Refusing()
+        async with network(tmp_path, former) as net:
+            a, b = await net.peer("a"), await net.peer("b")
+            data = data_of(SIZE)
+            uri = a.put(data)
+            fill(net, data)
+            loading = asyncio.ensure_future(b.load(uri))
+            await until(lambda: chunk_name(net, data, 0) in former.gets)
+            net.move(a, b)
+            moved.set()
+            assert await loading == data
     run(loop_kind, tmp_path, work())
 
 

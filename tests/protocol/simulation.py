@@ -34,10 +34,12 @@ from kachery_fast.protocol.provide import (
     Upload,
     Uploaded,
 )
+from kachery_fast.protocol.provide import BucketMoved as ProvideBucketMoved
 from kachery_fast.protocol.provide import Tick as ProvideTick
 from kachery_fast.protocol.request import Phase, Requester
 from kachery_fast.protocol.request_events import (
     BandRestored,
+    BucketMoved,
     ChunkAbsent,
     ChunkDamaged,
     ChunkFailed,
@@ -64,6 +66,8 @@ from kachery_fast.protocol.request_events import (
 )
 
 __all__ = ["LIMITS", "PROVIDE_LIMITS", "File", "Net", "Outcome", "Provider", "World", "forge", "make_file", "name_of"]
+
+Objects = dict[str, tuple[str, int]]
 
 CHUNK = 20 * 1024 * 1024
 LIMITS = RequestLimits(
@@ -158,7 +162,7 @@ class World:
         self.now = 0.0
         self.random = random.Random(seed)
         self.net = net or Net()
-        self.bucket: dict[str, tuple[str, int]] = {}
+        self.bucket: Objects = {}  # the one for which the hub gives leave just now
         self.providers: dict[str, Provider] = {}
         self.requests: list[_Request] = []
         self.uploads: Counter[str] = Counter()
@@ -233,6 +237,14 @@ class World:
                     delay += self.random.uniform(0.0, 5.0)
                 self.after(delay, partial(receive, body, sender))
 
+    def move(self, *, copied: bool, providers_hear: float, requesters_hear: float) -> None:
+        """The channel moves to another bucket; of that the nodes hear after so many seconds."""
+        self.bucket = dict(self.bucket) if copied else {}
+        for provider in self.providers.values():
+            self.after(providers_hear, provider.hear_of_bucket)
+        for request in self.requests:
+            self.after(requesters_hear, request.hear_of_bucket)
+
     def restore_bands(self) -> None:
         """The bands were away, and are back: every requester is told."""
         for request in self.requests:
@@ -260,6 +272,7 @@ class Provider:
         self.received = 0
         self.on_upload: Callable[[], None] | None = None
         self._life = 0
+        self._bucket = world.bucket
         self._start()
 
     def _start(self) -> None:
@@ -314,6 +327,11 @@ class Provider:
                 self._say(effect.kind.__name__, effect.fields)
         self._set_timer()
 
+    def hear_of_bucket(self) -> None:
+        """The hub says that the channel has another bucket."""
+        self._bucket = self.world.bucket
+        self.post(ProvideBucketMoved())
+
     def _later(self, seconds: float, what: Callable[[], None]) -> None:
         life = self._life
         self.world.after(seconds, lambda: what() if life == self._life else None)
@@ -346,9 +364,10 @@ class Provider:
         slot = min(range(self.concurrency), key=lambda i: self._busy_until[i])
         start = max(self.world.now, self._busy_until[slot])
         self._busy_until[slot] = start + length / (self.rate / self.concurrency)
-        self._later(self._busy_until[slot] - self.world.now, lambda: self._uploaded(effect, length))
+        leave, known = self.world.bucket, self._bucket
+        self._later(self._busy_until[slot] - self.world.now, lambda: self._uploaded(effect, length, leave, known))
 
-    def _uploaded(self, effect: Upload, length: int) -> None:
+    def _uploaded(self, effect: Upload, length: int, leave: Objects, known: Objects) -> None:
         world = self.world
         if world.bucket_is_down or (world.faulty and world.random.random() < world.net.bucket_failure):
             self.post(Uploaded(effect.sha1, "bucket", "it did not answer"))
@@ -356,9 +375,12 @@ class Provider:
         world.uploads[effect.sha1] += 1
         self.uploaded_bytes += length
         spoiled = self.trait == "spoiler" or (world.faulty and world.random.random() < world.net.damage)
-        if effect.sha1 not in world.bucket:  # create-only
-            world.bucket[effect.sha1] = (name_of("damage") if spoiled else effect.sha1, length)
-        self.post(Uploaded(effect.sha1))
+        if effect.sha1 not in leave:  # create-only
+            leave[effect.sha1] = (name_of("damage") if spoiled else effect.sha1, length)
+        if self._bucket is known:
+            self.post(Uploaded(effect.sha1))
+        else:
+            self._upload(effect)
 
     def _say(self, kind: str, fields: dict[str, Any]) -> None:
         body = getattr(messages, kind)(time=0, id="0", **fields)
@@ -384,10 +406,17 @@ class _Request:
                                  self.manifest_sha1, f"request-of-{self.node_id}", self.limits)
         self._timer: float | None = None
         self._generation = 0
+        self._bucket = self.world.bucket
         self._under_way = 0
         self._link_free_at = self.world.now
         self._content: dict[int, str] = {}
         self.cost_events = 0
+
+    def hear_of_bucket(self) -> None:
+        """The hub says that the channel has another bucket."""
+        if self._bucket is not self.world.bucket:
+            self._bucket = self.world.bucket
+            self.post(BucketMoved())
 
     def receive(self, body: Any, sender: str) -> None:
         """A message of the provideFiles band."""
@@ -437,11 +466,11 @@ class _Request:
 
     def _perform(self, effect: Any) -> None:
         if isinstance(effect, Locate):
-            self._effect(0.01, lambda: self._locate(effect.manifest_sha1))
+            self._effect(0.01, lambda: self._locate(effect))
         elif isinstance(effect, Prepare):
             self._effect(0.001, lambda: Prepared(()))
         elif isinstance(effect, LoadChunk):
-            self._load(effect.index)
+            self._load(effect)
         elif isinstance(effect, ReportDamage):
             self._effect(0.02, lambda: self._report(effect.index))
         elif isinstance(effect, Discard):
@@ -462,15 +491,25 @@ class _Request:
         world = self.world
         return world.bucket_is_down or (world.faulty and world.random.random() < world.net.bucket_failure)
 
-    def _locate(self, manifest_sha1: str | None) -> Any:
+    def _moved(self, effect: Locate | LoadChunk, bucket: Objects) -> bool:
+        """Whether something that ``bucket`` lacks is to be looked for in another; if it was announced, ask the hub."""
+        if effect.announced:
+            self.world.after(0.0, self.hear_of_bucket)
+        return bucket is not (self.world.bucket if effect.announced else self._bucket)
+
+    def _locate(self, effect: Locate) -> Any:
+        manifest_sha1 = effect.manifest_sha1
         name = manifest_sha1 or self.file.sha1
         if self._fails():
             return LocateFailed(BucketUnreachable(object=name, why="it is down", attempts=5))
-        found = self.world.bucket.get(name)
+        found = self._bucket.get(name)
         if found is None:
-            return LocatedAbsent()
+            if not self._moved(effect, self._bucket):
+                return LocatedAbsent()
+            self._effect(0.01, lambda: self._locate(effect))
+            return Tick()
         if found[0] != name:
-            del self.world.bucket[name]  # reported, and removed
+            del self._bucket[name]  # reported, and removed
             return LocatedAbsent()
         if manifest_sha1 is None:
             return Located(None, None, found[1])
@@ -479,20 +518,31 @@ class _Request:
                 return Located(file.manifest, manifest_sha1, file.manifest.size)
         return LocateFailed(ManifestInvalid(manifest=manifest_sha1, why="it is no manifest"))
 
-    def _load(self, index: int) -> None:
-        world, chunk = self.world, self.machine.chunks[index]
+    def _load(self, effect: LoadChunk) -> None:
+        world, index, bucket = self.world, effect.index, self._bucket
+        chunk = self.machine.chunks[index]
         self.outcome.downloads += 1
-        found = world.bucket.get(chunk.sha1)
+        found = bucket.get(chunk.sha1)
         if self._fails():
             error = BucketUnreachable(object=chunk.sha1, why="it is down", attempts=5)
             self._effect(1.0, lambda: ChunkFailed(index, error))
         elif found is None:
-            self._effect(0.01, lambda: ChunkAbsent(index))
+            self._effect(0.01, lambda: self._absent(effect, bucket))
         elif found[1] != chunk.end - chunk.start:
             self._effect(0.01, lambda: ChunkFailed(index, WrongSize(object=chunk.sha1, found=found[1], expected=1)))
         else:
             self._link_free_at = max(world.now, self._link_free_at) + found[1] / world.net.download_bytes_per_second
             self._effect(self._link_free_at - world.now, lambda: self._held(index, found[0]))
+
+    def _absent(self, effect: LoadChunk, bucket: Objects) -> Any:
+        if not self._moved(effect, bucket):
+            return ChunkAbsent(effect.index)
+        self._effect(0.01, lambda: self._again(effect))
+        return Tick()
+
+    def _again(self, effect: LoadChunk) -> Tick:
+        self._load(effect)
+        return Tick()
 
     def _held(self, index: int, content: str) -> ChunkHeld:
         self._content[index] = content

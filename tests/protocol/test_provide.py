@@ -24,6 +24,7 @@ from kachery_fast.protocol.bodies import (
 from kachery_fast.protocol.manifest import CHUNK_SIZE_BYTES_MAX
 from kachery_fast.protocol.provide import (
     Asked,
+    BucketMoved,
     FileProvider,
     LookedUp,
     LookUp,
@@ -215,6 +216,15 @@ def test_an_object_uploaded_a_moment_ago_is_there_for_another_but_is_uploaded_an
     assert drive.uploads == []
     drive.now += 100.0
     drive.assign(0, 1, request="z")
+    assert [(upload.sha1, upload.check) for upload in drive.uploads] == [(chunk(0), False)]
+
+
+def test_an_object_uploaded_a_moment_ago_is_not_there_any_more_when_the_channel_has_another_bucket() -> None:
+    drive = Driver()
+    drive.assign(0, 1, request="x")
+    drive.upload_all()
+    drive(BucketMoved())
+    assert drive.assign(0, 1, request="y") == []
     assert [(upload.sha1, upload.check) for upload in drive.uploads] == [(chunk(0), False)]
 
 

@@ -29,6 +29,7 @@ from kachery_fast.protocol.request import Phase, Requester
 from kachery_fast.protocol.request_events import (
     BandRestored,
     Broken,
+    BucketMoved,
     ChunkAbsent,
     ChunkDamaged,
     ChunkFailed,
@@ -194,7 +195,7 @@ def test_a_chunk_announced_by_a_provider_that_was_given_up_too_early_is_believed
     drive = Driver().assigned()
     drive(Tick(), after=LIMITS.provider_silence_seconds)
     assert "fell silent" in drive.why
-    assert LoadChunk(0) in drive.ready((0, 1))
+    assert LoadChunk(0, announced=True) in drive.ready((0, 1))
     drive(ChunkAbsent(0))
     assert not any(isinstance(effect, LoadChunk) for effect in drive.ready((0, 1)))
 
@@ -221,7 +222,7 @@ def test_a_provider_that_goes_on_announcing_what_is_not_there_is_heard_no_more()
 def test_ranges_beyond_the_end_and_repeated_messages_change_nothing() -> None:
     drive = Driver().assigned()
     first = drive.ready((0, 1), (0, 1), (9_999, 10_000))
-    assert first.count(LoadChunk(0)) == 1
+    assert first.count(LoadChunk(0, announced=True)) == 1
     assert LoadChunk(0) not in drive.ready((0, 1))
     assert drive.offer() == []
 
@@ -278,7 +279,7 @@ def test_the_manifest_of_another_file_is_refused_with_its_provider_when_offered(
     other = make_file("another", 4)
     drive.offer(manifest=other.manifest_sha1)
     drive(Tick(), after=0.2)
-    assert drive.ready(manifest=True) == [Locate(other.manifest_sha1)]
+    assert drive.ready(manifest=True) == [Locate(other.manifest_sha1, announced=True)]
     error = failure(drive(Located(other.manifest, other.manifest_sha1, other.size)))
     assert isinstance(error, NotAvailable)
     assert "does not make this file" in error.message
@@ -501,6 +502,45 @@ def test_a_node_that_says_it_is_looking_is_waited_for() -> None:
     assert says(drive.offer() + drive(Tick(), after=0.2), Assign)
 
 
+# --- another bucket
+
+
+def test_what_is_known_of_the_bucket_is_forgotten_when_the_channel_has_another() -> None:
+    drive = Driver(make_file("recording", 40)).assigned()
+    drive.ready((0, 8))
+    book = drive.machine.book
+    assert book.count_in(State.LOADING, State.READY) == 8
+    drive(BucketMoved())
+    assert book.count_in(State.READY, State.ABSENT) == 0
+    looked_at = {effect.index for index in range(4) for effect in drive(ChunkHeld(index))
+                 if isinstance(effect, LoadChunk) and not effect.announced}
+    assert looked_at == {4, 5, 6, 7}, "it is looked for in the other bucket, and nobody has announced it there"
+
+
+@pytest.mark.parametrize(("seconds", "believed"), [(0.0, True), (LIMITS.patience_seconds + 1, False)])
+def test_who_announces_what_the_former_bucket_has_is_asked_again_for_a_while(seconds: float, believed: bool) -> None:
+    drive = Driver(providers="a").assigned()
+    drive(BucketMoved())
+    for _ in range(int(seconds)):
+        drive(Heard(Progress(**STAMP, bytes=0), "a"), after=1.0)
+    drive.ready((0, 4))
+    again = [effect for index in range(4) for effect in drive(ChunkAbsent(index))]
+    assert bool(says(again, Assign)) is believed
+    assert ("announced chunks" in drive.why) is not believed
+
+
+def test_a_manifest_that_is_in_the_former_bucket_is_asked_for_again() -> None:
+    drive = Driver(providers="a", manifest=False)
+    drive(Need())
+    drive(LocatedAbsent())
+    assert says(drive.offer() + drive(Tick(), after=0.2), Assign)
+    assert drive.ready(manifest=True) == [Locate(FILE.manifest_sha1, announced=True)]
+    drive(BucketMoved())
+    (said,) = says(drive(LocatedAbsent()), Assign)
+    assert said["send_manifest"]
+    assert "announced" not in drive.why
+
+
 # --- any sequence
 
 sha1s = st.sampled_from([FILE.sha1, name_of("another")])
@@ -523,7 +563,7 @@ events = st.one_of(
     *(st.builds(kind, small) for kind in (ChunkHeld, ChunkGood, ChunkAbsent)),
     st.builds(ChunkDamaged, small, st.just(name_of("bad"))), st.builds(DamageChecked, small, st.booleans()),
     st.builds(ChunkFailed, small, errors), st.just(WholeDamaged(name_of("x"))), st.just(BandRestored()),
-    st.just(Tick()),
+    st.just(BucketMoved()), st.just(Tick()),
     st.builds(SayFailed, errors), *(st.builds(Heard, bodies, st.sampled_from("abcd")) for _ in range(4)),
 )
 LOADING = (State.LOADING, State.HELD, State.CHECKING)

@@ -223,6 +223,49 @@ def test_a_provider_may_take_long_over_a_chunk_and_over_a_lookup() -> None:
     assert world.said["Want"] <= 4  # now and then the channel is asked whether somebody else can help
 
 
+@settings(max_examples=150, deadline=None)
+@example(5.0, False, 0.0, 0.0, 1).via("both hear at once")
+@example(5.0, False, 25.0, 0.0, 1).via("the provider hears last")
+@example(5.0, False, 0.0, 25.0, 1).via("the requester hears last")
+@example(0.04, False, 25.0, 0.0, 1).via("while the manifest is on its way")
+@given(st.floats(0.0, 25.0), st.booleans(), st.sampled_from([0.0, 0.05, 0.3, 3.0, 25.0]),
+       st.sampled_from([0.0, 0.05, 0.3, 3.0, 25.0]), st.integers(0, 2))
+def test_the_channel_may_move_to_another_bucket_while_a_file_is_on_its_way(
+        when: float, copied: bool, provider_hears: float, requester_hears: float, providers_more: int) -> None:
+    world = World(net=Net(download_bytes_per_second=50e6))
+    file = make_file("recording", 60)
+    for number in range(1 + providers_more):
+        world.provider(f"provider-{number}", file)
+    outcome = world.request(file, manifest=False)
+    world.at(when, lambda: world.move(copied=copied, providers_hear=provider_hears, requesters_hear=requester_hears))
+    assert run(world, outcome).succeeded, outcome.error
+    assert world.said["Want"] == 1, "nobody was given up"
+    assert outcome.seconds < 60
+
+
+def test_a_liar_is_found_out_though_the_channel_has_moved() -> None:
+    world = World()
+    file = make_file("recording", 60)
+    world.provider("bad", file, trait="liar")
+    outcome = world.request(file)
+    world.at(0.5, lambda: world.move(copied=False, providers_hear=0.0, requesters_hear=0.0))
+    assert isinstance(run(world, outcome).error, NotAvailable)
+    assert outcome.seconds < 2 * LIMITS.patience_seconds
+
+
+def test_what_was_uploaded_lately_is_uploaded_to_the_other_bucket_too() -> None:
+    world = World()
+    file = make_file("recording", 20)
+    world.provider("a", file)
+    assert run(world, world.request(file)).succeeded
+    world.move(copied=False, providers_hear=0.0, requesters_hear=0.0)
+    world.run(until=world.now)
+    outcome = run(world, world.request(file))
+    assert outcome.succeeded, outcome.error
+    assert world.said["Want"] == 2
+    assert set(world.uploads.values()) == {2}
+
+
 def test_a_bucket_out_of_reach_at_the_start_fails_clearly_and_soon() -> None:
     world = World(net=Net(bucket_down=(0.0, 1e9)))
     file = make_file("recording", 10)

@@ -14,7 +14,7 @@ from kachery_fast.cli.lab import Lab, LabNode
 from kachery_fast.errors import InvalidArgument, NodeError, NotOnHub
 from tests.store_server import BUCKET, StoreServer
 from tests.system.stores import lab_on
-from tests.system.support import CHUNK_SIZE_BYTES, load, make_recording, store, wait_until
+from tests.system.support import CHUNK_SIZE_BYTES, finish, load, make_recording, received, store, wait_until
 
 SIZE = 4 * CHUNK_SIZE_BYTES + 5
 
@@ -74,3 +74,25 @@ def test_what_says_too_much_or_too_little_is_refused(lab: Lab, options: list[str
 def test_a_bucket_that_the_hub_does_not_know_is_named(lab: Lab) -> None:
     with pytest.raises(NotOnHub, match=re.escape("nobody's")):
         lab.owner("migrate", "demo", "--to", "nobody's")
+
+
+@pytest.mark.parametrize("to_store", [True, False], ids=["to the store", "to the hub's own"])
+@pytest.mark.parametrize("action", ["bucket", "migrate"])
+def test_a_load_goes_on_while_the_channel_moves(tmp_path: Path, s3: StoreServer, action: str,
+                                                to_store: bool) -> None:
+    with lab_on(s3, tmp_path / "lab", KACHERY_BUCKET_RATE_BYTES_MAX=str(24 * CHUNK_SIZE_BYTES)) as lab:
+        s3.use_bucket(lab, "--as", "store")
+        s3.set(slow=0.15)
+        if to_store:
+            lab.owner("bucket", "demo", "--own")
+        a, b = lab.add_node("A"), lab.add_node("B")
+        recording = make_recording(tmp_path / "recording.dat", 60 * CHUNK_SIZE_BYTES + 5)
+        uri = store(a, recording)
+        loading = b.begin("load", uri, "--json")
+        wait_until(lambda: received(b) > 8 * CHUNK_SIZE_BYTES, "a part of the file has arrived")
+        if action == "migrate":
+            lab.owner("migrate", "demo", *(["--to", "store"] if to_store else ["--own"]), "--switch")
+        else:
+            lab.owner("bucket", "demo", *(["--use", "store"] if to_store else ["--own"]))
+        assert received(b) < 50 * CHUNK_SIZE_BYTES, "it was met in the middle"
+        assert Path(finish(loading)["path"]).read_bytes() == recording.read_bytes()

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from .._chunker import ChunkMemory, ChunkSpan
 from ..errors import DiskError, DiskFull, KacheryError, ObjectMissing
-from ..net.bucket import FileSpan
+from ..net.bucket import Bucket, FileSpan
 from ..protocol.chunks import State
 from ..protocol.names import object_name
 from ..protocol.request import Phase, Requester
@@ -73,9 +73,11 @@ class Arrival:
 
     # --- receiving
 
-    async def load(self, index: int) -> None:
+    async def load(self, index: int, *, announced: bool) -> None:
         """Receive one chunk, unless a former attempt left it whole.
 
+        :param announced: a node says that it is in the bucket; before that is called wrong, the hub is asked whether
+            the channel has another bucket now, as the node may have heard of it first.
         :raises DiskFull, DiskError: the disk takes no more.
         """
         while not self._may_receive():
@@ -87,7 +89,13 @@ class Arrival:
                     self._post(ChunkHeld(index))
                     self._post(ChunkGood(index))
                     return
-                event = await self._receive(index)
+                while True:
+                    bucket = self._link.bucket
+                    event = await self._receive(index, bucket)
+                    if isinstance(event, ChunkAbsent) and announced:
+                        await self._link.look_again()
+                    if isinstance(event, ChunkHeld) or self._link.bucket is bucket:
+                        break
         finally:
             self._receiving -= 1
             self._has_moved()
@@ -109,8 +117,8 @@ class Arrival:
         self._moved.set()
         self._moved = asyncio.Event()
 
-    async def _receive(self, index: int) -> Event:
-        destination, bucket, disk_threads = self.destination, self._link.bucket, self._tools.disk_threads
+    async def _receive(self, index: int, bucket: Bucket) -> Event:
+        destination, disk_threads = self.destination, self._tools.disk_threads
         open_place: Callable[[int], ChunkMemory | ChunkSpan]
         open_place = destination.open_span if bucket.splices else destination.open_chunk
         place: ChunkMemory | ChunkSpan = await in_thread(disk_threads, open_place, index,

@@ -77,9 +77,9 @@ class ChannelLink:
         self._reads = SignedReads(hub, info.name, settings.sign_batch_max, private=info.private)
         self.on_restored: list[Callable[[], None]] = []
         self.on_members: list[Callable[[], None]] = []
+        self.on_bucket: list[Callable[[], None]] = []
         self._identity = identity
-        self._settings = settings
-        self._ranges = ranges
+        self._settings, self._ranges = settings, ranges
         self.bucket = self._open_bucket(info.bucket_url)
         self._refresh = refresh
         self._on_request = on_request
@@ -151,13 +151,15 @@ class ChannelLink:
 
     def update(self, info: ChannelInfo) -> None:
         """Take over what the hub says now."""
-        former = self._members
-        if info.bucket_url != self.info.bucket_url:
+        former, moved = self._members, info.bucket_url != self.info.bucket_url
+        if moved:
             self._reads.forget()
             self.bucket = self._open_bucket(info.bucket_url)
         self._reads.private = info.private
         self.info = info
         self._members = {member.node_id: member for member in info.members}
+        for hears in list(self.on_bucket) if moved else ():
+            hears()
         if {node_id: member.permissions for node_id, member in former.items()} != {
                 node_id: member.permissions for node_id, member in self._members.items()}:
             for changed in list(self.on_members):

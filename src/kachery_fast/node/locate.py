@@ -7,7 +7,7 @@ import logging
 from ..errors import KacheryError, ManifestInvalid, NotInStore, ObjectMissing, TooLarge
 from ..protocol.manifest import MANIFEST_SIZE_BYTES_MAX, Manifest, parse_manifest
 from ..protocol.names import object_name
-from ..protocol.request_events import Located, LocatedAbsent, LocateEvent, LocateFailed
+from ..protocol.request_events import Locate, Located, LocatedAbsent, LocateEvent, LocateFailed
 from ..store.files import FileStore
 from .link import ChannelLink
 from .threads import in_thread
@@ -18,11 +18,21 @@ __all__ = ["locate", "report"]
 log = logging.getLogger("kachery_fast.node")
 
 
-async def locate(sha1: str, manifest_sha1: str | None, link: ChannelLink, tools: Tools) -> LocateEvent:
-    """Look for the manifest ``manifest_sha1``, or (None) for the object ``sha1``; the answer is an event.
+async def locate(sha1: str, what: Locate, link: ChannelLink, tools: Tools) -> LocateEvent:
+    """Look for the manifest of the file ``sha1``, or for it as one object; the answer is an event.
 
     A damaged manifest in the bucket is reported to the hub, and is as good as absent once the hub has removed it.
     """
+    while True:
+        bucket = link.bucket
+        found = await _look(sha1, what.manifest_sha1, link, tools)
+        if isinstance(found, LocatedAbsent) and what.announced:
+            await link.look_again()  # who announced it may have heard first that the channel has another
+        if isinstance(found, Located) or link.bucket is bucket:
+            return found
+
+
+async def _look(sha1: str, manifest_sha1: str | None, link: ChannelLink, tools: Tools) -> LocateEvent:
     name = object_name(link.name, manifest_sha1 or sha1)
     try:
         if manifest_sha1 is None:

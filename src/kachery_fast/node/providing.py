@@ -21,10 +21,12 @@ from ..errors import (
     NotInStore,
     NotPermitted,
 )
+from ..net.bucket import Bucket
 from ..protocol.hub_bodies import SignedObject
 from ..protocol.manifest import Manifest
 from ..protocol.provide import (
     Asked,
+    BucketMoved,
     Event,
     FileProvider,
     LookedUp,
@@ -96,6 +98,7 @@ class Providing:
         self._lookups: dict[str, asyncio.Lock] = {}
         self._manifests: OrderedDict[tuple[str, str | None], tuple[str | None, Manifest | None]] = OrderedDict()
         self._manifests_lock = threading.Lock()
+        link.on_bucket.append(self._bucket_moved)
 
     @property
     def load(self) -> int:
@@ -112,6 +115,9 @@ class Providing:
         if self._timer is not None:
             self._timer.cancel()
         await end_tasks(self._tasks)
+
+    def _bucket_moved(self) -> None:
+        self._post(BucketMoved())
 
     def _post(self, event: Event) -> None:
         loop = asyncio.get_running_loop()
@@ -180,6 +186,7 @@ class Providing:
 
     async def _upload_all(self, uploads: list[Upload]) -> None:
         """Sign in one request, then upload each; a failure to sign fails them all."""
+        bucket = self._link.bucket
         try:
             signed = await self._uploader.sign(uploads)
         except Exception as error:
@@ -187,12 +194,12 @@ class Providing:
                 self._post(self._failed(upload, error, "hub"))
             return
         for upload, leave in zip(uploads, signed, strict=True):
-            begin_task(self._upload(upload, leave), self._tasks)
+            begin_task(self._upload(upload, leave, bucket), self._tasks)
 
-    async def _upload(self, upload: Upload, leave: SignedObject) -> None:
+    async def _upload(self, upload: Upload, leave: SignedObject, bucket: Bucket) -> None:
         outcome = Uploaded(upload.sha1)
         try:
-            await self._uploader.put(upload, leave)
+            await self._uploader.put(upload, leave, bucket)
         except Exception as error:
             outcome = self._failed(upload, error, "bucket")
         self._post(outcome)

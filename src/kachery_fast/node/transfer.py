@@ -20,6 +20,7 @@ from ..protocol.request import Phase, Requester
 from ..protocol.request_events import (
     BandRestored,
     Broken,
+    BucketMoved,
     DamageChecked,
     Discard,
     Effect,
@@ -94,6 +95,7 @@ class Transfer:
         link.listen(request_id, self._heard)
         link.on_restored.append(self._band_restored)
         link.on_members.append(self._members_changed)
+        link.on_bucket.append(self._bucket_moved)
 
     # --- what the node's API sees
 
@@ -227,6 +229,9 @@ class Transfer:
         self._machine.inquiry.change_providers(self.link.providers())
         self._post(Tick())
 
+    def _bucket_moved(self) -> None:
+        self._post(BucketMoved())
+
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = begin_task(self._guard(work), self._tasks)
         task.add_done_callback(lambda _: work.close())  # cancelled before its first step, it never reached the work
@@ -246,10 +251,10 @@ class Transfer:
     # --- performing
 
     def _do_locate(self, effect: Locate) -> None:
-        self._spawn(self._locate(effect.manifest_sha1))
+        self._spawn(self._locate(effect))
 
-    async def _locate(self, manifest_sha1: str | None) -> None:
-        self._post(await locate(self.uri.sha1, manifest_sha1, self.link, self._tools))
+    async def _locate(self, effect: Locate) -> None:
+        self._post(await locate(self.uri.sha1, effect, self.link, self._tools))
 
     def _do_prepare(self, effect: Prepare) -> None:
         self._spawn(self._prepare(effect))
@@ -281,7 +286,7 @@ class Transfer:
     def _do_load(self, effect: LoadChunk) -> None:
         if self._arrival is None:
             raise AssertionError("chunks are loaded into a destination")
-        self._spawn(self._arrival.load(effect.index))
+        self._spawn(self._arrival.load(effect.index, announced=effect.announced))
 
     def _do_report(self, effect: ReportDamage) -> None:
         self._spawn(self._report(self._machine.chunks[effect.index].sha1, effect))
@@ -333,6 +338,7 @@ class Transfer:
             self.link.unlisten(self._machine.request_id, self._heard)
             self.link.on_restored.remove(self._band_restored)
             self.link.on_members.remove(self._members_changed)
+            self.link.on_bucket.remove(self._bucket_moved)
             await end_tasks(self._tasks)
             if self._disposal is not None:
                 await asyncio.gather(self._disposal, return_exceptions=True)

@@ -14,8 +14,8 @@ from typing import Any, BinaryIO, TypeVar
 
 from .._checksum import crc32c
 from ..config import Settings
-from ..errors import Cancelled, FileChanged, ObjectMissing, UrlExpired
-from ..net.bucket import SignedUpload
+from ..errors import Cancelled, FileChanged, KacheryError, ObjectMissing, UrlExpired
+from ..net.bucket import Bucket, SignedUpload
 from ..protocol.hub_bodies import SignedObject
 from ..protocol.names import FileUri, object_name
 from ..protocol.provide import Upload
@@ -81,13 +81,24 @@ class Uploader:
             self._threads, self._crc32c, upload) if self._link.info.crc32c else None) for upload in uploads]
         return await self._link.hub.sign_uploads(self._link.name, objects)
 
-    async def put(self, upload: Upload, leave: SignedObject) -> None:
+    async def put(self, upload: Upload, leave: SignedObject, bucket: Bucket) -> None:
         """Wait for a turn and upload one object; leave that has expired is asked for anew.
 
+        :param bucket: the link's when leave was asked for. Once it has another, what was uploaded is not there.
         :raises KacheryError: the file is not what it was, or hub or bucket refused or fell silent.
         """
         async with self._uploads.slot(upload.end - upload.start) as progress:
-            await self._put(upload, leave, progress)
+            while True:
+                if self._link.bucket is not bucket:
+                    bucket = self._link.bucket
+                    (leave,) = await self.sign([upload])
+                try:
+                    await self._put(upload, leave, progress)
+                except KacheryError:
+                    if self._link.bucket is bucket:
+                        raise
+                if self._link.bucket is bucket:
+                    return
 
     async def put_file(self, uri: FileUri, account: Account | None = None) -> FileUri:
         """Upload what the bucket lacks of a stored file: its manifest and its chunks.
@@ -114,8 +125,10 @@ class Uploader:
             self._is_there(upload) for upload in objects]), strict=True) if not there]
         account.done_bytes += sum(upload.end - upload.start for upload in {*objects} - {*absent})
 
+        bucket = self._link.bucket
+
         async def put(upload: Upload, leave: SignedObject) -> None:
-            await self.put(upload, leave)
+            await self.put(upload, leave, bucket)
             account.done_bytes += upload.end - upload.start
 
         if absent:

@@ -61,6 +61,7 @@ class Asking:
         self._gathering = False
         self._progress_at = 0.0
         self._alive_at = 0.0
+        self._moved_at = float("-inf")
         self.begun = False
 
     @property
@@ -108,6 +109,14 @@ class Asking:
         if self._asked_at is not None and not self._gathering:
             end = self._asked_at + self._limits.patience_seconds
             self._wait_until = max(self._wait_until, min(now + self._limits.offer_wait_seconds, end))
+
+    def bucket_moved(self, now: float) -> None:
+        """The channel has another bucket."""
+        self._moved_at = now
+
+    def moved_lately(self, now: float) -> bool:
+        """Whether a provider may not have heard yet that the channel has another bucket."""
+        return now < self._moved_at + self._limits.patience_seconds
 
     # --- what to do
 

@@ -81,6 +81,14 @@ class Loading:
         if self._all_absent:
             self._presume_absent()
 
+    def bucket_moved(self) -> None:
+        """What is known of the bucket is of another one than is read from now on."""
+        self._all_absent, self._absent_streak = False, 0
+        while (index := self.book.take(State.READY, State.UNKNOWN)) is not None:
+            self._pool.vanished(index, excused=True)
+        while self.book.take(State.ABSENT, State.UNKNOWN) is not None:
+            pass
+
     def start(self, now: float) -> list[LoadChunk]:
         """Begin as many downloads as there is room for: first what was announced, then what nobody has looked at."""
         if self.pause_until is not None:
@@ -94,7 +102,7 @@ class Loading:
                 index = self.book.take(State.UNKNOWN, State.LOADING)
             if index is None:
                 break
-            loads.append(LoadChunk(index))
+            loads.append(LoadChunk(index, announced=self._pool.source(index) is not None))
         return loads
 
     def announced(self, ready: Ready, sender: str, now: float) -> None:
@@ -148,7 +156,7 @@ class Loading:
         self._note_bucket(index, found=False)
         self.book.move(index, State.ABSENT)
         if self._pool.source(index) is not None:
-            self._pool.vanished(index)
+            self._pool.vanished(index, excused=self._asking.moved_lately(now))
             return
         self._absent_streak += 1
         if self._absent_streak >= self._limits.absent_probes_max:

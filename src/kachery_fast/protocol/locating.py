@@ -44,7 +44,7 @@ class Locating:
     def look(self) -> Locate:
         """Look in the bucket."""
         self._looking, self.retry_at = True, None
-        return Locate(self.manifest_sha1)
+        return Locate(self.manifest_sha1, announced=self._announced_by is not None)
 
     def is_sane(self, offer: Offer) -> bool:
         """Whether an offer can be of this file at all."""
@@ -70,7 +70,7 @@ class Locating:
             return self._judge(event)
         if isinstance(event, LocatedAbsent):
             self._failures = 0
-            self._absent()
+            self._absent(now)
         else:
             self._failed(event.error, now)
         return None
@@ -104,8 +104,10 @@ class Locating:
             return None
         return event
 
-    def _absent(self) -> None:
-        if self._announced_by is not None:
+    def _absent(self, now: float) -> None:
+        if self._announced_by is not None and self._asking.moved_lately(now):
+            self._announced_by = None  # it may have put it into the bucket that the channel has left
+        elif self._announced_by is not None:
             self._pool.strike(self._announced_by, "announced its manifest, which the bucket does not have")
             self._announced_by = None
         else:

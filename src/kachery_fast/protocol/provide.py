@@ -33,10 +33,10 @@ from .bodies import (
 from .canonical import object_sha1
 from .manifest import CHUNK_SIZE_BYTES_MAX, Chunk
 from .names import is_sha1
-from .provide_events import Asked, Effect, Event, LookedUp, LookUp, Said, Tick, Upload, Uploaded
+from .provide_events import Asked, BucketMoved, Effect, Event, LookedUp, LookUp, Said, Tick, Upload, Uploaded
 
-__all__ = ["Asked", "Effect", "Event", "FileProvider", "LookUp", "LookedUp", "ProvideLimits", "Said", "Tick", "Upload",
-           "Uploaded"]
+__all__ = ["Asked", "BucketMoved", "Effect", "Event", "FileProvider", "LookUp", "LookedUp", "ProvideLimits", "Said",
+           "Tick", "Upload", "Uploaded"]
 
 _MANIFEST = -1  # stands for the manifest among the chunk indices of a job
 _RECENT_UPLOADS_MAX = 20_000
@@ -125,6 +125,8 @@ class FileProvider:
             self._on_looked_up(event, now)
         elif isinstance(event, Uploaded):
             self._on_uploaded(event, now)
+        elif isinstance(event, BucketMoved):
+            self._recent.clear()
         self._start_uploads()
         self._report(now)
         effects, self._effects = self._effects, []

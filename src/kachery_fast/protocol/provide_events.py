@@ -9,7 +9,7 @@ from msgspec import Struct
 from .bodies import Assign, Cancel, Failed, Offer, Progress, Ready, RequestFile2022, UploadFileStatus2022, Want
 from .manifest import Manifest
 
-__all__ = ["Asked", "Effect", "Event", "LookUp", "LookedUp", "Said", "Tick", "Upload", "Uploaded"]
+__all__ = ["Asked", "BucketMoved", "Effect", "Event", "LookUp", "LookedUp", "Said", "Tick", "Upload", "Uploaded"]
 
 # --- events
 
@@ -43,11 +43,15 @@ class Uploaded(Struct, frozen=True):
     detail: str = ""
 
 
+class BucketMoved(Struct, frozen=True):
+    """The channel has another bucket; what was uploaded so far is in the former one."""
+
+
 class Tick(Struct, frozen=True):
     """Time has passed."""
 
 
-Event = Asked | LookedUp | Uploaded | Tick
+Event = Asked | LookedUp | Uploaded | BucketMoved | Tick
 
 
 # --- effects

@@ -229,12 +229,12 @@ class ProviderPool:
             self._strikes[source] = self._strikes.get(source, 0) + 1
         return max(1, len(self._blamed.get(index, ())))
 
-    def vanished(self, index: int) -> None:
-        """A chunk that was announced is not in the bucket."""
+    def vanished(self, index: int, *, excused: bool) -> None:
+        """A chunk that was announced is not in the bucket; ``excused``: that may be nobody's fault."""
         source = self._sources.pop(index, None)
         count = self._vanished[index] = self._vanished.get(index, 0) + 1
         removed = index in self._blamed and count <= self._limits.corrupt_retries_max
-        if source is not None and not removed:  # a damaged object was removed under the eyes of whoever found it there
+        if source is not None and not (excused or removed):  # removed under the eyes of whoever found it there, damaged
             self.strike(source, "announced chunks that the bucket does not have")
 
     def strike(self, node_id: str, why: str) -> None:

@@ -15,7 +15,6 @@ under way, or ``deadline`` is set, or it is ``resting``.
 
 from __future__ import annotations
 
-from enum import Enum
 from typing import Any, get_args
 
 from ..errors import CorruptFile, KacheryError
@@ -30,6 +29,7 @@ from .providers import ProviderPool
 from .request_events import (
     BandRestored,
     Broken,
+    BucketMoved,
     ChunkEvent,
     Discard,
     Effect,
@@ -39,6 +39,7 @@ from .request_events import (
     Located,
     LocateEvent,
     Need,
+    Phase,
     Prepare,
     Prepared,
     Say,
@@ -50,16 +51,6 @@ from .request_events import (
 )
 
 __all__ = ["Phase", "Requester"]
-
-
-class Phase(Enum):
-    """Where a request stands."""
-
-    LOCATE = "locate"
-    PREPARE = "prepare"
-    MOVE = "move"
-    DONE = "done"
-    FAILED = "failed"
 
 
 class Requester:
@@ -269,6 +260,11 @@ class Requester:
         self._pool.reset()
         self._asking.interrupted(now)
 
+    def _on_bucket_moved(self, event: BucketMoved, now: float) -> None:
+        self._asking.bucket_moved(now)
+        self._locating.object_absent = False
+        self._loading.bucket_moved()
+
     def _on_broken(self, event: Broken, now: float) -> None:
         raise event.error
 
@@ -392,6 +388,7 @@ _HANDLERS: dict[type[Any], Any] = {
     Heard: Requester._on_heard,
     SayFailed: Requester._on_say_failed,
     BandRestored: Requester._on_band_restored,
+    BucketMoved: Requester._on_bucket_moved,
     Broken: Requester._on_broken,
     Tick: Requester._on_tick,
     **dict.fromkeys(get_args(LocateEvent), Requester._on_locating),

@@ -1,7 +1,9 @@
-"""What can happen to a request, and what it can ask to be done: the two vocabularies of ``request.Requester``."""
+"""Where a request can stand, what can happen to it, and what it can ask to be done: the words of ``request.Requester``.
+"""
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import Any
 
 from msgspec import Struct
@@ -11,11 +13,22 @@ from .bodies import Assign, Cancel, Failed, Offer, Progress, Ready, Want
 from .manifest import Chunk, Manifest
 
 __all__ = [
-    "BandRestored", "Broken", "ChunkAbsent", "ChunkDamaged", "ChunkEvent", "ChunkFailed", "ChunkGood", "ChunkHeld",
-    "DamageChecked", "Discard", "Effect", "Event", "Fail", "Heard", "LoadChunk", "Locate", "LocateEvent",
-    "LocateFailed", "Located", "LocatedAbsent", "Need", "Prepare", "Prepared", "ReportDamage", "Say", "SayFailed",
-    "Succeed", "Tick", "WholeDamaged", "WholeGood",
+    "BandRestored", "Broken", "BucketMoved", "ChunkAbsent", "ChunkDamaged", "ChunkEvent", "ChunkFailed", "ChunkGood",
+    "ChunkHeld", "DamageChecked", "Discard", "Effect", "Event", "Fail", "Heard", "LoadChunk", "Locate", "LocateEvent",
+    "LocateFailed", "Located", "LocatedAbsent", "Need", "Phase", "Prepare", "Prepared", "ReportDamage", "Say",
+    "SayFailed", "Succeed", "Tick", "WholeDamaged", "WholeGood",
 ]
+
+
+class Phase(Enum):
+    """Where a request stands."""
+
+    LOCATE = "locate"
+    PREPARE = "prepare"
+    MOVE = "move"
+    DONE = "done"
+    FAILED = "failed"
+
 
 # --- events
 
@@ -117,6 +130,10 @@ class BandRestored(Struct, frozen=True):
     """The bands were out of reach for a while; messages may have been lost."""
 
 
+class BucketMoved(Struct, frozen=True):
+    """The channel has another bucket; what was announced so far may be in the former one."""
+
+
 class Broken(Struct, frozen=True):
     """Something local failed: the disk, the store, a cancellation."""
 
@@ -130,16 +147,20 @@ class Tick(Struct, frozen=True):
 LocateEvent = Located | LocatedAbsent | LocateFailed
 ChunkEvent = ChunkHeld | ChunkGood | ChunkDamaged | ChunkAbsent | ChunkFailed | DamageChecked
 Event = (Need | LocateEvent | Prepared | ChunkEvent | WholeGood | WholeDamaged | Heard | SayFailed | BandRestored
-         | Broken | Tick)
+         | BucketMoved | Broken | Tick)
 
 
 # --- effects
 
 
 class Locate(Struct, frozen=True):
-    """Look in the local store and the bucket for the manifest, or (None) for the whole file as one object."""
+    """Look in the local store and the bucket for the manifest, or (None) for the whole file as one object.
+
+    ``announced``: a node says that it is there.
+    """
 
     manifest_sha1: str | None
+    announced: bool = False
 
 
 class Prepare(Struct, frozen=True):
@@ -152,9 +173,10 @@ class Prepare(Struct, frozen=True):
 
 
 class LoadChunk(Struct, frozen=True):
-    """Download one chunk to its place."""
+    """Download one chunk to its place. ``announced``: a node says that it is in the bucket."""
 
     index: int
+    announced: bool = False
 
 
 class ReportDamage(Struct, frozen=True):

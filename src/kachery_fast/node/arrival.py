@@ -133,7 +133,7 @@ class Arrival:
             target = place.view if isinstance(place, ChunkMemory) else FileSpan(place.fd, place.start, place.size)
             await bucket.get_into(object_name(self._link.name, chunk.sha1), target, progress=progress,
                                   ahead=(object_name(self._link.name, self._machine.chunks[following].sha1)
-                                         for following in self._machine.book.wanted_after(index)))
+                                         for following in self._machine.book.wanted_with(index)))
         except ObjectMissing:
             return ChunkAbsent(index)
         except (DiskError, DiskFull):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from enum import IntEnum
 from heapq import heappop, heappush
+from itertools import chain
 
 __all__ = ["ChunkBook", "State"]
 
@@ -27,7 +28,7 @@ class State(IntEnum):
     GOOD = 7      # on disk and verified
 
 
-_TO_BE_LOADED = frozenset({State.UNKNOWN, State.ABSENT, State.ASSIGNED, State.READY})
+_TO_BE_LOADED = frozenset({State.UNKNOWN, State.ABSENT, State.ASSIGNED, State.READY, State.LOADING})
 
 
 class ChunkBook:
@@ -89,9 +90,9 @@ class ChunkBook:
                 index = self._states.find(state, index + 1)
         return found
 
-    def wanted_after(self, index: int) -> Iterator[int]:
-        """Yield the needed chunks behind ``index`` that are still to be loaded, in order."""
-        for following in range(index + 1, self.count):
+    def wanted_with(self, index: int) -> Iterator[int]:
+        """Yield the other needed chunks that have not come yet, in order, from ``index`` on and round."""
+        for following in chain(range(index + 1, self.count), range(index)):
             if self._needed[following] and self._states[following] in _TO_BE_LOADED:
                 yield following
 

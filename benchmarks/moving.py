@@ -69,6 +69,7 @@ class _BucketAlone:
         self.bucket = bucket
         self.on_restored: list[Callable[[], None]] = []
         self.on_members: list[Callable[[], None]] = []
+        self.on_bucket: list[Callable[[], None]] = []
 
     def providers(self) -> dict[str, str]:
         """Nobody."""

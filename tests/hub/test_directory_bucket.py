@@ -80,6 +80,8 @@ def test_only_folders_that_the_admin_has_named_can_be_buckets(tmp_path: Path, sh
                     await world.owner.call("addDirectoryBucket", name="x", folder=str(folder))
             with pytest.raises(InvalidArgument, match="not a whole path"):
                 await world.owner.call("addDirectoryBucket", name="x", folder="shared/lab")
+            with pytest.raises(InvalidArgument, match="no NUL"):
+                await world.owner.call("addDirectoryBucket", name="x", folder="/\0")
             with pytest.raises(InvalidArgument, match="There is no folder"):
                 await world.owner.call("addDirectoryBucket", name="x", folder=str(shared / "absent"))
             (shared / "sealed").mkdir()

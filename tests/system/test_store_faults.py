@@ -72,7 +72,7 @@ def test_a_permission_that_is_withdrawn_on_the_way_ends_the_transfer_with_the_ca
         wait_until(lambda: any(line.startswith("GET") and "/sha1/" in line for line in store.requests()[10:]),
                    "it moves")
         lab.owner("revoke", "demo", node, "requestFiles")
-        with pytest.raises(NotPermitted, match=r"channel grant demo [0-9a-f]{64} requestFiles"):
+        with pytest.raises(NotPermitted, match="requestFiles"):
             finish(loading)
     finally:
         lab.owner("grant", "demo", node, "requestFiles")

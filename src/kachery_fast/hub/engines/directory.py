@@ -51,6 +51,8 @@ def check_folder(folder: str, settings: Settings) -> Path:
 
     :raises InvalidArgument: the hub's admin has named none above it, or it is not there.
     """
+    if "\0" in folder:
+        raise InvalidArgument(what="The path of a folder has no NUL in it.")
     path = Path(os.path.realpath(folder))
     allowed = [Path(os.path.realpath(name)) for name in settings.hub_bucket_folders.split(os.pathsep) if name]
     if not Path(folder).is_absolute():

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import urllib.request
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +30,7 @@ Server = TypeVar("Server", bound="StoreServer")
 # --- as a test sees it
 
 
-class StoreServer:
+class StoreServer(ABC):
     """A running store.
 
     ``place`` and ``credentials`` together are ``settings``, which the owner's ``action`` takes; ``secrets`` are what of
@@ -108,9 +109,9 @@ class StoreServer:
         """Options of the commands that say where the bucket is."""
         return [f"--{self.kind}", BUCKET, "--endpoint", self.url]
 
+    @abstractmethod
     def write_credentials(self, directory: Path) -> list[str]:
         """Write files of credentials, and return the options that name them."""
-        raise NotImplementedError
 
     def _tell(self, state: dict[str, Any]) -> list[str]:
         request = urllib.request.Request(f"{self.url}/_gate", data=json.dumps(state).encode())
@@ -127,7 +128,7 @@ def key_file(access_key: str, secret_key: str) -> str:
 # --- in its own process
 
 
-class Gate:
+class Gate(ABC):
     """How a store is just now."""
 
     UPLOAD: ClassVar[str]  # the operation
@@ -139,9 +140,9 @@ class Gate:
         self.requests: list[str] = []
         self._counted = 0
 
+    @abstractmethod
     def begin(self, bucket: bool) -> None:
         """Forget all objects; have an empty bucket, or none."""
-        raise NotImplementedError
 
     def control(self, body: bytes) -> bytes:
         """Answer a test."""

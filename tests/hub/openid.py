@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import select
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -23,6 +25,9 @@ from .support import Clock
 FOLDER = Path(__file__).parent / "oidc_provider"
 CLIENT_ID = "the hub"
 CLIENT_SECRET = "secret-of-the-hub"
+# It starts within a second or two; of hundreds of starts one hung, before it listened.
+START_SECONDS = 60.0
+START_TRIES = 3
 REDIRECT_URI = f"http://127.0.0.1:1{REDIRECT_PATH}"
 
 ACCOUNTS: dict[str, dict[str, Any]] = {
@@ -52,16 +57,28 @@ def running_provider(
         "clientId": CLIENT_ID, "clientSecret": client_secret, "redirectUris": [redirect_uri], "accounts": ACCOUNTS,
         "port": port, "claimsInIdToken": claims_in_id_token})
     command = [need_provider(), str(FOLDER / "provider.mjs"), wanted]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        try:
-            line = process.stdout.readline()
-            assert line, "the provider did not start"
-            yield json.loads(line)["issuer"]
-        finally:
-            # It would end with its standard input too, as it does with this process; but node 18 then waits, now and
-            # then, for ever for a thread of its own.
-            process.kill()
+    for tries_left in reversed(range(START_TRIES)):
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            try:
+                assert process.stdout is not None
+                if select.select([process.stdout], [], [], START_SECONDS)[0]:
+                    line = process.stdout.readline()
+                    assert line, "the provider did not start"
+                    yield json.loads(line)["issuer"]
+                    return
+                told = f"node said nothing for {START_SECONDS:g} s; its threads wait at {_waits_of(process.pid)}"
+            finally:
+                # It would end with its standard input too, as it does with this process; but node then waits, now and
+                # then, for ever for a thread of its own.
+                process.kill()
+        assert tries_left, told
+        sys.stderr.write(f"{told}; another one is started\n")
+
+
+def _waits_of(process_id: int) -> list[str]:
+    """Where in the kernel the threads of a process wait, as far as the system tells."""
+    tasks = Path(f"/proc/{process_id}/task")
+    return [f"{(task / 'comm').read_text().strip()}: {(task / 'wchan').read_text()}" for task in tasks.glob("*")]
 
 
 def sign_in(issuer: str, clock: Clock | None = None, **options: Any) -> OpenIdSignIn:

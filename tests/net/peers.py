@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -19,7 +20,7 @@ BAND = BANDS[0]
 P = TypeVar("P", bound="Peer")
 
 
-class Peer:
+class Peer(ABC):
     """One channel with what it has received, which states it went through, and its node's way to tokens.
 
     The next token is as ``capability`` and ``life_seconds`` say; it does not come while ``gate`` is cleared, and not at
@@ -56,11 +57,13 @@ class Peer:
         finally:
             await peer.channel.close()
 
+    @abstractmethod
     def open(self, **options: Any) -> Any:
-        raise NotImplementedError
+        """Make the channel, not connected yet."""
 
+    @abstractmethod
     def issue(self) -> Any:
-        raise NotImplementedError
+        """Make a token."""
 
     async def token(self) -> Any:
         self.calls += 1

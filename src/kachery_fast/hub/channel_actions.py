@@ -276,9 +276,9 @@ def _delete(connection: Connection, actor: Actor, request: DeleteChannel, at: At
     bucket = find_bucket(connection, request.channel)
     # Also the hub's own, which it may have had before: whoever takes the name next finds nothing of it. And where it
     # was on its way to, if that has not ended.
-    buckets = {bucket, None, *rows_of(connection, unfinished(connection, request.channel)).values()}
+    owners = {bucket, *rows_of(connection, unfinished(connection, request.channel)).values()} - {None}
     members = channels.delete_channel(connection, request.channel)
-    return Done(partial(_empty, request.channel, tuple(buckets)), cut=tuple(members), channels_changed=True)
+    return Done(partial(_empty, request.channel, (*owners, None)), cut=tuple(members), channels_changed=True)
 
 
 async def _empty(channel: str, buckets: Sequence[EngineRow | None], outside: Outside) -> ChannelDeleted:

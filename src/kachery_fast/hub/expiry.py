@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from ..errors import DiskError, KacheryError
-from .buckets import Buckets, EngineRow, find_bucket
+from .buckets import Buckets, EngineRow, rows_of
 from .engines import BucketEngine
 from .registry import Registry
 from .tables import channels
@@ -114,6 +114,7 @@ class Expiry:
 
 
 def _expiring(connection: Connection) -> list[tuple[str, int, EngineRow | None]]:
-    rows = connection.execute(sa.select(channels.c.name, channels.c.unread_days_max)
+    rows = connection.execute(sa.select(channels.c.name, channels.c.unread_days_max, channels.c.bucket)
                               .where(channels.c.unread_days_max.is_not(None)).order_by(channels.c.name)).all()
-    return [(row.name, row.unread_days_max, find_bucket(connection, row.name)) for row in rows]
+    buckets = rows_of(connection, {row.bucket for row in rows if row.bucket is not None})
+    return [(row.name, row.unread_days_max, buckets.get(row.bucket)) for row in rows]
